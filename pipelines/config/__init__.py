@@ -1,0 +1,1 @@
+"""Typed configuration: the strict base model, loading with overrides, reference texts, presets."""

@@ -1,0 +1,42 @@
+"""The base of every config schema, and which of its fields a stage's key depends on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+_RUNTIME = "runtime"
+
+
+class StrictModel(BaseModel):
+    """A frozen schema that refuses unknown keys and silent conversions; field docstrings become its reference text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+def runtime_field(default: Any = ..., **kwargs: Any) -> Any:
+    """Declare a field that says how a stage runs, not what it makes; it is left out of the stage's key."""
+    return Field(default, json_schema_extra={_RUNTIME: True}, **kwargs)
+
+
+def is_runtime(field: FieldInfo) -> bool:
+    """Return whether the field was declared with `runtime_field`."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get(_RUNTIME))
+
+
+def output_values(config: BaseModel) -> dict[str, Any]:
+    """Return the JSON values of the fields that decide the output, nested models included.
+
+    A nested model inside a list or a union is taken whole: its runtime fields, if any, count as output.
+    """
+    values = config.model_dump(mode="json")
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if is_runtime(field):
+            values.pop(name, None)
+        elif isinstance(value, BaseModel):
+            values[name] = output_values(value)
+    return values

@@ -1,0 +1,365 @@
+"""The only door to stored bytes: read a range, list, put, create-if-absent, delete; on a folder or an object store.
+
+Object stores are reached through obstore. Local writes are our own, because a put must survive a power cut:
+temporary file in `_work/tmp` -> fsync -> link or rename -> fsync of the folder (obstore never syncs).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import MemoryStore, ObjectStore, from_url
+from typing_extensions import override
+
+from pipelines.errors import AlreadyExists, InputError, NotFound, StorageError
+
+TEMPORARY = "_work/tmp"
+_REMOTE_SCHEMES = ("s3", "gs", "az", "abfs", "abfss")
+_MEMORY_STORES: dict[str, MemoryStore] = {}
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One stored object: path relative to the storage root, size in bytes, seconds since the epoch, entity tag."""
+
+    path: str
+    size: int
+    modified: float
+    etag: str
+
+
+class Storage:
+    """A root under which objects are read and written by relative path.
+
+    Open one with `Storage.open(uri)`. Instances pickle as their URI, so they travel to Ray workers.
+    """
+
+    is_local = False
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/") or "/"
+
+    @staticmethod
+    def open(uri: str | Path) -> Storage:
+        """Return the storage behind a local path, `file://`, `s3://`, `gs://`, `az://` or, for tests, `memory://NAME`.
+
+        Nothing is created and nothing is connected to. Object stores take credentials and endpoint from the
+        environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `AWS_ALLOW_HTTP=true`, ...).
+
+        Raises:
+            InputError: the scheme is unknown.
+        """
+        text = str(uri)
+        scheme, separator, _ = text.partition("://")
+        if not separator:
+            return LocalStorage(os.path.abspath(os.path.expanduser(text)))
+        if scheme == "file":
+            return LocalStorage(os.path.abspath(unquote(urlsplit(text).path)))
+        if scheme == "memory" or scheme in _REMOTE_SCHEMES:
+            return ObjectStorage(text)
+        raise InputError(
+            f"storage address {text!r} has the unknown scheme {scheme!r}",
+            mend="give a local path, file://, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX",
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Storage.open, (self.uri,)
+
+    def __repr__(self) -> str:
+        return f"Storage({self.uri!r})"
+
+    def child(self, path: str) -> Storage:
+        """Return the storage rooted at a folder below this one."""
+        return Storage.open(f"{self.uri}/{path.strip('/')}" if path.strip("/") else self.uri)
+
+    def address(self, path: str) -> str:
+        """Return the full address of an object, as other tools open it."""
+        return f"{self.uri}/{path}"
+
+    def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return the bytes of an object, or of `length` bytes of it from `offset`.
+
+        Raises:
+            NotFound: there is no such object.
+            StorageError: it cannot be read.
+        """
+        raise StorageError(f"{self!r} cannot be read")
+
+    def size(self, path: str) -> int | None:
+        """Return the size of an object in bytes, or None where there is none."""
+        raise StorageError(f"{self!r} cannot be read")
+
+    def exists(self, path: str) -> bool:
+        """Return whether the object is there."""
+        return self.size(path) is not None
+
+    def list(self, prefix: str = "") -> list[StoredFile]:
+        """Return every object below a folder, sorted by path; temporary files are left out."""
+        raise StorageError(f"{self!r} cannot be listed")
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write an object whole, replacing what stood there; a reader sees the old bytes or the new ones."""
+        raise StorageError(f"{self!r} cannot be written")
+
+    def create(self, path: str, data: bytes) -> None:
+        """Write an object only if none stands there.
+
+        Raises:
+            AlreadyExists: one stands there; it is left as it is.
+        """
+        raise StorageError(f"{self!r} cannot be written")
+
+    def delete(self, path: str) -> None:
+        """Delete an object; one that is missing is fine."""
+        raise StorageError(f"{self!r} cannot be written")
+
+    def open_file(self, path: str) -> BinaryIO:
+        """Return a seekable binary file over an object, read by ranges.
+
+        Raises:
+            NotFound: there is no such object.
+        """
+        raise StorageError(f"{self!r} cannot be read")
+
+
+class LocalStorage(Storage):
+    """A folder on this machine's disk."""
+
+    is_local = True
+
+    def _path(self, path: str) -> Path:
+        return Path(self.uri, path) if path else Path(self.uri)
+
+    @override
+    def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
+        with self._faults(path, "read"), self._path(path).open("rb") as file:
+            if offset:
+                file.seek(offset)
+            return file.read() if length is None else file.read(length)
+
+    @override
+    def size(self, path: str) -> int | None:
+        target = self._path(path)
+        return target.stat().st_size if target.is_file() else None
+
+    @override
+    def list(self, prefix: str = "") -> list[StoredFile]:
+        found: list[StoredFile] = []
+        with self._faults(prefix, "list"):
+            _walk(self._path(prefix.strip("/")), prefix.strip("/"), found)
+        return sorted(found, key=lambda file: file.path)
+
+    @override
+    def put(self, path: str, data: bytes) -> None:
+        target = self._path(path)
+        with self._faults(path, "write"), self._temporary(data, target.parent) as temporary:
+            temporary.replace(target)
+            _sync_folder(target.parent)
+
+    @override
+    def create(self, path: str, data: bytes) -> None:
+        target = self._path(path)
+        if target.exists():
+            raise AlreadyExists(f"{target} already exists")
+        with self._faults(path, "write"), self._temporary(data, target.parent) as temporary:
+            try:
+                os.link(temporary, target)
+            except FileExistsError:
+                raise AlreadyExists(f"{target} already exists") from None
+            _sync_folder(target.parent)
+
+    @override
+    def delete(self, path: str) -> None:
+        target = self._path(path)
+        with self._faults(path, "delete"):
+            target.unlink(missing_ok=True)
+            if target.parent.is_dir():
+                _sync_folder(target.parent)
+
+    @override
+    def open_file(self, path: str) -> BinaryIO:
+        with self._faults(path, "read"):
+            return self._path(path).open("rb")
+
+    @contextlib.contextmanager
+    def _temporary(self, data: bytes, folder: Path) -> Iterator[Path]:
+        """Yield a synced temporary file that holds the data, on the same file system as its target."""
+        _make_folder(folder)
+        _make_folder(self._path(TEMPORARY))
+        temporary = self._path(TEMPORARY) / f"{os.getpid()}-{secrets.token_hex(8)}"
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _faults(self, path: str, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise NotFound(f"{self._path(path)} does not exist") from error
+        except OSError as error:
+            raise StorageError(
+                f"cannot {verb} {self._path(path)}: {error.strerror or error}",
+                mend="check that the path is right, writable, and that its disk has room",
+            ) from error
+
+
+class ObjectStorage(Storage):
+    """A prefix in an object store, or in a process-wide memory store for tests."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        parts = urlsplit(uri)
+        self._prefix = parts.path.strip("/")
+        self._store: ObjectStore
+        if parts.scheme == "memory":
+            self._store = _MEMORY_STORES.setdefault(parts.netloc, MemoryStore())
+        else:
+            self._store = from_url(f"{parts.scheme}://{parts.netloc}")
+
+    def _key(self, path: str) -> str:
+        return f"{self._prefix}/{path}".strip("/")
+
+    @override
+    def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
+        with self._faults(path, "read"):
+            if length is not None:
+                if length == 0:
+                    return b""
+                return bytes(obstore.get_range(self._store, self._key(path), start=offset, length=length))
+            whole = obstore.get(self._store, self._key(path)).bytes()
+            return bytes(whole)[offset:] if offset else bytes(whole)
+
+    @override
+    def size(self, path: str) -> int | None:
+        try:
+            with self._faults(path, "read"):
+                return int(obstore.head(self._store, self._key(path))["size"])
+        except NotFound:
+            return None
+
+    @override
+    def list(self, prefix: str = "") -> list[StoredFile]:
+        # obstore matches prefixes by whole path segments, so `data` never lists `database/`.
+        start = self._key(prefix.strip("/"))
+        cut = len(self._prefix) + 1 if self._prefix else 0
+        found = []
+        with self._faults(prefix, "list"):
+            for batch in obstore.list(self._store, prefix=start or None):
+                for entry in batch:
+                    path = entry["path"][cut:]
+                    if not path.startswith(TEMPORARY):
+                        tag = entry["e_tag"] or ""
+                        found.append(StoredFile(path, entry["size"], entry["last_modified"].timestamp(), tag))
+        return sorted(found, key=lambda file: file.path)
+
+    @override
+    def put(self, path: str, data: bytes) -> None:
+        with self._faults(path, "write"):
+            obstore.put(self._store, self._key(path), data)
+
+    @override
+    def create(self, path: str, data: bytes) -> None:
+        with self._faults(path, "write"):
+            # A multipart upload cannot be conditional, and the answer must be the store's own.
+            obstore.put(self._store, self._key(path), data, mode="create", use_multipart=False)
+
+    @override
+    def delete(self, path: str) -> None:
+        with contextlib.suppress(NotFound), self._faults(path, "delete"):
+            obstore.delete(self._store, self._key(path))
+
+    @override
+    def open_file(self, path: str) -> BinaryIO:
+        with self._faults(path, "read"):
+            reader = obstore.open_reader(self._store, self._key(path))
+        return cast(BinaryIO, io.BufferedReader(_RangeFile(reader), buffer_size=1 << 20))
+
+    @contextlib.contextmanager
+    def _faults(self, path: str, verb: str) -> Iterator[None]:
+        address = self.address(path)
+        try:
+            yield
+        except FileNotFoundError as error:  # obstore raises the built-in one
+            raise NotFound(f"{address} does not exist") from error
+        except AlreadyExistsError as error:
+            raise AlreadyExists(f"{address} already exists") from error
+        except (BaseError, OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise StorageError(
+                f"cannot {verb} {address}: {first}",
+                mend="check the address, the credentials in the environment and the store's endpoint",
+            ) from error
+
+
+class _RangeFile(io.RawIOBase):
+    """A raw file over obstore's reader, so that the standard library buffers it and pyarrow accepts it."""
+
+    def __init__(self, reader: obstore.ReadableFile) -> None:
+        self._reader = reader
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._reader.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._reader.tell())
+
+    def readinto(self, buffer: object) -> int:
+        view = memoryview(buffer)  # type: ignore[arg-type]
+        data = self._reader.read(len(view))
+        view[: len(data)] = memoryview(data)
+        return len(data)
+
+
+def _walk(folder: Path, relative: str, found: list[StoredFile]) -> None:
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = f"{relative}/{entry.name}" if relative else entry.name
+            if path == TEMPORARY:
+                continue
+            if entry.is_dir():
+                _walk(Path(entry.path), path, found)
+            elif entry.is_file():
+                status = entry.stat()
+                found.append(StoredFile(path, status.st_size, status.st_mtime, ""))
+
+
+def _make_folder(folder: Path) -> None:
+    """Create a folder one level at a time, each synced into its parent, so that a power cut leaves no gap."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+        _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
