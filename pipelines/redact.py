@@ -1,0 +1,51 @@
+"""Keeps secrets out of what is logged or stored: names that hold secrets, and values that look like one."""
+
+from __future__ import annotations
+
+import os
+import re
+
+REDACTED = "[redacted]"
+"""What stands in a secret's place."""
+
+# Whole words of a dotted name only: `optimizer.token_mixing` is not a secret, `hub.token` is.
+_SECRET_NAME = re.compile(
+    r"(?:^|[._\-\s])(?:password|passwd|pwd|secret|token|api_?key|access_?key(?:_?id)?|private_?key|credentials?)"
+    r"(?:$|[._\-\s])",
+    re.IGNORECASE,
+)
+_USERINFO = re.compile(r"(?<=://)[^/@\s:]*:[^/@\s]+(?=@)")
+_SIGNED_QUERY = re.compile(
+    r"(?P<name>[?&](?:X-Amz-(?:Signature|Credential|Security-Token)|X-Goog-(?:Signature|Credential)|Signature|sig"
+    r"|AWSAccessKeyId|access_?token|api_?key|token|password|secret)=)[^&\s#]+",
+    re.IGNORECASE,
+)
+_MIN_SECRET_LENGTH = 6  # shorter values ("1", "true", "admin") would redact ordinary text
+
+
+def is_secret_name(name: str) -> bool:
+    """Return whether a field, parameter or variable of this name holds a secret."""
+    return bool(_SECRET_NAME.search(name))
+
+
+def redact(text: str, *, name: str = "") -> str:
+    """Return `text` without secrets.
+
+    Args:
+        text: anything bound for a log, a tag, a catalog or a message.
+        name: name of the field it belongs to; a secret name hides the whole value, unless the value is a
+            reference such as `env:HUB_TOKEN`, which is no secret.
+    """
+    if name and is_secret_name(name) and text and not text.startswith("env:"):
+        return REDACTED
+    text = _USERINFO.sub(REDACTED, text)
+    text = _SIGNED_QUERY.sub(rf"\g<name>{REDACTED}", text)
+    for secret in environment_secrets():
+        text = text.replace(secret, REDACTED)
+    return text
+
+
+def environment_secrets() -> list[str]:
+    """Return the values of this process's environment variables whose names hold secrets, longest first."""
+    values = {value for name, value in os.environ.items() if is_secret_name(name) and len(value) >= _MIN_SECRET_LENGTH}
+    return sorted(values, key=len, reverse=True)

@@ -1,0 +1,151 @@
+"""Which MLflow store runs and models go to, and how it is opened safely."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from pipelines.config.strict import StrictModel, runtime_field
+from pipelines.errors import ConfigError
+from pipelines.redact import redact
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_SQLITE = "sqlite:///"
+_DATABASES = ("postgresql", "mysql", "mssql")
+_UNRESERVED = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+class TrackingConfig(StrictModel):
+    """Where runs and models are recorded."""
+
+    uri: str = runtime_field("")
+    """MLflow store: `http(s)://host:port` or `sqlite:///file`; empty takes MLFLOW_TRACKING_URI, else runs/mlflow.db."""
+    experiment: str = runtime_field("resnet-pipelines")
+    """Name of the MLflow experiment that runs are put under; created when missing."""
+    enabled: bool = runtime_field(True)
+    """False records nothing in MLflow; results in the output folders are the same."""
+
+
+def safe_environment() -> None:
+    """Set the MLflow switches this project relies on, before MLflow is imported.
+
+    Unpickling and the recording of environment variables are turned off whatever the caller's environment says;
+    telemetry and retries only where nothing is said.
+    """
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    os.environ["MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING"] = "false"
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        # The defaults wait about four minutes a call when a server is away.
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def resolve_uri(tracking: TrackingConfig) -> str:
+    """Return the absolute address of the MLflow store, creating the folder of a SQLite one.
+
+    Order: `tracking.uri`, the variable MLFLOW_TRACKING_URI, `runs/mlflow.db` under the working directory.
+
+    Raises:
+        ConfigError: the address is a plain folder, an in-memory database, or holds a password in the config.
+    """
+    safe_environment()
+    if tracking.uri and urlsplit(tracking.uri).password:
+        raise ConfigError(
+            f"tracking.uri holds a password: {redact(tracking.uri)}; configs are stored with the outputs",
+            mend="export MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, instead",
+        )
+    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "") or f"{_SQLITE}{Path.cwd() / 'runs' / 'mlflow.db'}"
+    where = "tracking.uri" if tracking.uri else "MLFLOW_TRACKING_URI"
+    scheme = urlsplit(uri).scheme
+    if scheme in ("http", "https"):
+        return uri.rstrip("/")
+    if scheme == "sqlite":
+        name = uri.removeprefix(_SQLITE)
+        if not uri.startswith(_SQLITE) or name in ("", ":memory:"):
+            raise ConfigError(
+                f"{where} is {uri}, a database without a file",
+                where=where,
+                mend=f"name a file, for example {_SQLITE}runs/mlflow.db",
+            )
+        path = Path(name).absolute()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return f"{_SQLITE}{path}"
+    if scheme.partition("+")[0] in _DATABASES or scheme == "databricks" or uri == "databricks":
+        return uri
+    raise ConfigError(
+        f"{where} is {redact(uri)}; MLflow no longer keeps runs in plain folders",
+        where=where,
+        mend=f"give a server (http://host:5000) or a database file ({_SQLITE}runs/mlflow.db)",
+    )
+
+
+def refuse_local_store(uri: str, num_nodes: int) -> None:
+    """Refuse a SQLite store for a job that spans nodes.
+
+    Raises:
+        ConfigError: `uri` is a database file and `num_nodes` is more than one.
+    """
+    if num_nodes > 1 and uri.startswith("sqlite:"):
+        raise ConfigError(
+            f"the MLflow store {uri} is a file on one machine, and this job spans {num_nodes} nodes",
+            where="tracking.uri",
+            mend="start a server (mlflow server) and give tracking.uri=http://HOST:5000, or tracking.enabled=false",
+        )
+
+
+def open_client(uri: str) -> MlflowClient:
+    """Return a client of the store at `uri` (as `resolve_uri` gives it); a new SQLite store gets its tables now.
+
+    Two processes may start on a new file at once: MLflow creates the tables under a file lock.
+    """
+    safe_environment()
+    from mlflow import MlflowClient
+
+    for name in ("mlflow.store.db.utils", "alembic.runtime.migration", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # a new store would print its 50 migrations
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def open_experiment(client: MlflowClient, uri: str, name: str) -> str:
+    """Return the id of the experiment `name`, creating it when missing; safe when two processes do so at once.
+
+    Artifacts of a SQLite store go to `mlartifacts` beside the database, by absolute address: MLflow's default is
+    relative to whatever the working directory happens to be.
+
+    Raises:
+        ConfigError: the experiment was deleted in the MLflow UI.
+    """
+    from mlflow.exceptions import MlflowException
+
+    location = None
+    if uri.startswith(_SQLITE):
+        folder = Path(uri.removeprefix(_SQLITE)).parent / "mlartifacts" / (_UNRESERVED.sub("-", name) or "experiment")
+        location = folder.as_uri()
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)
+    if found is None or found.lifecycle_stage != "active":
+        raise ConfigError(
+            f"the MLflow experiment {name!r} was deleted",
+            where="tracking.experiment",
+            mend="restore it (mlflow experiments restore) or give another tracking.experiment",
+        )
+    return str(found.experiment_id)
