@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -78,7 +78,10 @@ def ray_session(config: RayConfig | None = None) -> Iterator[RaySession]:
 
 
 def worker_environment() -> dict[str, str]:
-    """Return the environment that workers need, on this machine or another: storage, tracking and quiet settings."""
+    """Return the environment that workers on other machines need: storage, tracking and quiet settings.
+
+    Workers of an embedded cluster inherit the driver's environment as it is.
+    """
     passed = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_PREFIXES)}
     return {**_QUIET, **passed}
 
@@ -89,18 +92,15 @@ def _connect(address: str, settings: RayConfig) -> None:
     common = {
         "logging_level": logging.ERROR,
         "log_to_driver": os.environ.get("RESNET_RAY_LOGS", "") == "1",
-        "runtime_env": {"env_vars": worker_environment()},
     }
     try:
         if address:
-            ray.init(address=address, **common)
+            ray.init(address=address, runtime_env={"env_vars": _not_in_job(worker_environment())}, **common)
         else:
             ray.init(
                 address="local",
                 num_cpus=settings.num_cpus or available_cpus(),
                 include_dashboard=False,
-                # A socket path may hold 107 bytes, and Ray's session folder takes most of them.
-                _temp_dir=os.environ.get("RAY_TMPDIR") or os.path.join(tempfile.gettempdir(), "ray"),
                 **common,
             )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -109,6 +109,13 @@ def _connect(address: str, settings: RayConfig) -> None:
             f"cannot start or reach Ray at {address or 'this machine'}: {first}",
             mend="check the address and RAY_AUTH_MODE=token with its token, or run `resnet doctor`",
         ) from error
+
+
+def _not_in_job(environment: dict[str, str]) -> dict[str, str]:
+    """Leave out what a submitted job's own runtime environment sets: Ray refuses a variable named in both."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    standing = job.get("runtime_env", {}).get("env_vars", {})
+    return {name: value for name, value in environment.items() if name not in standing}
 
 
 def _describe(*, embedded: bool) -> RaySession:
