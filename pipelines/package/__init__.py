@@ -1,0 +1,1 @@
+"""The package: weights, description, preprocessing and one self-contained Python file."""

@@ -1,0 +1,1 @@
+"""Residual networks described by a frozen specification and built with plain torch."""

@@ -1,0 +1,1 @@
+"""Residual blocks: one file per kind, each with its shortcut as its own business."""
