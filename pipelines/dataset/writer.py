@@ -1,0 +1,197 @@
+"""Writes one unit's rows as Parquet shards, one per split, and its refused members as quarantine rows.
+
+The bytes of a file depend on the rows alone, never on time, host or attempt; the attempt is only in its name.
+Image bytes are stored as they are: JPEG, PNG and WebP do not compress again (and readers then decode pages without
+a copy through a codec); the small columns take zstd.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.dataset.fingerprint import add, row_hash, to_hex
+from pipelines.dataset.receipt import QuarantineFile, ShardFile, UnitReport
+from pipelines.dataset.schema import OUR_COLUMNS, QUARANTINE_SCHEMA, SHARD_SCHEMA
+from pipelines.storage import Storage
+
+MAX_GROUP_ROWS = 512
+MAX_GROUP_BYTES = 2 << 20
+"""A row group ends before either is passed, so that a window of 512 groups stays near 1 GB."""
+
+_IDENTITY = {"image_id", "source_sha256", "stored_sha256", "label"}
+
+
+class ShardWriter:
+    """Writes the shards and quarantine file of one attempt at one unit; they are invisible until a catalog names them.
+
+    Args:
+        storage: the dataset's root.
+        run_id: the run the files belong to.
+        unit: number of the unit within the run.
+        attempt: a name no other attempt has; it is part of every file name.
+        schema: the rows' schema; columns that are not ours are carried and enter the fingerprint.
+    """
+
+    def __init__(
+        self, storage: Storage, run_id: str, unit: int, attempt: str, *, schema: pa.Schema = SHARD_SCHEMA
+    ) -> None:
+        self._storage = storage
+        self._run_id = run_id
+        self._unit = unit
+        self._attempt = attempt
+        self._schema = schema
+        self._shards: dict[str, _Shard] = {}
+        self._quarantine: list[dict[str, Any]] = []
+
+    def append(self, split: str, row: Mapping[str, Any]) -> None:
+        """Add one row; `stored_sha256` is computed where the row has none.
+
+        Raises:
+            KeyError: a column of the schema is missing from the row; that is a bug of the caller.
+        """
+        if split not in self._shards:
+            self._shards[split] = _Shard(split, self._schema)
+        self._shards[split].append(row)
+
+    def quarantine(self, row: Mapping[str, Any]) -> None:
+        """Add one refused member: values for the columns of `QUARANTINE_SCHEMA`, null where left out."""
+        unknown = row.keys() - set(QUARANTINE_SCHEMA.names)
+        if unknown or not row.get("reason"):
+            raise KeyError(f"a quarantine row needs a reason and no other columns than ours; it has {sorted(row)}")
+        self._quarantine.append({name: row.get(name) for name in QUARANTINE_SCHEMA.names})
+
+    def close(self) -> UnitReport:
+        """Write all files and return what they are; call it once, then `write_receipt`."""
+        files = []
+        for split in sorted(self._shards):
+            path = f"data/{self._run_id}/{split}/part-{self._unit:06d}-{self._attempt}.parquet"
+            files.append(self._shards[split].write(self._storage, path, self._unit))
+        counts = {"written": sum(file.rows for file in files), "quarantined": len(self._quarantine)}
+        reasons = Counter(row["reason"] for row in self._quarantine)
+        counts |= {f"quarantined.{reason}": number for reason, number in sorted(reasons.items())}
+        quarantine = []
+        if self._quarantine:
+            path = f"quarantine/{self._run_id}-{self._unit:06d}-{self._attempt}.parquet"
+            quarantine.append(write_quarantine(self._storage, path, self._unit, self._quarantine))
+        return UnitReport(self._unit, self._attempt, files, quarantine, counts)
+
+
+class _Shard:
+    """One shard being written: the row group at hand as rows, everything before it as encoded bytes."""
+
+    def __init__(self, split: str, schema: pa.Schema) -> None:
+        self.split = split
+        self._schema = schema
+        self._carried = [name for name in schema.names if name not in OUR_COLUMNS]
+        self._sink = io.BytesIO()
+        self._writer = _open_writer(self._sink, schema)
+        self._rows: list[dict[str, Any]] = []
+        self._group_bytes = 0
+        self._groups: list[int] = []
+        self._hashes: list[int] = []
+        self._labels: Counter[str] = Counter()
+        self._unlabelled = 0
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        data = row["image"]["bytes"]
+        if self._rows and (len(self._rows) == MAX_GROUP_ROWS or self._group_bytes + len(data) > MAX_GROUP_BYTES):
+            self._flush()
+        whole = dict(row)
+        whole.setdefault("stored_sha256", hashlib.sha256(data).hexdigest())
+        if whole.keys() != set(self._schema.names):
+            odd = sorted(whole.keys() ^ set(self._schema.names))
+            raise KeyError(f"the row and the shard schema differ in {odd}")
+        self._rows.append(whole)
+        self._group_bytes += len(data)
+        self._hashes.append(row_fingerprint(whole, self.split, self._carried))
+        names = label_names(whole["label"])
+        self._labels.update(names)
+        self._unlabelled += whole["label"] is None
+
+    def _flush(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+        self._groups.append(len(self._rows))
+        self._rows = []
+        self._group_bytes = 0
+
+    def write(self, storage: Storage, path: str, unit: int) -> ShardFile:
+        if self._rows:
+            self._flush()
+        self._writer.close()
+        data = self._sink.getvalue()
+        storage.put(path, data)
+        return ShardFile(
+            path=path,
+            split=self.split,
+            unit=unit,
+            rows=sum(self._groups),
+            bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            fingerprint=to_hex(add(self._hashes)),
+            row_groups=tuple(self._groups),
+            labels=dict(sorted(self._labels.items())),
+            unlabelled=self._unlabelled,
+        )
+
+
+def row_fingerprint(row: Mapping[str, Any], split: str, carried: Sequence[str]) -> int:
+    """Return the row hash of a row that holds at least the identity, label and carried columns."""
+    return row_hash(
+        row["image_id"],
+        row["source_sha256"],
+        row["stored_sha256"],
+        row["label"],
+        split,
+        {name: row[name] for name in carried},
+    )
+
+
+def label_names(label: str | float | list[str] | None) -> list[str]:
+    """Return the class names in a label; a number (regression) and null name none."""
+    if isinstance(label, str):
+        return [label]
+    return list(label) if isinstance(label, list) else []
+
+
+def write_quarantine(storage: Storage, path: str, unit: int, rows: Sequence[Mapping[str, Any]]) -> QuarantineFile:
+    """Write quarantine rows as one file; rows lacking a column hold null there."""
+    data = encode_table(pa.Table.from_pylist(list(rows), schema=QUARANTINE_SCHEMA))
+    storage.put(path, data)
+    return QuarantineFile(path, unit, len(rows), len(data), hashlib.sha256(data).hexdigest())
+
+
+def encode_table(table: pa.Table) -> bytes:
+    """Return a small table as the bytes of a Parquet file with page checksums."""
+    sink = io.BytesIO()
+    with _open_writer(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def _open_writer(sink: io.BytesIO, schema: pa.Schema) -> pq.ParquetWriter:
+    columns = [path for field in schema for path in _leaf_paths(field)]
+    repeated = {"label", "source", "source_format", "flags.list.element", "split", "reason", "shard", "field"}
+    return pq.ParquetWriter(
+        sink,
+        schema,
+        write_page_checksum=True,
+        compression={path: "NONE" if path == "image.bytes" else "ZSTD" for path in columns},
+        use_dictionary=[path for path in columns if path in repeated],
+        write_statistics=[path for path in columns if path != "image.bytes"],
+    )
+
+
+def _leaf_paths(field: pa.Field) -> list[str]:
+    """Return the dotted Parquet paths of a column's leaves."""
+    if pa.types.is_struct(field.type):
+        return [f"{field.name}.{path}" for child in field.type for path in _leaf_paths(child)]
+    if pa.types.is_list(field.type):
+        return [f"{field.name}.list.element"]
+    return [field.name]
