@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 _RUNTIME = "runtime"
+_LEGACY = "legacy"
 
 
 class StrictModel(BaseModel):
@@ -19,6 +20,11 @@ class StrictModel(BaseModel):
 def runtime_field(default: Any = ..., **kwargs: Any) -> Any:
     """Declare a field that says how a stage runs, not what it makes; it is left out of the stage's key."""
     return Field(default, json_schema_extra={_RUNTIME: True}, **kwargs)
+
+
+def later_field(default: Any, *, legacy: Any, **kwargs: Any) -> Any:
+    """Declare a field that was added after outputs existed; at its `legacy` value it leaves their keys as they were."""
+    return Field(default, json_schema_extra={_LEGACY: legacy}, **kwargs)
 
 
 def is_runtime(field: FieldInfo) -> bool:
@@ -35,7 +41,8 @@ def output_values(config: BaseModel) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
-        if is_runtime(field):
+        extra = field.json_schema_extra
+        if is_runtime(field) or (isinstance(extra, dict) and _LEGACY in extra and extra[_LEGACY] == values.get(name)):
             values.pop(name, None)
         elif isinstance(value, BaseModel):
             values[name] = output_values(value)

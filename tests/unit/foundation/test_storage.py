@@ -1,0 +1,129 @@
+"""The five verbs behave alike on a local folder and on an object store."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+import uuid
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import AlreadyExists, InputError, NotFound, StorageError
+from pipelines.storage import TEMPORARY, Storage
+
+
+@pytest.fixture(params=["local", "memory"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return Storage.open(tmp_path / "root" if request.param == "local" else f"memory://{uuid.uuid4().hex}/root")
+
+
+def test_put_read_list_delete(storage: Storage) -> None:
+    storage.put("a/x.bin", b"hello")
+    storage.put("a/x.bin", b"hello world")
+    storage.put("ab/y.bin", b"")
+    assert storage.read("a/x.bin") == b"hello world"
+    assert storage.read("a/x.bin", 6, 3) == b"wor"
+    assert storage.read("a/x.bin", 6) == b"world"
+    assert [(file.path, file.size) for file in storage.list()] == [("a/x.bin", 11), ("ab/y.bin", 0)]
+    assert [file.path for file in storage.list("a")] == ["a/x.bin"]
+    assert storage.child("a").read("x.bin") == b"hello world"
+    assert storage.size("a/x.bin") == 11
+    storage.delete("a/x.bin")
+    storage.delete("a/x.bin")
+    assert not storage.exists("a/x.bin")
+    assert storage.list("nothing") == []
+
+
+def test_missing_object_is_not_found(storage: Storage) -> None:
+    with pytest.raises(NotFound, match=r"none\.bin does not exist"):
+        storage.read("none.bin")
+
+
+def test_create_is_refused_the_second_time(storage: Storage) -> None:
+    storage.create("c.json", b"1")
+    with pytest.raises(AlreadyExists, match=r"c\.json already exists"):
+        storage.create("c.json", b"2")
+    assert storage.read("c.json") == b"1"
+
+
+def test_one_of_many_creators_wins(storage: Storage) -> None:
+    won: list[int] = []
+
+    def attempt(number: int) -> None:
+        try:
+            storage.create("race", str(number).encode())
+            won.append(number)
+        except AlreadyExists:
+            pass
+
+    threads = [threading.Thread(target=attempt, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [str(number).encode() for number in won] == [storage.read("race")]
+
+
+def test_open_file_seeks(storage: Storage) -> None:
+    storage.put("f", bytes(range(100)))
+    with storage.open_file("f") as file:
+        file.seek(-10, os.SEEK_END)
+        assert file.read() == bytes(range(90, 100))
+        file.seek(5)
+        assert file.read(2) == b"\x05\x06"
+
+
+def test_travels_by_address(storage: Storage) -> None:
+    storage.put("f", b"1")
+    assert pickle.loads(pickle.dumps(storage)).read("f") == b"1"
+
+
+def test_local_leaves_no_temporary_files(tmp_path: Path) -> None:
+    storage = Storage.open(tmp_path)
+    storage.put("a", b"1")
+    storage.create("b", b"1")
+    with pytest.raises(AlreadyExists):
+        storage.create("b", b"2")
+    assert list((tmp_path / TEMPORARY).iterdir()) == []
+    assert [file.path for file in storage.list()] == ["a", "b"]
+
+
+def test_local_syncs_the_file_before_its_name_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    real_fsync, real_link, real_replace = os.fsync, os.link, Path.replace
+
+    def fsync(descriptor: int) -> None:
+        events.append("sync folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "sync file")
+        real_fsync(descriptor)
+
+    def replace(self: Path, target: Path) -> Path:
+        events.append("name")
+        return real_replace(self, target)
+
+    def link(source: Path, target: Path) -> None:
+        events.append("name")
+        real_link(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(Path, "replace", replace)
+    storage = Storage.open(tmp_path)
+    storage.put("p/a", b"1")
+    assert events[-3:] == ["sync file", "name", "sync folder"]
+    storage.create("p/b", b"1")
+    assert events[-3:] == ["sync file", "name", "sync folder"]
+
+
+def test_unwritable_place_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match=r"cannot write .*file/a"):
+        Storage.open(tmp_path / "file").put("a", b"1")
+
+
+def test_unknown_scheme_is_refused() -> None:
+    with pytest.raises(InputError) as raised:
+        Storage.open("ftp://host/x")
+    assert "unknown scheme 'ftp'" in str(raised.value)
+    assert "give a local path" in raised.value.mend
