@@ -1,0 +1,1 @@
+"""Pictures and pages: figures, contact sheets and self-contained HTML, shared by the report of every stage."""
