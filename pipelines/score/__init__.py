@@ -1,0 +1,1 @@
+"""Scoring: an archive of images and a registered network become one Parquet row per member."""

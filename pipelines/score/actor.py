@@ -1,0 +1,86 @@
+"""The Ray side of scoring a unit: an actor that holds the network, and the process that takes one image alone."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import TYPE_CHECKING, Any
+
+from pipelines.errors import PipelineError
+from pipelines.image.header import RefusedImage
+from pipelines.score.model import PackageRef, load_model
+from pipelines.score.unit import FailedAlone, ScoreJob, score_unit
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipelines.sources.base import Unit
+
+_ALONE_TIMEOUT_S = 120.0
+
+
+class UnitScorer:
+    """Loads the network once, then scores the units it is handed; image bytes never leave the process.
+
+    Args:
+        job: the run.
+        units: a Ray reference to the list of units, so that a row of the Ray dataset is one number.
+    """
+
+    def __init__(self, job: ScoreJob, units: list[Any]) -> None:
+        import ray
+
+        self._job = job
+        self._units: list[Unit] = ray.get(units[0])
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        """Score the units whose numbers are in the batch; return their receipts as JSON.
+
+        A fault that a user can mend comes back as words: raised here, Ray would wrap it and its exit code be lost.
+        """
+        reports: list[dict[str, Any]] = []
+        for index in (int(number) for number in batch["unit"]):
+            try:
+                reports.append(self._score(index))
+            except PipelineError as error:
+                fault = {"kind": type(error).__name__, "what": error.what, "where": error.where, "mend": error.mend}
+                reports.append({"unit": index, "fault": fault})
+        return {"report": [json.dumps(report) for report in reports]}
+
+    def _score(self, index: int) -> dict[str, Any]:
+        model = load_model(self._job.package)
+        alone = functools.partial(predict_alone, self._job.package)
+        return score_unit(index, self._units[index], self._job, model, alone)
+
+
+def predict_alone(package: PackageRef, data: bytes) -> np.ndarray:
+    """Score one image file in a Ray process of its own, which may die.
+
+    Raises:
+        FailedAlone: it died, gave no answer in time, or refused the image.
+    """
+    import ray
+
+    task = ray.remote(num_cpus=0, max_retries=0)(_predict_here).remote(package, data)
+    try:
+        reason, answer = ray.get(task, timeout=_ALONE_TIMEOUT_S)
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        raise FailedAlone("KILLED_WORKER", f"its process died ({type(error).__name__})") from error
+    except ray.exceptions.GetTimeoutError as error:
+        ray.cancel(task, force=True)
+        raise FailedAlone("TIMEOUT", f"no answer within {_ALONE_TIMEOUT_S:.0f} s") from error
+    if reason:
+        raise FailedAlone(reason, answer)
+    result: np.ndarray = answer
+    return result
+
+
+def _predict_here(package: PackageRef, data: bytes) -> tuple[str, Any]:
+    """Return ("", probabilities), or a reason and a message."""
+    model = load_model(package)
+    try:
+        return "", model.predict_one(data)
+    except RefusedImage as refused:
+        return refused.reason, refused.message
+    except (RuntimeError, ValueError, ArithmeticError) as error:
+        return "MODEL_ERROR", str(error) or type(error).__name__

@@ -1,0 +1,71 @@
+"""The network that a scoring process holds: loaded once from a package, hash checked, none of its code executed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.errors import RegistryError
+from pipelines.image.preprocess import Preprocess, prepare_raw
+
+
+@dataclass(frozen=True)
+class PackageRef:
+    """Where a pinned package stands and how it is to be run; plain values, so that it travels to any node."""
+
+    uri: str
+    name: str
+    version: str
+    weights_sha256: str
+    precision: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with what is needed to feed it and to name its answers."""
+
+    forward: Callable[[np.ndarray], np.ndarray]
+    """uint8 (N, H, W, 3) -> float32 probabilities (N, classes)."""
+
+    preprocess: Preprocess
+    classes: tuple[str, ...]
+
+    def prepare(self, data: bytes) -> np.ndarray:
+        """Return the network's input (H, W, 3) for the bytes of an image file.
+
+        Raises:
+            RefusedImage: the bytes are no image that we accept.
+        """
+        return prepare_raw(data, self.preprocess)
+
+    def predict_one(self, data: bytes) -> np.ndarray:
+        """Return the probabilities (classes,) for the bytes of one image file."""
+        answer: np.ndarray = self.forward(self.prepare(data)[None])[0]
+        return answer
+
+
+@functools.lru_cache(maxsize=1)
+def load_model(ref: PackageRef) -> Model:
+    """Load a package, once per process.
+
+    Raises:
+        RegistryError: the weights are not those that were planned with.
+    """
+    from pipelines.package.load import load_package
+    from pipelines.package.predictor import Predictor
+
+    loaded = load_package(ref.uri)
+    if loaded.weights_sha256 != ref.weights_sha256:
+        raise RegistryError(
+            f"the weights in {ref.uri} have the hash {loaded.weights_sha256}, not {ref.weights_sha256} as planned",
+            mend="register the model again, or name the version that you mean",
+        )
+    return Model(
+        forward=Predictor(loaded, ref.precision, ref.device).predict,
+        preprocess=Preprocess.from_json(loaded.description["preprocess"]),
+        classes=tuple(loaded.description["classes"]),
+    )
