@@ -34,10 +34,11 @@ def mix(values: Hashes) -> Hashes:
 def keyed_hash(*parts: Integers) -> Hashes:
     """Return one 64-bit hash of several integers; arrays broadcast, negative integers count modulo 2^64."""
     state: Hashes = np.full((), _GOLDEN, dtype=np.uint64)
-    for part in parts:
-        words = np.asarray(part & _MASK if isinstance(part, int) else part).astype(np.uint64)
-        # A running state that is mixed after every word keeps (1, 2) and (2, 1) apart.
-        state = mix(np.asarray((state ^ words) + np.uint64(_GOLDEN)))
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant; NumPy warns of it for single values only
+        for part in parts:
+            words = np.asarray(part & _MASK if isinstance(part, int) else part).astype(np.uint64)
+            # A running state that is mixed after every word keeps (1, 2) and (2, 1) apart.
+            state = mix(np.asarray((state ^ words) + np.uint64(_GOLDEN)))
     return state
 
 

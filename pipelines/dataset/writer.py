@@ -1,8 +1,6 @@
 """Writes one unit's rows as Parquet shards, one per split, and its refused members as quarantine rows.
 
 The bytes of a file depend on the rows alone, never on time, host or attempt; the attempt is only in its name.
-Image bytes are stored as they are: JPEG, PNG and WebP do not compress again (and readers then decode pages without
-a copy through a codec); the small columns take zstd.
 """
 
 from __future__ import annotations
@@ -14,18 +12,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.dataset.fingerprint import add, row_hash, to_hex
 from pipelines.dataset.receipt import QuarantineFile, ShardFile, UnitReport
 from pipelines.dataset.schema import OUR_COLUMNS, QUARANTINE_SCHEMA, SHARD_SCHEMA
+from pipelines.dataset.tables import encode_table, open_writer
 from pipelines.storage import Storage
 
 MAX_GROUP_ROWS = 512
 MAX_GROUP_BYTES = 2 << 20
 """A row group ends before either is passed, so that a window of 512 groups stays near 1 GB."""
-
-_IDENTITY = {"image_id", "source_sha256", "stored_sha256", "label"}
 
 
 class ShardWriter:
@@ -91,7 +87,7 @@ class _Shard:
         self._schema = schema
         self._carried = [name for name in schema.names if name not in OUR_COLUMNS]
         self._sink = io.BytesIO()
-        self._writer = _open_writer(self._sink, schema)
+        self._writer = open_writer(self._sink, schema)
         self._rows: list[dict[str, Any]] = []
         self._group_bytes = 0
         self._groups: list[int] = []
@@ -165,33 +161,3 @@ def write_quarantine(storage: Storage, path: str, unit: int, rows: Sequence[Mapp
     data = encode_table(pa.Table.from_pylist(list(rows), schema=QUARANTINE_SCHEMA))
     storage.put(path, data)
     return QuarantineFile(path, unit, len(rows), len(data), hashlib.sha256(data).hexdigest())
-
-
-def encode_table(table: pa.Table) -> bytes:
-    """Return a small table as the bytes of a Parquet file with page checksums."""
-    sink = io.BytesIO()
-    with _open_writer(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue()
-
-
-def _open_writer(sink: io.BytesIO, schema: pa.Schema) -> pq.ParquetWriter:
-    columns = [path for field in schema for path in _leaf_paths(field)]
-    repeated = {"label", "source", "source_format", "flags.list.element", "split", "reason", "shard", "field"}
-    return pq.ParquetWriter(
-        sink,
-        schema,
-        write_page_checksum=True,
-        compression={path: "NONE" if path == "image.bytes" else "ZSTD" for path in columns},
-        use_dictionary=[path for path in columns if path in repeated],
-        write_statistics=[path for path in columns if path != "image.bytes"],
-    )
-
-
-def _leaf_paths(field: pa.Field) -> list[str]:
-    """Return the dotted Parquet paths of a column's leaves."""
-    if pa.types.is_struct(field.type):
-        return [f"{field.name}.{path}" for child in field.type for path in _leaf_paths(child)]
-    if pa.types.is_list(field.type):
-        return [f"{field.name}.list.element"]
-    return [field.name]

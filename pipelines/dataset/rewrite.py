@@ -1,0 +1,84 @@
+"""Writes shards anew with their patches applied, so that no patch stands on them any more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.dataset.overrides import Overrides, ShardOverrides, apply_overrides
+from pipelines.dataset.receipt import ShardFile
+from pipelines.dataset.schema import SHARD_SCHEMA
+from pipelines.dataset.tables import open_parquet
+from pipelines.dataset.writer import ShardWriter
+from pipelines.errors import DataError
+from pipelines.storage import Storage
+
+
+def rewrite_shard(
+    storage: Storage,
+    run_id: str,
+    file: ShardFile,
+    attempt: str,
+    changes: ShardOverrides,
+    *,
+    schema: pa.Schema = SHARD_SCHEMA,
+) -> ShardFile | None:
+    """Write one shard anew with changes applied, under a new attempt; return it, or None where no row is left.
+
+    Args:
+        storage: root of the dataset.
+        run_id: the run that the new file belongs to.
+        file: the shard that stands.
+        attempt: a name no other attempt has.
+        changes: row index -> field -> value; `{"live": False}` drops the row.
+        schema: schema of the rows.
+
+    Raises:
+        DataError: the standing shard is damaged.
+    """
+    parquet = open_parquet(storage.open_file(file.path), file.path)
+    writer = ShardWriter(storage, run_id, file.unit, attempt, schema=schema)
+    first = 0
+    for index in range(parquet.num_row_groups):
+        try:
+            table = parquet.read_row_group(index)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(
+                f"row group {index} of {file.path} is damaged: {error}",
+                where=storage.address(file.path),
+                mend="ingest again",
+            ) from error
+        for row in apply_overrides(table, changes, first).to_pylist():
+            writer.append(file.split, row)
+        first += table.num_rows
+    written = writer.close().files
+    return written[0] if written else None
+
+
+def rewrite_touched(
+    storage: Storage,
+    run_id: str,
+    files: Sequence[ShardFile],
+    attempt: str,
+    overrides: Overrides,
+    *,
+    schema: pa.Schema = SHARD_SCHEMA,
+) -> list[ShardFile]:
+    """Return the shards with every changed one written anew; those that lost all rows are left out."""
+    result: list[ShardFile] = []
+    for file in files:
+        changes = overrides.get(file.path)
+        new = rewrite_shard(storage, run_id, file, attempt, changes, schema=schema) if changes else file
+        if new is not None:
+            result.append(new)
+    return result
+
+
+def drop_rows(found: Sequence[tuple[str, int]]) -> Overrides:
+    """Return the changes that drop rows given as (shard path, row index)."""
+    overrides: dict[str, dict[int, dict[str, Any]]] = {}
+    for shard, row in found:
+        overrides.setdefault(shard, {})[row] = {"live": False}
+    return overrides
