@@ -1,0 +1,36 @@
+"""`resnet ingest`: images become a Parquet dataset."""
+
+from __future__ import annotations
+
+import click
+
+from pipelines.cli import options, render
+
+
+@click.command("ingest")
+@click.argument("source")
+@options.overrides
+@options.config_file("ingest")
+@options.out
+@options.dry_run
+@options.as_json
+def command(
+    source: str, overrides: tuple[str, ...], config_source: str, out: str, dry_run: bool, as_json: bool
+) -> None:
+    """Turn SOURCE (a folder, .zip or .tar of images) into a dataset of plain Parquet.
+
+    \b
+    resnet ingest photos.zip --out datasets/photos
+    resnet ingest photos/ --out s3://bucket/photos split.test=0.1 image.size=64
+    """
+    from pipelines.config.load import load_config
+    from pipelines.ingest.config import IngestConfig
+
+    inputs = options.given(source=source, out=out)
+    config = load_config(IngestConfig, options.config_path("ingest", config_source), overrides, inputs)
+    if dry_run:
+        options.show_plan("ingest", config, as_json=as_json)
+        return
+    from pipelines.ingest import stage
+
+    render.result(stage.run(config), as_json=as_json)
