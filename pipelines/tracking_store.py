@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
@@ -107,16 +108,43 @@ def refuse_local_store(uri: str, num_nodes: int) -> None:
 
 
 def open_client(uri: str) -> MlflowClient:
-    """Return a client of the store at `uri` (as `resolve_uri` gives it); a new SQLite store gets its tables now.
-
-    Two processes may start on a new file at once: MLflow creates the tables under a file lock.
-    """
+    """Return a client of the store at `uri` (as `resolve_uri` gives it); a new SQLite store is created whole first."""
     safe_environment()
     from mlflow import MlflowClient
 
-    for name in ("mlflow.store.db.utils", "alembic.runtime.migration", "alembic"):
+    for name in ("mlflow.store.db.utils", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)  # a new store would print its 50 migrations
+    if uri.startswith(_SQLITE):
+        _create_database(Path(uri.removeprefix(_SQLITE).partition("?")[0]))
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _create_database(path: Path) -> None:
+    """Create a database file with MLflow's tables unless it stands.
+
+    MLflow migrates a new file in place for two seconds, without a lock: a second process in that time breaks both,
+    and a kill leaves a file that is refused for ever. So one process at a time makes it under another name.
+    """
+    if path.exists():
+        return
+    from mlflow import MlflowClient
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path.with_name(f".{path.name}.lock"), os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            return
+        draft = path.with_name(f".{path.name}.draft")
+        for leftover in (draft, draft.with_name(f"{draft.name}-journal")):
+            leftover.unlink(missing_ok=True)  # of a process that was killed; the lock says nobody else is at it
+        MlflowClient(tracking_uri=f"{_SQLITE}{draft}").search_experiments(max_results=1)
+        draft.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    finally:
+        os.close(lock)
 
 
 def open_experiment(client: MlflowClient, uri: str, name: str) -> str:

@@ -1,0 +1,240 @@
+"""The run log against a store that comes and goes, without MLflow's own storage."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipelines import tracking
+from pipelines.errors import RegistryError
+from pipelines.tracking import RUN_KEY_TAG, RunLog, TrackingConfig
+
+
+class Refused(Exception):
+    def __init__(self, error_code: str) -> None:
+        super().__init__(f"refused: {error_code}")
+        self.error_code = error_code
+
+
+class FakeStore:
+    """What MlflowClient offers, in memory; `fault` is raised by every call while it is set."""
+
+    def __init__(self) -> None:
+        self.fault: Exception | None = None
+        self.lose_answers = False
+        self.runs: dict[str, SimpleNamespace] = {}
+        self.history: dict[tuple[str, str], list[tuple[int, float, int]]] = defaultdict(list)
+        self.num_calls = 0
+
+    def call(self) -> None:
+        self.num_calls += 1
+        if self.fault is not None:
+            raise self.fault
+
+    def create_run(self, experiment_id: str, tags: dict[str, str], run_name: str) -> Any:
+        self.call()
+        run_id = f"run-{len(self.runs)}"
+        info = SimpleNamespace(run_id=run_id, lifecycle_stage="active", experiment_id=experiment_id, status="RUNNING")
+        self.runs[run_id] = SimpleNamespace(info=info, data=SimpleNamespace(params={}, tags=dict(tags)), name=run_name)
+        return self.runs[run_id]
+
+    def get_run(self, run_id: str) -> Any:
+        self.call()
+        return self.runs[run_id]
+
+    def search_runs(self, experiment_ids: list[str], filter_string: str, max_results: int) -> list[Any]:
+        self.call()
+        wanted = filter_string.split("'")[1]
+        return [run for run in self.runs.values() if run.data.tags.get(RUN_KEY_TAG) == wanted]
+
+    def update_run(self, run_id: str, status: str) -> None:
+        self.call()
+        self.runs[run_id].info.status = status
+
+    set_terminated = update_run
+
+    def set_tag(self, run_id: str, key: str, value: str) -> None:
+        self.runs[run_id].data.tags[key] = value
+
+    def log_batch(
+        self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = (), synchronous: bool | None = None
+    ) -> None:
+        self.call()
+        for metric in metrics:
+            self.history[run_id, metric.key].append((metric.step, metric.value, metric.timestamp))
+        self.runs[run_id].data.params.update({param.key: param.value for param in params})
+        self.runs[run_id].data.tags.update({tag.key: tag.value for tag in tags})
+        if self.lose_answers:
+            self.fault = ConnectionError("answer lost")
+            raise self.fault
+
+    def get_metric_history(self, run_id: str, key: str) -> list[Any]:
+        self.call()
+        return [SimpleNamespace(step=step) for step, _, _ in self.history[run_id, key]]
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> FakeStore:
+    fake = FakeStore()
+
+    def open_experiment(client: FakeStore, uri: str, name: str) -> str:
+        client.call()
+        return "1"
+
+    monkeypatch.setattr(tracking, "open_client", lambda uri: fake)
+    monkeypatch.setattr(tracking, "open_experiment", open_experiment)
+    return fake
+
+
+SERVER = TrackingConfig(uri="http://mlflow:5000")
+
+
+def open_log(**changes: Any) -> RunLog:
+    return RunLog.open(SERVER, **{"run_name": "r", **changes})
+
+
+def steps(store: FakeStore, run_id: str, name: str) -> list[int]:
+    return [step for step, _, _ in store.history[run_id, name]]
+
+
+def test_outage_in_the_middle_loses_nothing_and_warns_once(store: FakeStore, caplog: pytest.LogCaptureFixture) -> None:
+    log = open_log()
+    log.log_metrics({"loss": 1.0}, 0)
+    store.fault = ConnectionError("refused")
+    with caplog.at_level(logging.WARNING):
+        for step in range(1, 50):
+            log.log_metrics({"loss": 1.0}, step)
+    calls_while_away = store.num_calls
+    assert log.logged_steps("loss") == set(range(1, 50))  # those waiting; the server cannot be asked
+    store.fault = None
+    log.end()
+    assert steps(store, log.run_id, "loss") == list(range(50))
+    assert store.runs[log.run_id].info.status == "FINISHED"
+    warnings = [record.getMessage() for record in caplog.records]
+    assert warnings == [
+        "MLflow at http://mlflow:5000 does not answer (refused); run 'r' goes on, its records are kept and sent later."
+    ]
+    assert calls_while_away < 10  # the pause keeps a run from waiting for a dead server at every step
+
+
+def test_server_away_at_the_start_gives_the_run_its_id_later(store: FakeStore) -> None:
+    store.fault = ConnectionError("refused")
+    log = open_log()
+    assert log.run_id == ""
+    log.log_params({"lr": 0.1})
+    log.log_metrics({"loss": 1.0}, 0)
+    store.fault = None
+    log.end()
+    assert log.run_id == "run-0"
+    assert store.runs["run-0"].data.params == {"lr": "0.1"}
+    assert steps(store, "run-0", "loss") == [0]
+
+
+def test_records_are_sent_again_after_the_pause(store: FakeStore) -> None:
+    log = open_log()
+    store.fault = ConnectionError("refused")
+    log.pause_s = 0.0
+    log.log_metrics({"loss": 1.0}, 0)
+    store.fault = None
+    log.log_metrics({"loss": 2.0}, 1)
+    assert steps(store, log.run_id, "loss") == [0, 1]
+
+
+def test_lost_answer_does_not_double_a_step(store: FakeStore) -> None:
+    log = open_log()
+    store.lose_answers = True
+    log.log_metrics({"loss": 1.0}, 0)
+    store.lose_answers, store.fault = False, None
+    log.end()
+    assert steps(store, log.run_id, "loss") == [0]
+
+
+def test_still_away_at_the_end_says_what_is_missing(store: FakeStore, caplog: pytest.LogCaptureFixture) -> None:
+    log = open_log()
+    store.fault = ConnectionError("refused")
+    log.log_metrics({"loss": 1.0}, 0)
+    log.end()
+    assert caplog.records[-1].getMessage() == (
+        "2 records of run 'r' were not delivered: MLflow at http://mlflow:5000 is still away. "
+        "The output folder holds every figure."
+    )
+
+
+def test_a_refused_record_is_dropped_and_the_rest_arrive(store: FakeStore, caplog: pytest.LogCaptureFixture) -> None:
+    log = open_log()
+    store.fault = Refused("INVALID_PARAMETER_VALUE")
+    log.log_metrics({"loss": 1.0}, 0)
+    store.fault = None
+    log.log_metrics({"loss": 1.0}, 1)
+    assert steps(store, log.run_id, "loss") == [1]
+    assert caplog.records[0].getMessage() == ("MLflow refused metrics of run 'r': refused: INVALID_PARAMETER_VALUE")
+
+
+def test_refused_credentials_stop_the_run_before_work(store: FakeStore) -> None:
+    store.fault = Refused("PERMISSION_DENIED")
+    with pytest.raises(RegistryError) as caught:
+        open_log()
+    assert str(caught.value) == (
+        "RegistryError: MLflow cannot open a run: refused: PERMISSION_DENIED\n"
+        "  where: http://mlflow:5000\n"
+        "  mend:  check tracking.uri and its credentials, or run with tracking.enabled=false"
+    )
+
+
+def test_run_is_found_again_by_its_key(store: FakeStore) -> None:
+    first = open_log(tags={RUN_KEY_TAG: "abc"})
+    again = open_log(tags={RUN_KEY_TAG: "abc"})
+    other = open_log(tags={RUN_KEY_TAG: "def"})
+    assert again.run_id == first.run_id
+    assert other.run_id != first.run_id
+
+
+def test_changed_parameter_on_resume_becomes_a_tag(store: FakeStore) -> None:
+    first = open_log()
+    first.log_params({"num_workers": 1, "optimizer": {"lr": 0.1}})
+    again = open_log(run_id=first.run_id)
+    again.log_params({"num_workers": 2, "optimizer": {"lr": 0.1}})
+    assert store.runs[first.run_id].data.params == {"num_workers": "1", "optimizer.lr": "0.1"}
+    assert store.runs[first.run_id].data.tags == {"resumed.num_workers": "2"}
+
+
+def test_secrets_are_redacted_in_params_tags_and_name(store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANTED_SECRET", "correct-horse-battery")
+    log = open_log(run_name="correct-horse-battery", tags={"uri": "http://u:pw12345@h/x"}, parent_run_id="p")
+    log.log_params({"hub": {"token": "abcdef"}, "note": "see correct-horse-battery"})
+    run = store.runs[log.run_id]
+    everything = f"{run.name} {run.data.params} {run.data.tags}"
+    assert not any(secret in everything for secret in ("correct-horse", "pw12345", "abcdef"))
+    assert run.data.tags["mlflow.parentRunId"] == "p"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "FINISHED"), (ValueError("x"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+)
+def test_context_manager_ends_the_run(store: FakeStore, error: BaseException | None, status: str) -> None:
+    log = open_log()
+    try:
+        with log:
+            if error is not None:
+                raise error
+    except (ValueError, KeyboardInterrupt):
+        pass
+    assert store.runs[log.run_id].info.status == status
+
+
+def test_tracking_turned_off_touches_nothing(store: FakeStore) -> None:
+    with RunLog.open(TrackingConfig(enabled=False), run_name="r") as log:
+        log.log_params({"a": 1})
+        log.log_metrics({"loss": 1.0}, 0)
+        log.log_file("x.txt", b"x")
+        assert log.logged_steps("loss") == set()
+    assert (log.run_id, store.num_calls) == ("", 0)
+
+
+def test_a_metric_that_is_no_number_is_the_callers_bug(store: FakeStore) -> None:
+    with pytest.raises(ValueError, match="could not convert string to float"):
+        open_log().log_metrics({"loss": "high"}, 0)  # type: ignore[dict-item]
