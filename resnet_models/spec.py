@@ -195,9 +195,7 @@ def _check_spec_values(spec: ModelSpec) -> None:
     """Check each field alone: type, choice, range."""
     for name, choices in _SPEC_CHOICES.items():
         if getattr(spec, name) not in choices:
-            raise SpecError(
-                name, getattr(spec, name), "it is not one of the choices", f"use one of {', '.join(choices)}"
-            )
+            raise SpecError(name, getattr(spec, name), "no such choice", f"use one of {', '.join(choices)}")
     for name, (low, high) in _SPEC_INT_RANGES.items():
         _check_spec_int(name, getattr(spec, name), low, high)
     for name, (low, high) in _SPEC_TUPLE_RANGES.items():

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from resnet_models.blocks.basic import BasicBlock
+from resnet_models.blocks.preactivation import PreactBasicBlock
+from resnet_models.blocks.shortcut import ProjectionShortcut, ZeroPadShortcut
+from resnet_models.complexity import count
+from resnet_models.errors import SpecError
+from resnet_models.resnet import ResNet, build
+from resnet_models.spec import ModelSpec
+from resnet_models.state_dict import (
+    WeightsError,
+    count_nonfinite,
+    from_torchvision,
+    load_strict,
+    pack_weights,
+    unpack_weights,
+)
+from resnet_models.zoo import named_spec
+from tests.random_specs import random_spec
+
+TINY = ModelSpec(stem="cifar", depths=(1, 1), channels=(8, 16), num_classes=5)
+
+# Printed in the papers and counted by a formula of its own, apart from this code.
+PARAMETERS = {
+    "resnet20": 269_722,
+    "resnet32": 464_154,
+    "resnet44": 658_586,
+    "resnet56": 853_018,
+    "resnet110": 1_727_962,
+    "resnet1202": 19_421_274,
+    "preact_resnet164": 1_703_258,
+    "preact_resnet1001": 10_327_706,
+}
+# In millions, to the digits printed.
+ROUNDED = {
+    "wrn40_1": 0.56, "wrn40_2": 2.24, "wrn40_4": 8.95, "wrn40_8": 35.75,
+    "wrn28_10": 36.48, "wrn28_12": 52.52, "wrn22_8": 17.16, "wrn22_10": 26.80, "wrn16_8": 10.96, "wrn16_10": 17.12,
+    "resnext29_8x64d": 34.43, "resnext29_16x64d": 68.16,
+    "resnet18": 11.69, "resnet34": 21.80, "resnet50": 25.56, "resnet101": 44.55, "resnet152": 60.19,
+    "resnet50_v1": 25.56, "resnext50_32x4d": 25.03, "resnext101_32x4d": 44.18, "resnext101_64x4d": 83.46,
+    "wide_resnet50_2": 68.88,
+}  # fmt: skip
+GIGA_MACS = {
+    "resnet18": 1.81, "resnet34": 3.66, "resnet50_v1": 3.86, "resnet101_v1": 7.57, "resnet152_v1": 11.28,
+    "resnet50": 4.09, "resnext50_32x4d": 4.23, "resnext101_32x4d": 7.97, "resnext101_64x4d": 15.46,
+    "wide_resnet50_2": 11.40,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_of_the_papers(name: str) -> None:
+    assert count(named_spec(name), image_size_px=32).parameters == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", sorted(ROUNDED | GIGA_MACS))
+def test_millions_and_multiply_adds_of_the_papers(name: str) -> None:
+    spec = named_spec(name)
+    cost = count(spec, image_size_px=32 if spec.stem == "cifar" else 224)
+    if name in ROUNDED:
+        assert round(cost.parameters / 1e6, 2) == pytest.approx(ROUNDED[name], abs=0.0051)
+    if name in GIGA_MACS:
+        assert round(cost.macs / 1e9, 2) == GIGA_MACS[name]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32))
+def test_any_spec_trains_and_counts_right(seed: int) -> None:
+    spec = random_spec(random.Random(seed))
+    network = build(spec)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    logits = network.train()(images)
+    assert logits.shape == (2, spec.num_classes)
+    logits.square().sum().backward()
+    gradients = [weight.grad for weight in network.parameters()]
+    assert all(gradient is not None and torch.isfinite(gradient).all() for gradient in gradients)
+    assert count(spec, image_size_px=32).parameters == sum(weight.numel() for weight in network.parameters())
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**32))
+def test_channels_last_gives_the_same_logits(seed: int) -> None:
+    spec = random_spec(random.Random(seed))
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        plain = build(spec).eval()(images)
+        network = build(spec).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        fast = network(images.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_are_a_function_of_spec_and_seed() -> None:
+    torch.manual_seed(1)
+    first = pack_weights(build(TINY).state_dict())
+    state_before = torch.random.get_rng_state()
+    torch.manual_seed(2)
+    assert pack_weights(build(TINY).state_dict()) == first
+    assert pack_weights(build(TINY, seed=1).state_dict()) != first
+    torch.manual_seed(1)
+    build(TINY, seed=7)
+    assert torch.equal(torch.random.get_rng_state(), state_before), "building left the global generator alone"
+
+
+def test_initial_scale_is_hes() -> None:
+    network = build(named_spec("resnet18", num_classes=10))
+    weight = network.get_submodule("stages.2.1.conv2").weight
+    assert isinstance(weight, torch.Tensor)
+    assert weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.01)
+
+
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+def test_zero_init_starts_blocks_as_their_shortcut(block: str) -> None:
+    spec = ModelSpec(block=block, stem="cifar", depths=(2,), channels=(8,), num_classes=3, zero_init_last=True)  # type: ignore[arg-type]
+    second = build(spec).eval().get_submodule("stages.0.1")
+    images = torch.rand(2, 8 * spec.expansion, 6, 6)
+    assert torch.equal(second(images), images)  # relu(0 + x) of positive x
+
+
+def test_shortcuts_keep_the_size_of_the_block() -> None:
+    x = torch.rand(1, 4, 7, 9)
+    for shortcut in (
+        ZeroPadShortcut(4, 6, stride=2),
+        ProjectionShortcut(4, 6, stride=2, pooled=False, normed=True),
+        ProjectionShortcut(4, 6, stride=2, pooled=True, normed=True),
+    ):
+        assert shortcut(x).shape == (1, 6, 4, 5)
+    padded = ZeroPadShortcut(4, 6, stride=2)(x)
+    assert torch.equal(padded[:, :4], x[:, :, ::2, ::2])
+    assert not padded[:, 4:].any()
+
+
+def test_a_preactivation_identity_carries_the_raw_signal() -> None:
+    block = PreactBasicBlock(4, 4, stride=1, shortcut="projection").eval()
+    nn.init.zeros_(block.conv2.weight)
+    x = torch.randn(2, 4, 5, 5)
+    assert torch.equal(block(x), x)
+    assert isinstance(BasicBlock(4, 4, stride=1, shortcut="all_projection").shortcut, ProjectionShortcut)
+
+
+def test_an_unsettled_spec_is_not_built() -> None:
+    with pytest.raises(SpecError, match="stem is 'auto': the image size is not known here; settle it with"):
+        ResNet(ModelSpec(num_classes=3))
+    with pytest.raises(SpecError, match="num_classes is 0: a network needs outputs; settle it with"):
+        ResNet(ModelSpec(stem="cifar"))
+
+
+def test_weights_round_trip_whatever_the_layout() -> None:
+    network = build(TINY)
+    data = pack_weights(network.state_dict())
+    assert pack_weights(network.to(memory_format=torch.channels_last).state_dict()) == data  # type: ignore[call-overload]
+    other = build(TINY, seed=9)
+    load_strict(other, unpack_weights(data))
+    assert pack_weights(other.state_dict()) == data
+    assert count_nonfinite(other.state_dict()) == 0
+
+
+def test_the_first_mismatch_is_named() -> None:
+    network = build(TINY)
+    state = network.state_dict()
+    before = pack_weights(state)
+    wider = build(ModelSpec(stem="cifar", depths=(1, 1), channels=(8, 24), num_classes=5)).state_dict()
+    lacking = {name: tensor for name, tensor in state.items() if name != "head.bias"}
+    cases = [
+        (wider, r"stages\.1\.0\.conv1\.weight has shape \[24, 8, 3, 3\]; the network's has \[16, 8, 3, 3\]"),
+        (lacking, r"the weights lack head\.bias, which the network has with shape \[5\]"),
+        ({**state, "extra": torch.zeros(1)}, "the weights hold extra, which the network lacks"),
+        (
+            {**state, "head.bias": state["head.bias"].double()},
+            "head.bias is torch.float64; the network's is torch.float32",
+        ),
+    ]
+    for given_state, message in cases:
+        with pytest.raises(WeightsError, match=message):
+            load_strict(network, given_state)
+    assert pack_weights(network.state_dict()) == before
+
+
+def test_damaged_weights_are_refused() -> None:
+    data = pack_weights(build(TINY).state_dict())
+    for cut in (b"", b"PK\x03\x04", data[: len(data) // 2]):
+        with pytest.raises(WeightsError, match="the weights are no readable safetensors file"):
+            unpack_weights(cut)
+    assert count_nonfinite({"w": torch.tensor([1.0, float("nan"), float("inf")])}) == 2
+
+
+def test_torchvision_weights_fit_their_kind_only() -> None:
+    with pytest.raises(
+        WeightsError, match="torchvision has no network with stem=cifar, shortcut=projection, block=basic"
+    ):
+        from_torchvision({}, TINY)
