@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pipelines.plots.palette import DARK, LIGHT, Palette
 from pipelines.plots.picture import Picture
@@ -30,11 +30,12 @@ def _render_one(draw: Draw, width: int, height: int, palette: Palette) -> bytes:
     # Figure + Agg canvas, never pyplot: no global list of figures, no display, safe in a worker thread.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width / DOTS_PER_INCH, height / DOTS_PER_INCH), layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.06, hspace=0.06)
+    figure = Figure(figsize=(width / DOTS_PER_INCH, height / DOTS_PER_INCH), layout=layout)
     FigureCanvasAgg(figure)
     figure.set_facecolor(palette.card)
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08, wspace=0.06, hspace=0.06)  # type: ignore[union-attr]
     draw(figure, palette)
     buffer = io.BytesIO()
     # No software or date stamp: equal figures must be equal bytes.
@@ -53,7 +54,7 @@ def _reduce(png: io.BytesIO) -> bytes:
     return reduced.getvalue()
 
 
-def style_axes(axes: "Axes", palette: Palette, *, title: str = "", grid: str = "y") -> None:
+def style_axes(axes: "Axes", palette: Palette, *, title: str = "", grid: Literal["x", "y", "none"] = "y") -> None:
     """Give axes the house style: title at the left, hairline grid behind, no box."""
     axes.set_facecolor(palette.card)
     for side in ("top", "right", "left", "bottom"):
@@ -62,7 +63,7 @@ def style_axes(axes: "Axes", palette: Palette, *, title: str = "", grid: str = "
     axes.tick_params(which="both", colors=palette.muted, labelsize=FONT_SIZE, length=0, pad=4)
     axes.set_axisbelow(True)
     if grid != "none":
-        axes.grid(axis=grid, color=palette.line, linewidth=0.7)  # type: ignore[arg-type]
+        axes.grid(axis=grid, color=palette.line, linewidth=0.7)
     if title:
         axes.set_title(
             title, loc="left", fontsize=FONT_SIZE + 1, fontweight="bold", color=palette.ink, pad=8, parse_math=False
@@ -73,6 +74,13 @@ def axis_labels(axes: "Axes", palette: Palette, *, x: str = "", y: str = "") -> 
     """Name the axes in the secondary colour."""
     axes.set_xlabel(x, fontsize=FONT_SIZE, color=palette.muted, parse_math=False)
     axes.set_ylabel(y, fontsize=FONT_SIZE, color=palette.muted, parse_math=False)
+
+
+def whole_numbers(axes: "Axes") -> None:
+    """Put ticks of the horizontal axis at whole numbers only: there is no epoch 2.5."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def shorten(text: str, limit: int) -> str:

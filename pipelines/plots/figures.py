@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.plots.canvas import FONT_SIZE, axis_labels, render, shorten, style_axes
+from pipelines.plots.canvas import FONT_SIZE, axis_labels, render, shorten, style_axes, whole_numbers
 from pipelines.plots.palette import Palette
 from pipelines.plots.picture import Picture
 
@@ -29,7 +29,8 @@ WORST_PAIRS = 12
 def training_curves(records: Sequence[Mapping[str, Any]]) -> Picture:
     """Draw loss and top-1 accuracy over epochs from epoch records; the best validation epoch is marked.
 
-    A record holds `epoch`, `train_loss`, `val_loss`, `train_top1`, `val_top1` (fractions); a missing value leaves a gap.
+    A record holds `epoch`, `train_loss`, `val_loss`, `train_top1`, `val_top1` (fractions); missing
+    values leave gaps.
     """
     epochs = [int(record["epoch"]) for record in records]
 
@@ -41,7 +42,7 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> Picture:
         _pair_of_curves(lower, palette, epochs, _column(records, "train_top1"), accuracy, percent=True)
         style_axes(lower, palette, title="Top-1 accuracy, %")
         axis_labels(lower, palette, x="epoch")
-        lower.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
+        whole_numbers(lower)
         if np.isfinite(accuracy).any():
             best = int(np.nanargmax(accuracy))
             lower.plot(epochs[best], 100 * accuracy[best], "o", color=palette.accent, markersize=6, zorder=5)
@@ -77,7 +78,8 @@ def confusion_matrix(matrix: Sequence[Sequence[int]] | npt.NDArray[Any], classes
             _confusion_cells(figure.subplots(), palette, shares, counts, classes)
             return
         # Two subfigures: one layout would indent the matrix by the length of the names below it.
-        upper, lower = figure.subfigures(2, 1, height_ratios=[WIDTH, 60 + 22 * max(1, len(pairs))])
+        grid = figure.add_gridspec(2, 1, height_ratios=[WIDTH, 60 + 22 * max(1, len(pairs))])
+        upper, lower = (figure.add_subfigure(grid[row]) for row in range(2))
         for part in (upper, lower):
             part.set_facecolor(palette.card)
         _confusion_cells(upper.subplots(), palette, shares, counts, classes)
@@ -113,7 +115,7 @@ def leaderboard(trials: Sequence[Mapping[str, Any]], limit: int = 12) -> Picture
         axes.invert_yaxis()
         low = max(0.0, min(values) - 0.35 * max(4.0, max(values) - min(values)))
         axes.set_xlim(low, max(values) + 0.16 * (max(values) - low))
-        for row, value in zip(rows, values, strict=True):
+        for row, value in enumerate(values):
             axes.text(value, row, f" {value:.1f}", va="center", ha="left", color=palette.ink, fontsize=FONT_SIZE)
 
     return render(draw, WIDTH, 110 + 30 * max(2, len(shown)))
@@ -287,7 +289,7 @@ def _pair_bars(axes: "Axes", palette: Palette, pairs: Sequence[tuple[str, int]])
     axes.barh(rows, [count for _, count in pairs], color=palette.warm, height=0.6)
     axes.set_yticks(rows, [name for name, _ in pairs], parse_math=False)
     axes.invert_yaxis()
-    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
+    whole_numbers(axes)
 
 
 def _balance_bars(
@@ -301,7 +303,7 @@ def _balance_bars(
     axes.set_yticks(rows, [shorten(name, 24) for name in names], parse_math=False)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(0, 1.12 * max(float(left.max()), 1.0))
-    for row, total in zip(rows, left, strict=True):
+    for row, total in enumerate(left):
         axes.text(total, row, f" {total:,.0f}", va="center", color=palette.muted, fontsize=FONT_SIZE)
 
 

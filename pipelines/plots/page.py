@@ -190,7 +190,7 @@ def _number(is_number: bool) -> str:
 
 def _cell(cell: Cell) -> str:
     if cell is None:
-        return "–"
+        return "\N{EN DASH}"
     if isinstance(cell, Meter):
         percent = 100 * min(1.0, max(0.0, cell.fraction))
         return f'<span class="meter"><i><b style="width:{percent:.1f}%"></b></i>{escape(cell.text)}</span>'

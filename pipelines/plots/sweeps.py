@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.plots.canvas import axis_labels, render, shorten, style_axes
+from pipelines.plots.canvas import axis_labels, render, shorten, style_axes, whole_numbers
 from pipelines.plots.figures import WIDTH, format_value
 from pipelines.plots.palette import Palette
 from pipelines.plots.picture import Picture
@@ -62,7 +62,7 @@ def sweep_curves(trials: Sequence[Mapping[str, Any]]) -> Picture:
             axes.plot(epochs, values, color=colour, linewidth=width, marker="o" if len(epochs) == 1 else None, ms=4)
             if trial.get("status") == "stopped":
                 axes.plot(epochs[-1], values[-1], "o", color=colour, markersize=4)
-        axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
+        whole_numbers(axes)
 
     return render(draw, WIDTH, 320)
 
