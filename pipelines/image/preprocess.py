@@ -1,0 +1,72 @@
+"""The one `Preprocess` specification: what ingest stores and what a network sees, from raw files or stored rows."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pipelines.image.decode import DEFAULT_BACKGROUND, Pixels, decode_image
+from pipelines.image.header import DEFAULT_LIMITS, Limits
+from pipelines.image.resize import Geometry, apply_geometry
+
+DEPTH_RULE = "shift8"
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Stored geometry (ingest) and evaluation geometry (readers), composed when a raw file is scored."""
+
+    stored: Geometry = field(default_factory=Geometry)
+    evaluation: Geometry = field(default_factory=Geometry)
+    background: tuple[int, int, int] = DEFAULT_BACKGROUND
+    """RGB on which transparent pixels are composited and that fills padding."""
+    depth16: str = DEPTH_RULE
+    """How 16-bit samples become 8: value >> 8, the only rule so far."""
+
+    def __post_init__(self) -> None:
+        if self.depth16 != DEPTH_RULE:
+            raise ValueError(f"depth16 is {self.depth16!r}; this version knows only {DEPTH_RULE!r}")
+        if len(self.background) != 3 or not all(0 <= value <= 255 for value in self.background):
+            raise ValueError(f"background is {self.background}; it must be three values of 0 to 255")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, as catalogs and packages keep them."""
+        return {
+            "stored": self.stored.to_json(),
+            "evaluation": self.evaluation.to_json(),
+            "background": list(self.background),
+            "depth16": self.depth16,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Preprocess":
+        """Build from `to_json`'s values; raises KeyError, TypeError or ValueError on others."""
+        red, green, blue = values["background"]
+        return cls(
+            stored=Geometry.from_json(values["stored"]),
+            evaluation=Geometry.from_json(values["evaluation"]),
+            background=(red, green, blue),
+            depth16=values["depth16"],
+        )
+
+    def with_evaluation(self, evaluation: Geometry) -> "Preprocess":
+        """Return a copy with another evaluation geometry, e.g. for a network trained at another size."""
+        return replace(self, evaluation=evaluation)
+
+
+def prepare_raw(data: bytes, preprocess: Preprocess, limits: Limits = DEFAULT_LIMITS) -> Pixels:
+    """Return the (H, W, 3) network input of a raw file: stored geometry, then evaluation geometry, no re-encoding.
+
+    Raises:
+        RefusedImage: when the bytes are not an acceptable image.
+    """
+    pixels = decode_image(data, limits, preprocess.background).pixels
+    return prepare_pixels(apply_geometry(pixels, preprocess.stored, preprocess.background), preprocess)
+
+
+def prepare_stored(data: bytes, preprocess: Preprocess) -> Pixels:
+    """Return the (H, W, 3) network input of a dataset row's bytes: evaluation geometry only."""
+    return prepare_pixels(decode_image(data, DEFAULT_LIMITS, preprocess.background).pixels, preprocess)
+
+
+def prepare_pixels(pixels: Pixels, preprocess: Preprocess) -> Pixels:
+    """Apply the evaluation geometry to decoded pixels."""
+    return apply_geometry(pixels, preprocess.evaluation, preprocess.background)

@@ -1,0 +1,124 @@
+"""Every bad and unusual input has its stated outcome, with the exact code."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+
+import pytest
+
+from pipelines.image.decode import decode_image
+from pipelines.image.header import Limits, RefusedImage
+from pipelines.image.sniff import name_flags, sniff_image
+from tests import factories
+
+CASES = factories.image_cases()
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.reason], ids=lambda case: case.name)
+def test_refused_with_its_code(case: factories.ImageCase) -> None:
+    started_s = time.perf_counter()
+    with pytest.raises(RefusedImage) as caught:
+        decode_image(case.data)
+    assert caught.value.reason == case.reason, caught.value.message
+    assert caught.value.message
+    assert time.perf_counter() - started_s < 2
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.reason], ids=lambda case: case.name)
+def test_accepted_with_its_flags(case: factories.ImageCase) -> None:
+    image = decode_image(case.data)
+    assert image.flags == case.flags
+    assert image.pixels.dtype.name == "uint8"
+    assert image.pixels.ndim == 3
+    assert image.pixels.shape[2] == 3
+    assert image.pixels.flags.c_contiguous
+
+
+def test_case_names_are_unique() -> None:
+    assert len({case.name for case in CASES}) == len(CASES) > 70
+
+
+def test_messages_say_what_is_wrong() -> None:
+    def message(name: str) -> str:
+        with pytest.raises(RefusedImage) as caught:
+            decode_image(next(case.data for case in CASES if case.name == name))
+        return str(caught.value)
+
+    assert message("zero-bytes.jpg") == "EMPTY: the file has no bytes"
+    assert message("html-page.jpg") == "NOT_IMAGE: the first bytes are of no image format"
+    assert message("photo.heic") == (
+        "FORMAT_DENIED: HEIC is not decoded; convert it first, for example with pillow-heif"
+    )
+    assert message("jpeg-no-end-marker.jpg") == "TRUNCATED: the JPEG has no end marker"
+    assert message("png-30000x30000.png") == "BOMB_PIXELS: 30000 x 30000 pixels are more than 50,000,000"
+    assert message("jpeg-65500x1.jpg") == "ASPECT: 65500 x 1 pixels are longer than 100 to 1"
+    assert message("float32.tif") == (
+        "MODE: 32-bit float samples have no declared range; 8 and 16-bit unsigned are read"
+    )
+    assert message("png-text-bomb.png") == "BOMB_META: a zTXt chunk unpacks to more than 1,048,576 bytes"
+
+
+def test_limits_are_obeyed() -> None:
+    jpeg = factories.make_jpeg(width=64, height=48)
+    for limits, reason in [
+        (Limits(max_bytes=100), "TOO_LARGE"),
+        (Limits(max_pixels=64 * 48 - 1), "BOMB_PIXELS"),
+        (Limits(max_side_px=63), "BOMB_PIXELS"),
+        (Limits(min_side_px=49), "TOO_SMALL"),
+    ]:
+        with pytest.raises(RefusedImage) as caught:
+            decode_image(jpeg, limits)
+        assert caught.value.reason == reason
+    decode_image(jpeg, Limits(max_pixels=64 * 48, max_side_px=64, min_side_px=48))
+
+
+def test_side_limit_is_a_pixel_bomb() -> None:
+    with pytest.raises(RefusedImage) as caught:
+        sniff_image(factories.raw_png(40_000, 1_000, b"", color=0))
+    assert str(caught.value) == "BOMB_PIXELS: 40000 x 1000 pixels have a side above 30,000"
+
+
+def test_postscript_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(subprocess, "run", refuse)
+    with pytest.raises(RefusedImage, match="FORMAT_DENIED: EPS is not among the allowed formats"):
+        decode_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+
+
+def test_refusal_survives_pickling() -> None:
+    import pickle
+
+    copy = pickle.loads(pickle.dumps(RefusedImage("MODE", "because")))
+    assert (copy.reason, copy.message) == ("MODE", "because")
+
+
+def test_name_flags() -> None:
+    assert name_flags("a/b.jpg", "JPEG") == ()
+    assert name_flags("a/b.JPEG", "JPEG") == ()
+    assert name_flags("a/b.jpg", "PNG") == ("ext_mismatch",)
+    assert name_flags("a.jpg/b", "JPEG") == ("ext_mismatch",)
+    assert name_flags("b.tar", "JPEG") == ("ext_mismatch",)
+
+
+def test_mutated_bytes_never_escape() -> None:
+    import random
+
+    generator = random.Random(7)
+    seeds = [case.data for case in CASES if len(case.data) < 20_000]
+    refused = 0
+    for _ in range(1_500):
+        data = bytearray(generator.choice(seeds))
+        for _ in range(generator.randint(1, 4)):
+            if data:
+                data[generator.randrange(len(data))] = generator.randrange(256)
+        if generator.random() < 0.3:
+            del data[generator.randrange(len(data) + 1) :]
+        try:
+            decode_image(bytes(data))
+        except RefusedImage:
+            refused += 1
+    assert refused > 300
