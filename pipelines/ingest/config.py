@@ -1,0 +1,92 @@
+"""The schema of `resnet ingest`: where images come from, how they are stored, how they are split."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.config.strict import StrictModel, runtime_field
+from pipelines.ray_runtime import RayConfig
+
+GeometryMode = Literal["none", "fit", "crop", "pad", "squash"]
+
+
+class ImageConfig(StrictModel):
+    """How an image is stored, and what a network sees of it."""
+
+    size_px: int = Field(256, ge=0, le=8192)
+    """Side of stored images; smaller ones keep their pixels. 0: every image keeps its pixels."""
+    mode: GeometryMode = "crop"
+    """`crop`: centre square; `fit`: short side becomes size_px; `pad`: long side does, padded; `squash`; `none`."""
+    encoding: Literal["auto", "jpeg", "png"] = "auto"
+    """Format of images whose pixels or colours had to change; `auto`: PNG up to 64 x 64 pixels, else JPEG."""
+    quality: int = Field(90, ge=1, le=100)
+    """JPEG quality."""
+    keep_bytes: bool = True
+    """Store a JPEG or PNG that is upright, opaque and small enough byte for byte, without encoding it again."""
+    evaluation_size_px: int = Field(0, ge=0, le=8192)
+    """Side that networks see; 0: the largest side stored where that is at most 64, else 224."""
+    evaluation_mode: GeometryMode = "crop"
+    """How stored images get that side, in evaluation and scoring."""
+    evaluation_crop_ratio: float = Field(1.0, gt=0, le=1)
+    """Share of the short side that `crop` keeps; 0.875 is the usual 256 to 224."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """RGB behind transparent pixels, and of padding."""
+    min_side_px: int = Field(0, ge=0)
+    """Images with a shorter side are quarantined as TOO_SMALL."""
+
+    @model_validator(mode="after")
+    def _background_is_a_color(self) -> ImageConfig:
+        if not all(0 <= value <= 255 for value in self.background):
+            raise ValueError(f"background is {list(self.background)}; each value must be 0 to 255")
+        return self
+
+
+class SplitConfig(StrictModel):
+    """How images are divided into train, val and test; a pure function of image ids, labels and seed."""
+
+    train: float = Field(0.8, ge=0, le=1)
+    """Share of training images."""
+    val: float = Field(0.1, ge=0, le=1)
+    """Share of images on which models are chosen."""
+    test: float = Field(0.1, ge=0, le=1)
+    """Share of images on which the chosen model is reported."""
+    seed: int = Field(0, ge=0)
+    """Seed of the hash that orders images."""
+    by: Literal["auto", "given", "stratified", "hash"] = "auto"
+    """`given`: the source's own train/val/test folders; `stratified`: the shares hold in each class; `hash`: by
+    image alone; `auto`: given where every image has one, else stratified where images have labels, else hash."""
+
+    @model_validator(mode="after")
+    def _shares_add_up(self) -> SplitConfig:
+        total = self.train + self.val + self.test
+        if abs(total - 1) > 1e-9:
+            raise ValueError(
+                f"split.train + split.val + split.test is {total:g}; it must be 1, for example"
+                " split.train=0.8 split.val=0.1 split.test=0.1"
+            )
+        if self.train == 0:
+            raise ValueError("split.train is 0; something must be left to train on")
+        return self
+
+
+class IngestConfig(StrictModel):
+    """Settings of one ingest."""
+
+    source: str = Field(min_length=1)
+    """The images: a folder (of class folders), .zip, .tar or .tar.gz; a path or s3://BUCKET/..."""
+    source_name: str = ""
+    """Name of the source within the dataset, part of every image_id; empty: the last part of its path."""
+    out: str = runtime_field("")
+    """The dataset to write; empty: runs/ingest/KEY."""
+    image: ImageConfig = Field(default_factory=ImageConfig)
+    """How images are stored."""
+    split: SplitConfig = Field(default_factory=SplitConfig)
+    """How images are divided."""
+    max_quarantined_fraction: float = runtime_field(0.1, ge=0, le=1)
+    """Share of images that may be unreadable before the ingest fails."""
+    allow_broken_archive: bool = runtime_field(False)
+    """Take what can be read of an archive that is cut or damaged, instead of refusing it."""
+    ray: RayConfig = runtime_field(default_factory=RayConfig)
+    """Where it runs."""
