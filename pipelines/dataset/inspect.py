@@ -113,7 +113,7 @@ def quarantined(dataset: Dataset) -> list[dict[str, Any]]:
     """Return every refused member of a dataset with its reason."""
     rows: list[dict[str, Any]] = []
     for file in dataset.quarantine_files():
-        rows += open_parquet(dataset.storage.open_file(file.path), file.path).read().to_pylist()
+        rows += open_parquet(dataset.storage, file.path).read().to_pylist()
     return rows
 
 
@@ -159,7 +159,7 @@ def _verify_shard(dataset: Dataset, shard: ShardFile) -> Iterator[Problem]:
         return
     inside = []
     try:
-        parquet = open_parquet(dataset.storage.open_file(shard.path), shard.path)
+        parquet = open_parquet(dataset.storage, shard.path)
         inside = list(_damaged_groups(parquet, shard))
     except NotFound:
         pass

@@ -164,10 +164,15 @@ class Dataset:
         schema = self._wanted_schema(columns)
         tables = [schema.empty_table()]
         for file in self.shards(split):
-            with self._faults(file.path):
-                table = self._parquet(file.path).read(columns=schema.names)
-            tables.append(apply_overrides(table.select(schema.names), self.overrides.get(file.path, {})).cast(schema))
+            tables.append(apply_overrides(self.written_rows(file, schema.names), self.overrides.get(file.path, {})))
         return pa.concat_tables(tables)
+
+    def written_rows(self, file: ShardFile, columns: Sequence[str]) -> pa.Table:
+        """Return columns of one shard as they were written: dead rows too, no patch applied."""
+        schema = self._wanted_schema(columns)
+        with self._faults(file.path):
+            table = self._parquet(file.path).read(columns=schema.names)
+        return table.select(schema.names).cast(schema)
 
     def read_group(self, split: str, group: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the live rows of one row group of `row_groups(split)`, patches applied.
@@ -252,7 +257,7 @@ class Dataset:
             while len(files) >= _OPEN_FILES:
                 files.popitem(last=False)[1].close(force=True)
             with self._faults(path):
-                files[path] = open_parquet(self.storage.open_file(path), path)
+                files[path] = open_parquet(self.storage, path)
         files.move_to_end(path)
         return files[path]
 

@@ -38,7 +38,7 @@ def rewrite_shard(
     Raises:
         DataError: the standing shard is damaged.
     """
-    parquet = open_parquet(storage.open_file(file.path), file.path)
+    parquet = open_parquet(storage, file.path)
     writer = ShardWriter(storage, run_id, file.unit, attempt, schema=schema)
     first = 0
     for index in range(parquet.num_row_groups):

@@ -12,7 +12,8 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.errors import DataError
+from pipelines.errors import DataError, NotFound
+from pipelines.storage import Storage
 
 _DICTIONARY = {"label", "source", "source_format", "flags.list.element", "split", "reason", "shard", "field"}
 
@@ -38,18 +39,18 @@ def encode_table(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def open_parquet(file: BinaryIO | io.BytesIO, name: str) -> pq.ParquetFile:
-    """Open a Parquet file so that a damaged page raises instead of giving other values.
+def open_parquet(storage: Storage, path: str) -> pq.ParquetFile:
+    """Open a stored Parquet file so that a damaged page raises instead of giving other values.
+
+    A local file is opened by pyarrow itself, which then reads without Python's global lock.
 
     Raises:
+        NotFound: there is no such file.
         DataError: it is no Parquet file, or its footer is damaged.
     """
-    try:
-        return pq.ParquetFile(file, page_checksum_verification=True)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(
-            f"{name} cannot be read as Parquet: {error}", mend="run `resnet data verify` on its dataset"
-        ) from error
+    if storage.is_local and not storage.exists(path):
+        raise NotFound(f"{storage.address(path)} does not exist")
+    return _open(pa.OSFile(storage.address(path)) if storage.is_local else storage.open_file(path), path)
 
 
 def decode_table(data: bytes, name: str) -> pa.Table:
@@ -58,11 +59,20 @@ def decode_table(data: bytes, name: str) -> pa.Table:
     Raises:
         DataError: a part of it is damaged.
     """
-    file = open_parquet(io.BytesIO(data), name)
+    file = _open(pa.BufferReader(data), name)
     try:
         return file.read()
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{name} is damaged: {error}", mend="restore the file from a backup") from error
+
+
+def _open(file: BinaryIO | pa.NativeFile, name: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file, page_checksum_verification=True)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(
+            f"{name} cannot be read as Parquet: {error}", mend="run `resnet data verify` on its dataset"
+        ) from error
 
 
 def _leaf_paths(field: pa.Field) -> list[str]:
