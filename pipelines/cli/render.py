@@ -32,7 +32,7 @@ def clean_lines(text: str) -> str:
 
 def _is_unsafe(character: str) -> bool:
     code = ord(character)
-    return code < 0x20 or 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000 or character in _DECEPTIVE
+    return (code < 0x20 and character != "\t") or 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000 or character in _DECEPTIVE
 
 
 def _escaped(character: str) -> str:

@@ -1,0 +1,129 @@
+"""`resnet data`: what is in a dataset, whether it is whole, and its files for other tools."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pipelines.cli import options, render
+from pipelines.errors import DataError
+
+_CLASSES_SHOWN = 20
+_PROBLEMS_SHOWN = 50
+_READ_WITH_PANDAS = (
+    "python -c 'import sys, pandas as p; print(p.concat(map(p.read_parquet, sys.argv[1:])).label.value_counts())'"
+)
+
+
+@click.group("data")
+def command() -> None:
+    """Show, verify or list the files of a dataset (DATASET, or DATASET@v2 for one version).
+
+    \b
+    resnet data show datasets/photos
+    resnet data verify datasets/photos@v1
+    resnet data files datasets/photos --split train
+    """
+
+
+@command.command("show")
+@click.argument("dataset", metavar="DATASET[@vN]")
+@click.option("--samples", default=0, type=click.IntRange(0, 100), help="Rows to show of each split.")
+@options.as_json
+def show(dataset: str, samples: int, as_json: bool) -> None:
+    """Print what a dataset holds: rows, classes, splits, what was refused, where it came from."""
+    from pipelines.dataset import inspect
+    from pipelines.dataset.reader import open_dataset
+
+    facts = inspect.show(dataset, samples=samples)
+    refused = inspect.quarantined(open_dataset(dataset))
+    facts["quarantine"] = [
+        {name: row[name] for name in ("source", "key", "label", "reason", "message")} for row in refused
+    ]
+    if as_json:
+        render.as_json(facts)
+        return
+    click.echo(f"dataset: {render.clean(facts['uri'])}@v{facts['version']}")
+    render.pairs(
+        {
+            "images": facts["rows"],
+            "classes": len(facts["classes"]),
+            "task": facts["task"],
+            "sources": ", ".join(facts["sources"]),
+            "mean": ", ".join(f"{value:.4f}" for value in facts["mean"]),
+            "std": ", ".join(f"{value:.4f}" for value in facts["std"]),
+            "patched rows": facts["patches"],
+            "refused": len(refused),
+            "fingerprint": facts["fingerprint"],
+        }
+    )
+    _show_splits(facts)
+    for row in refused[:_CLASSES_SHOWN]:
+        click.echo(f"refused {render.clean(row['reason'])}: {render.clean(row['key'])}: {render.clean(row['message'])}")
+    if len(refused) > _CLASSES_SHOWN:
+        click.echo(f"... and {len(refused) - _CLASSES_SHOWN:,} more; --json names all")
+    for name, split in facts["splits"].items():
+        for row in split.get("samples", ()):
+            click.echo(f"{name}  {row['image_id']}  {render.clean(str(row['label']))}  {render.clean(row['key'])}")
+    reference = f"{facts['uri']}@v{facts['version']}"
+    first = next(iter(facts["splits"]), "train")
+    render.next_steps([f"resnet data files {reference} --split {first}", f"resnet train {reference}"])
+
+
+def _show_splits(facts: dict[str, Any]) -> None:
+    names = list(facts["splits"])
+    click.echo()
+    rows: list[list[object]] = []
+    for label in facts["classes"][:_CLASSES_SHOWN]:
+        rows.append([label, *(facts["splits"][name]["labels"][label] for name in names)])
+    if len(facts["classes"]) > _CLASSES_SHOWN:
+        rows.append([f"... {len(facts['classes']) - _CLASSES_SHOWN:,} more classes", *("" for _ in names)])
+    rows.append(["all", *(facts["splits"][name]["rows"] for name in names)])
+    render.table(("class", *names), rows)
+    click.echo()
+
+
+@command.command("verify")
+@click.argument("dataset", metavar="DATASET[@vN]")
+@options.as_json
+def verify(dataset: str, as_json: bool) -> None:
+    """Check that every byte is still what was written; exit code 3 when something is damaged or missing."""
+    from pipelines.dataset import inspect
+    from pipelines.dataset.reader import open_dataset
+
+    opened = open_dataset(dataset)
+    problems = list(inspect.verify(opened))
+    if as_json and not problems:
+        render.as_json({"dataset": opened.ref, "rows": opened.catalog["rows"], "problems": []})
+    if not problems:
+        if not as_json:
+            click.echo(f"{render.clean(opened.ref)}: whole, {opened.catalog['rows']:,} rows")
+            render.next_steps([f"resnet data show {opened.ref}"])
+        return
+    for problem in problems[:_PROBLEMS_SHOWN]:
+        render.note(str(problem))
+    raise DataError(
+        f"{opened.ref} is damaged: {len(problems)} {'problem' if len(problems) == 1 else 'problems'},"
+        f" first {problems[0]}",
+        where=opened.uri,
+        mend="restore the files named above from a backup, or ingest again into another --out",
+    )
+
+
+@command.command("files")
+@click.argument("dataset", metavar="DATASET[@vN]")
+@click.option("--split", default="train", show_default=True, help="The split whose files are listed.")
+@options.as_json
+def files(dataset: str, split: str, as_json: bool) -> None:
+    """Print the live Parquet files of a split, one a line, for pandas, DuckDB, Spark or `datasets`."""
+    from pipelines.dataset import inspect
+
+    paths = inspect.files(dataset, split)
+    if as_json:
+        render.as_json(paths)
+        return
+    # Paths only, so that the output can be piped; the next commands go to stderr.
+    for path in paths:
+        click.echo(path)
+    render.note(f"next:\n  resnet data files {dataset} --split {split} | xargs {_READ_WITH_PANDAS}")

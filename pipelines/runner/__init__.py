@@ -1,0 +1,1 @@
+"""The runner: all stages of a pipeline in one command, each skipped when its output stands."""

@@ -1,0 +1,194 @@
+"""The default demo source: scikit-learn's handwritten digits as a zip of PNGs, with three faults planted.
+
+A truncated file, an exact copy that would leak from train to test, and a wrong label on a test image. The split of
+an image is a pure function of its id and the seed, so the two images that must lie in given splits are found by
+asking that function; what was planted is written down beside the archive, and the report shows that all was caught.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipelines.config.strict import StrictModel, runtime_field
+from pipelines.errors import ConfigError
+from pipelines.ingest.config import IngestConfig, SplitConfig
+from pipelines.stage_output import (
+    Plan,
+    StageResult,
+    default_out,
+    open_run,
+    publish_catalog,
+    read_catalog,
+    stage_key,
+)
+from pipelines.storage import Storage
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+OUTPUT_VERSION = 1
+ARCHIVE = "digits.zip"
+PLANTED = "planted.json"
+_FIXED_TIME = (2000, 1, 1, 0, 0, 0)
+_LEVELS = 16  # grey levels of the data set are 0 to 16
+
+
+class DemoConfig(StrictModel):
+    """What decides where the planted faults go."""
+
+    split: SplitConfig
+    """The split that ingest will make."""
+
+    source_name: str = ARCHIVE
+    """Name that ingest will give the archive; it is part of every image_id."""
+
+    out: str = runtime_field("")
+    """Folder of the archive."""
+
+
+@dataclass(frozen=True)
+class Planted:
+    """The three faults, by the archive's keys."""
+
+    truncated: str
+    """A file that ends in the middle."""
+    copy: str
+    """An exact copy of `original`, in test while the original is in train."""
+    original: str
+    mislabelled: str
+    """A test image in the folder of another class."""
+    true_label: str
+    wrong_label: str
+
+
+def demo_config(ingest: IngestConfig) -> DemoConfig:
+    """Return the demo's config for the ingest that will read it."""
+    return DemoConfig(split=ingest.split, source_name=ingest.source_name or ARCHIVE)
+
+
+def plan(config: DemoConfig) -> Plan:
+    """Return the demo's plan."""
+    key = stage_key("demo-data", config, {}, OUTPUT_VERSION)
+    return Plan("demo-data", key, {}, config.out or default_out("demo-data", key))
+
+
+def run(config: DemoConfig) -> StageResult:
+    """Write the archive and its sidecar, or find them standing."""
+    planned = plan(config)
+    storage = Storage.open(planned.out)
+    catalog = read_catalog(storage)
+    skipped = catalog is not None and catalog["key"] == planned.key
+    if catalog is None or not skipped:
+        open_run(storage, "demo-data", planned.key, {})
+        members, planted = make_members(config)
+        data = make_zip(members)
+        storage.put(ARCHIVE, data)
+        storage.put(PLANTED, json.dumps(asdict(planted), indent=1).encode())
+        catalog = publish_catalog(
+            storage,
+            {
+                "stage": "demo-data",
+                "key": planned.key,
+                "archive": ARCHIVE,
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "members": len(members),
+                "planted": asdict(planted),
+            },
+        )
+    return StageResult(
+        "demo-data",
+        planned.out,
+        planned.key,
+        skipped,
+        {"members": int(catalog["members"])},
+        (f"resnet ingest {planned.out}/{ARCHIVE}",),
+    )
+
+
+def make_members(config: DemoConfig) -> tuple[dict[str, bytes], Planted]:
+    """Return the archive's members by key, faults included, and what was planted.
+
+    Raises:
+        ConfigError: the split leaves train or test empty, so that nothing can leak between them.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images, labels = digits.images, digits.target
+    clean = {f"{labels[i]}/{i:04d}.png": encode_grey_png(_grey(images[i])) for i in range(len(labels))}
+    typical = _most_typical(images, labels)
+    truncated = f"{labels[typical[0]]}/truncated.png"
+    for position, index in enumerate(typical):
+        true, wrong = str(labels[index]), str((int(labels[index]) + 1) % 10)
+        old, new = f"{true}/{index:04d}.png", f"{wrong}/{index:04d}.png"
+        members = {(new if key == old else key): data for key, data in clean.items()}
+        members[truncated] = clean[f"{labels[typical[0]]}/{typical[0]:04d}.png"][:60]
+        if _splits(members, config).get(new) != "test":
+            continue
+        for other in typical[position + 1 :]:
+            original = f"{labels[other]}/{other:04d}.png"
+            copy = f"{labels[other]}/copy-of-{other:04d}.png"
+            whole = dict(sorted({**members, copy: members[original]}.items()))
+            splits = _splits(whole, config)
+            if (splits[original], splits[copy], splits[new]) == ("train", "test", "test"):
+                return whole, Planted(truncated, copy, original, new, true, wrong)
+    raise ConfigError(
+        f"the demo's faults cannot be planted: no image lies in test with split {config.split.model_dump(mode='json')}",
+        mend="give train and test a share, for example ingest.split.test=0.2",
+    )
+
+
+def make_zip(members: Mapping[str, bytes]) -> bytes:
+    """Return a zip with the members in order, stored, its bytes a function of them alone."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for key, data in members.items():
+            entry = zipfile.ZipInfo(key, _FIXED_TIME)
+            entry.create_system, entry.external_attr = 3, 0o644 << 16
+            archive.writestr(entry, data)
+    return buffer.getvalue()
+
+
+def encode_grey_png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Return an 8-bit grey PNG of pixels (H, W) whose bytes depend on the pixels alone, not on a zlib version.
+
+    PNG specification (third edition), sec. 11; deflate blocks are stored, RFC 1951 sec. 3.2.4.
+    """
+    height, width = pixels.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    if len(rows) > 0xFFFF:
+        raise ValueError(f"{height} x {width} pixels do not fit one stored block")
+    stored = b"\x78\x01\x01" + struct.pack("<HH", len(rows), len(rows) ^ 0xFFFF) + rows
+    body = stored + struct.pack(">I", zlib.adler32(rows))
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunks((b"IHDR", header), (b"IDAT", body), (b"IEND", b"")))
+
+
+def _chunks(*parts: tuple[bytes, bytes]) -> Iterator[bytes]:
+    for kind, data in parts:
+        yield struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _grey(image: Any) -> npt.NDArray[np.uint8]:
+    import numpy as np
+
+    return np.asarray(np.rint(image * (255 / _LEVELS)), dtype=np.uint8)
+
+
+def _most_typical(images: Any, labels: Any) -> list[int]:
+    """Return the images in order of distance to the mean of their class: a wrong label on one must stand out."""
+    import numpy as np
+
+    flat = images.reshape(len(images), -1)
+    means = np.stack([flat[labels == digit].mean(axis=0) for digit in range(10)])
+    distance = ((flat - means[labels]) ** 2).sum(axis=1)
+    return [int(index) for index in np.argsort(distance, kind="stable")]

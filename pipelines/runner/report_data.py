@@ -1,0 +1,206 @@
+"""The report's sections about data: what came in, what was planted and caught, what was scored, and the lineage."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.dataset import inspect
+from pipelines.dataset.reader import Dataset, open_dataset
+from pipelines.plots.figures import class_balance
+from pipelines.plots.page import Cell, FigureCard, Page, Tile
+from pipelines.runner import graph, report_images
+from pipelines.runner.config import SOURCE, RunConfig
+from pipelines.runner.graph import Made
+
+_TILES = 40
+_MAX_PER_CLASS = 4
+_REFUSED_SHOWN = 12
+_SCORED_SHOWN = 24
+_UNSEEN = ("test",)
+
+
+def open_made(made: Mapping[str, Made]) -> Dataset:
+    """Return the dataset of a run, at the version that the run made."""
+    return open_dataset(f"{made['ingest'].out}@v{made['ingest'].catalog['version']}")
+
+
+def add_data(page: Page, pipeline: RunConfig, made: Mapping[str, Made]) -> None:
+    """Add what the dataset holds, with samples of each class, and what was refused."""
+    dataset = open_made(made)
+    splits = dataset.catalog["splits"]
+    order = [name for name in ("train", "val", "test") if name in splits]
+    order += [name for name in splits if name not in order]
+    counts = {name: {label: int(n) for label, n in splits[name]["labels"].items()} for name in order}
+    section = page.section(
+        "Data",
+        f"Read once from {_source_words(pipeline)}, split by image and seed, stored as plain Parquet.",
+    )
+    rows: list[list[Cell]] = [
+        [name, int(splits[name]["rows"]), len(dataset.shards(name)), int(splits[name]["bytes"])] for name in order
+    ]
+    section.table(["split", "images", "files", "bytes"], rows)
+    mean, std = dataset.mean_std("train")
+    section.figures(
+        [
+            FigureCard(
+                class_balance(counts),
+                "Images per class and split",
+                f"Mean of the training pixels {_numbers(mean)}, standard deviation {_numbers(std)}, per channel, of 1.",
+            )
+        ]
+    )
+    classes = dataset.classes[:_TILES]
+    per_class = max(1, min(_MAX_PER_CLASS, _TILES // max(1, len(classes))))
+    images = report_images.sample_classes(dataset, "train", per_class, classes)
+    section.images([Tile(image.picture, image.label) for image in images], title="Samples of the training split")
+    _add_refused(page, dataset)
+
+
+def _add_refused(page: Page, dataset: Dataset) -> None:
+    section = page.sections[-1]
+    refused = inspect.quarantined(dataset)
+    if not refused:
+        section.note("Every member of the source was readable; nothing was refused.")
+        return
+    reasons = Counter(str(row["reason"]) for row in refused)
+    words = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+    section.note(f"{len(refused):,} members were refused and kept apart with their reasons: {words}.", warn=True)
+    shown: list[list[Cell]] = [
+        [row["key"], row["label"], row["reason"], row["message"]] for row in refused[:_REFUSED_SHOWN]
+    ]
+    section.table(["member", "label", "reason", "what was found"], shown)
+
+
+def add_planted(page: Page, made: Mapping[str, Made]) -> None:
+    """Add the demo's planted faults and where each was caught."""
+    planted = made[graph.DEMO].catalog["planted"]
+    refused = {str(row["key"]): row for row in inspect.quarantined(open_made(made))}
+    live = live_keys(open_made(made), (planted["copy"], planted["original"]))
+    section = page.section(
+        "Planted faults",
+        "The demo puts three faults into its archive, to show that a pipeline which only ran through would be wrong.",
+    )
+    truncated = refused.get(planted["truncated"])
+    copy_caught = planted["copy"] not in live and planted["original"] in live or (
+        planted["copy"] in live and planted["original"] not in live
+    )
+    missing = planted["copy"] if planted["copy"] not in live else planted["original"]
+    leak = refused.get(missing)
+    mistakes = made["evaluate"].catalog["mistakes"]
+    rank = next((i for i, row in enumerate(mistakes, 1) if row["key"] == planted["mislabelled"]), 0)
+    wrong = f"labelled {planted['wrong_label']}, is a {planted['true_label']}"
+    rows: list[list[Cell]] = [
+        [
+            "a truncated file",
+            planted["truncated"],
+            f"caught by ingest: {truncated['reason']}" if truncated else "NOT CAUGHT",
+        ],
+        [
+            "an exact copy, one in train and one in test",
+            f"{planted['copy']} of {planted['original']}",
+            f"caught by ingest: {missing} taken out{f' as {leak["reason"]}' if leak else ''}"
+            if copy_caught
+            else "NOT CAUGHT",
+        ],
+        [
+            f"a wrong label on a test image ({wrong})",
+            planted["mislabelled"],
+            f"caught by evaluation: number {rank} of the mistakes, seen as {mistakes[rank - 1]['predicted']}"
+            if rank
+            else "NOT CAUGHT",
+        ],
+    ]
+    section.table(["fault", "member", "outcome"], rows)
+
+
+def live_keys(dataset: Dataset, keys: tuple[str, ...]) -> set[str]:
+    """Return which of some keys are live rows of a dataset."""
+    found: set[str] = set()
+    for split in dataset.splits:
+        found.update(key for key in dataset.table(split, ["key"]).column("key").to_pylist() if key in keys)
+    return found
+
+
+def add_scored(page: Page, pipeline: RunConfig, made: Mapping[str, Made]) -> None:
+    """Add what was scored: counts, and a sample of pictures with the classes given to them."""
+    score, catalog = made["score"], made["score"].catalog
+    section_config = graph.stage_config(pipeline, "score", made)
+    archive, name = str(getattr(section_config, "archive", "")), str(getattr(section_config, "source_name", ""))
+    predictions = report_images.read_predictions(score.out, catalog)
+    failed = [row for row in predictions.values() if row["names"] is None]
+    dataset = open_made(made)
+    known: set[str] = set()
+    for split in dataset.splits:
+        if split not in _UNSEEN:
+            known.update(dataset.table(split, ["image_id"]).column("image_id").to_pylist())
+    scored = report_images.sample_scored(archive, name, predictions, known, _SCORED_SHOWN)
+    section = page.section(
+        "Scored archive",
+        f"{len(predictions):,} members of {archive.rpartition('/')[2]}, each exactly once;"
+        f" {len(failed):,} without a prediction, with the reason in their row.",
+    )
+    section.images(
+        [Tile(one.picture, one.names[0], f"{one.probabilities[0]:.0%} sure · {one.key}") for one in scored],
+        title="A sample, taken from images that were not trained on where there are any",
+    )
+    if failed:
+        rows: list[list[Cell]] = [[row["key"], row["reason"], row["message"]] for row in failed[:_REFUSED_SHOWN]]
+        section.table(["member", "reason", "what was found"], rows, caption="Without a prediction")
+
+
+def add_lineage(page: Page, made: Mapping[str, Made]) -> None:
+    """Add what each output is a function of: keys, fingerprints, the model's version and hash."""
+    dataset, registered = open_made(made), made["register"].catalog
+    section = page.section("Lineage", "An output's key is a hash of its settings and of its inputs' fingerprints.")
+    rows: list[list[Cell]] = [[stage, one.key[:12], one.out] for stage, one in made.items()]
+    section.table(["stage", "key", "output"], rows)
+    facts: list[list[Cell]] = [
+        ["dataset", f"version {dataset.version}, fingerprint {dataset.fingerprint}"],
+        ["test rows", dataset.split_fingerprint("test")],
+        ["model", f"models:/{registered['name']}/{registered['version']}"],
+        ["weights, SHA-256", registered["model"]["weights_sha256"]],
+    ]
+    section.table(["what", "identity"], facts)
+
+
+def add_commands(page: Page, pipeline: RunConfig, made: Mapping[str, Made], repeat: str) -> None:
+    """Add the commands that repeat the run, and each of its stages alone."""
+    section = page.section("Repeat it", "A stage whose output stands is skipped; nothing is computed twice.")
+    registered = made["register"].catalog
+    model = f"models:/{registered['name']}/{registered['version']}"
+    dataset = f"{made['ingest'].out}@v{made['ingest'].catalog['version']}"
+    section.commands(
+        [repeat, f"{repeat} --explain", *(f"{repeat} --only {stage}" for stage in made)],
+        title="The run, and each stage of it",
+    )
+    best = graph.best(made)
+    archive = str(getattr(graph.stage_config(pipeline, "score", made), "archive", "")) if "score" in made else ""
+    commands = [
+        f"resnet data show {shlex.quote(dataset)}",
+        f"resnet data verify {shlex.quote(dataset)}",
+        f"resnet data files {shlex.quote(dataset)} --split test",
+        f"resnet evaluate {shlex.quote(best.out)} {shlex.quote(dataset)}",
+        f"resnet models show {shlex.quote(registered['name'])}",
+    ]
+    if archive:
+        commands.append(f"resnet score {shlex.quote(archive)} --model {model} --out predictions")
+    section.commands([*commands, "resnet ui"], title="Look closer")
+
+
+def _source_words(pipeline: RunConfig) -> str:
+    if pipeline.source == SOURCE or pipeline.source.startswith("demo:"):
+        return "scikit-learn's handwritten digits, written out as a zip of PNGs"
+    return pipeline.source.rstrip("/").rpartition("/")[2]
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.3f}" for value in values)
+
+
+def metric(values: Mapping[str, Any], name: str) -> float | None:
+    """Return a metric of an evaluation, None where it has none of that name."""
+    value = values.get(name)
+    return float(value) if isinstance(value, (int, float)) else None

@@ -1,0 +1,148 @@
+"""The pictures of a report: samples of a dataset, rows looked up by id, and members of a scored archive."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.dataset.reader import Dataset
+from pipelines.image.decode import decode_image
+from pipelines.image.sniff import RefusedImage
+from pipelines.plots.picture import Picture, encode_picture
+from pipelines.sources.resolve import open_source
+from pipelines.storage import Storage
+
+THUMB_PX = 160
+_GROUPS_READ = 6
+_UNITS_READ = 6
+_MEMBERS_PER_UNIT = 400
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """One image of a dataset as a picture, with what is known of it."""
+
+    image_id: str
+    key: str
+    label: str
+    picture: Picture
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One scored member: its picture, and the classes given to it, most probable first."""
+
+    key: str
+    names: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    picture: Picture
+
+
+def make_thumbnail(data: bytes) -> Picture | None:
+    """Return an image file's picture, at most 160 pixels a side; None for what cannot be decoded."""
+    from pipelines.image.resize import resize_pixels
+
+    try:
+        pixels = decode_image(data).pixels
+    except RefusedImage:
+        return None
+    height, width = pixels.shape[:2]
+    shrink = max(height, width) / THUMB_PX
+    if shrink > 1:
+        pixels = resize_pixels(pixels, max(1, round(width / shrink)), max(1, round(height / shrink)))
+    # JPEG would smear an 8 x 8 digit; larger ones as PNG would make the page heavy.
+    return encode_picture(pixels, media_type="image/png" if max(height, width) <= 64 else "image/jpeg", quality=82)
+
+
+def sample_classes(dataset: Dataset, split: str, per_class: int, classes: Collection[str]) -> list[Pictured]:
+    """Return up to `per_class` images of each class, in the order of classes, from row groups across the split."""
+    groups = dataset.row_groups(split)
+    step = max(1, len(groups) // _GROUPS_READ)
+    found: dict[str, list[Pictured]] = {name: [] for name in classes}
+    for index in range(0, len(groups), step):
+        table = dataset.read_group(split, index, ["image", "image_id", "key", "label"])
+        labels = table.column("label").to_pylist()
+        for row, label in enumerate(labels):
+            if label in found and len(found[label]) < per_class:
+                found[label] += _pictured(table.slice(row, 1).to_pylist())
+        if all(len(images) >= per_class for images in found.values()):
+            break
+    return [image for images in found.values() for image in images]
+
+
+def find_rows(dataset: Dataset, split: str, wanted: Collection[str]) -> dict[str, Pictured]:
+    """Return rows of a split by image_id; only row groups that hold one of them are read with their images."""
+    found: dict[str, Pictured] = {}
+    for index in range(len(dataset.row_groups(split))):
+        ids = dataset.read_group(split, index, ["image_id"]).column("image_id").to_pylist()
+        places = [place for place, image_id in enumerate(ids) if image_id in wanted]
+        if places:
+            table = dataset.read_group(split, index, ["image", "image_id", "key", "label"])
+            found.update({image.image_id: image for image in _pictured(table.take(places).to_pylist())})
+        if len(found) == len(wanted):
+            break
+    return found
+
+
+def _pictured(rows: Iterable[Mapping[str, Any]]) -> list[Pictured]:
+    images = []
+    for row in rows:
+        picture = make_thumbnail(row["image"]["bytes"])
+        if picture is not None:
+            images.append(Pictured(row["image_id"], row["key"], str(row["label"]), picture))
+    return images
+
+
+def read_predictions(out: str, catalog: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the predictions of a scored archive by image_id."""
+    import pyarrow.parquet as pq
+
+    storage = Storage.open(out)
+    rows: dict[str, dict[str, Any]] = {}
+    for entry in catalog["files"]:
+        with storage.open_file(entry["path"]) as file:
+            table = pq.read_table(file, columns=["image_id", "key", "names", "probabilities", "reason", "message"])
+        rows.update({row["image_id"]: row for row in table.to_pylist()})
+    return rows
+
+
+def sample_scored(
+    archive: str, name: str, predictions: Mapping[str, Mapping[str, Any]], known: Collection[str], number: int
+) -> list[Scored]:
+    """Return pictures and predictions of members spread over an archive, unseen in training where there are any.
+
+    Args:
+        archive: the source that was scored.
+        name: its source name; empty for its own.
+        predictions: rows by image_id.
+        known: ids that the network was trained or chosen on, taken only when nothing else is left.
+        number: how many to return at most.
+    """
+    source = open_source(archive, name)
+    units = source.units()
+    fresh: list[Scored] = []
+    seen: list[Scored] = []
+    chosen = units[:: max(1, len(units) // _UNITS_READ)][:_UNITS_READ]
+    for unit in chosen:
+        quota = -(-number // len(chosen))
+        taken = 0
+        for position, member in enumerate(source.open(unit)):
+            if taken >= quota or position >= _MEMBERS_PER_UNIT:
+                break
+            row = predictions.get(member.image_id)
+            if row is None or row["names"] is None or member.data is None:
+                continue
+            is_known = member.image_id in known
+            if is_known and len(seen) >= number:
+                continue
+            picture = make_thumbnail(member.data)
+            if picture is None:
+                continue
+            scored = Scored(row["key"], tuple(row["names"]), tuple(row["probabilities"]), picture)
+            if is_known:
+                seen.append(scored)
+            else:
+                fresh.append(scored)
+                taken += 1
+    return [*fresh, *seen][:number]
