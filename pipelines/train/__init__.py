@@ -1,0 +1,1 @@
+"""Training: a plain torch loop, the same for one process and for many Ray Train workers."""

@@ -1,0 +1,103 @@
+"""The schema of `resnet train`: what is trained, on what, by which recipe, and how the run is spread out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipelines.config.strict import StrictModel, runtime_field
+from pipelines.ray_runtime import RayConfig
+from pipelines.tracking import TrackingConfig
+from resnet_models.spec import ModelSpec
+
+
+class OptimizerConfig(StrictModel):
+    """How a gradient becomes a step; weight decay never touches norms and biases."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """sgd: SGD with Nesterov momentum; adamw: Adam with decoupled weight decay (arXiv:1711.05101)."""
+    lr: float = Field(0.1, gt=0)
+    """Peak learning rate, for the global batch as it is (nothing is scaled by worker count)."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum of SGD, first beta of AdamW."""
+    beta2: float = Field(0.999, gt=0, lt=1)
+    """Second beta of AdamW; SGD has none."""
+    weight_decay: float = Field(5e-4, ge=0)
+    """Decay of convolution and linear weights: added to the gradient by SGD, decoupled by AdamW."""
+    clip_norm: float = Field(0.0, ge=0)
+    """Largest 2-norm of the whole gradient; 0: gradients are not clipped."""
+
+
+class ScheduleConfig(StrictModel):
+    """The learning rate over the run, as a fraction of the peak."""
+
+    name: Literal["cosine", "one_cycle", "constant"] = "cosine"
+    """Shape after the warm-up: half a cosine (arXiv:1608.03983), a straight line (one cycle), or flat."""
+    warmup_epochs: float = Field(1.0, ge=0)
+    """Epochs of straight rise to the peak; at most the whole run. One cycle usually takes a fifth to a third."""
+    start_fraction: float = Field(0.1, ge=0, le=1)
+    """Rate at the first step, as a fraction of the peak; no effect without warm-up."""
+    final_fraction: float = Field(0.0, ge=0, le=1)
+    """Rate at the last step, as a fraction of the peak; no effect on `constant`."""
+
+
+class AugmentConfig(StrictModel):
+    """Random changes of training images; each draw depends on (seed, epoch, image) alone."""
+
+    flip: bool = True
+    """Mirror half of the images left to right; false for digits and letters."""
+    shift_px: int = Field(2, ge=0, le=64)
+    """Shift by up to this many pixels each way, the border mirrored; 0: none."""
+    cutout_px: int = Field(0, ge=0)
+    """Side of a square set to the mean colour (arXiv:1708.04552); 0: none."""
+    mixup_alpha: float = Field(0.0, ge=0)
+    """Mix pairs of images and labels, the share drawn from Beta(alpha, alpha) (arXiv:1710.09412); 0: none."""
+
+
+class TrainConfig(StrictModel):
+    """One training run."""
+
+    dataset: str = runtime_field("")
+    """Dataset folder or address, `@vN` for a version, else the newest. The key holds its fingerprint, not its path."""
+    out: str = runtime_field("")
+    """Folder or address of the run; empty: runs/train/<key>."""
+    model: ModelSpec = ModelSpec()
+    """The network. Classes are those of the dataset."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """How a gradient becomes a step."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The learning rate over the run."""
+    augment: AugmentConfig = AugmentConfig()
+    """Random changes of training images."""
+    epochs: int = Field(30, ge=1)
+    """Passes over the training rows."""
+    global_batch_size: int = Field(128, ge=1)
+    """Images a step, over all workers together; the last batch of an epoch may be shorter."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target spread evenly over all classes (arXiv:1512.00567, sec. 7)."""
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    """Decay per step of the averaged weights that are evaluated and kept (warmed up over the first steps); 0: none."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    """Type of the matrix products. auto: bf16 or fp16 on a GPU, bf16 on a CPU that has it in hardware, else float32."""
+    channels_last: bool = True
+    """Keep images channels-last in memory; faster for convolutions in most places, results equal up to rounding."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of initial weights, order and augmentation."""
+
+    num_workers: int = runtime_field(1, ge=1)
+    """Training processes. The steps they compute do not depend on how many they are, up to rounding."""
+    cpus_per_worker: int = runtime_field(0, ge=0)
+    """CPUs and torch threads of a worker; 0: an equal share of the cluster's."""
+    use_gpu: bool | Literal["auto"] = runtime_field("auto")
+    """true: a GPU for every worker, refused where there is none; auto: GPUs where there are enough; false: CPUs."""
+    checkpoint_every_s: float = runtime_field(60.0, ge=0)
+    """Seconds between checkpoints inside an epoch; there is one at the end of every epoch in any case."""
+    cache_limit_mb: int = runtime_field(2048, ge=0)
+    """Decoded images that a worker may keep in memory, in MB a split; a larger split is decoded as it is read."""
+    loader_threads: int = runtime_field(0, ge=0)
+    """Threads that decode images in a worker; 0: as many as it has CPUs."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Where the run is recorded."""
+    ray: RayConfig = RayConfig()
+    """The Ray cluster that runs the workers."""

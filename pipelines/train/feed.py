@@ -1,0 +1,286 @@
+"""From a dataset to batches: the worker's share of each global batch, decoded, in the order of `dataset/order.py`.
+
+A split whose decoded pixels fit the limit is decoded once and kept; a larger one is decoded row by row as batches
+need it, from row groups kept encoded, one batch ahead of the step.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.dataset.keyed import Hashes, id_trace, image_hashes
+from pipelines.dataset.order import WINDOW_GROUPS, EpochOrder, make_lanes
+from pipelines.dataset.reader import Dataset
+from pipelines.errors import DataError, InputError
+from pipelines.image.header import RefusedImage
+from pipelines.image.preprocess import Preprocess, prepare_stored
+from pipelines.train.collectives import World
+from pipelines.train.config import TrainConfig
+from pipelines.train.transforms import Pixels, augment
+
+Positions = npt.NDArray[np.int64]
+
+_AHEAD = 2
+"""Batches prepared before they are asked for, where pixels are not in memory."""
+_CHUNK = 64
+"""Images a decoding thread takes at a time."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A worker's share of a global batch; it may be empty."""
+
+    pixels: Pixels
+    """uint8 (n, H, W, 3), augmented in training."""
+    targets: npt.NDArray[np.int64]
+    """Class numbers, (n,)."""
+    hashes: Hashes
+    """`image_hashes` of the rows, (n,)."""
+    global_rows: int
+    """Rows of the whole batch over all workers."""
+    trace: int = 0
+    """Id trace of these rows."""
+    partner_pixels: Pixels | None = None
+    """Mixing partners of the rows, augmented; None without mixing."""
+    partner_targets: npt.NDArray[np.int64] | None = None
+    """Their class numbers."""
+
+
+class PixelSource(Protocol):
+    """Gives the pixels of rows by position."""
+
+    def take(self, positions: Positions) -> Pixels:
+        """Return uint8 (n, H, W, 3)."""
+
+
+class SplitRows:
+    """A split of a dataset: ids and classes of all rows in memory, pixels through a `PixelSource`.
+
+    Args:
+        dataset: the pinned version.
+        split: name of the split.
+        limit_bytes: decoded pixels up to this size are kept in memory.
+        threads: threads that decode.
+        window_groups: row groups that are read from at a time, kept encoded where pixels are not kept.
+
+    Raises:
+        InputError: the split is missing or empty, or has rows without a label.
+        DataError: an image cannot be decoded, or has another size than the rest.
+    """
+
+    def __init__(self, dataset: Dataset, split: str, *, limit_bytes: int, threads: int, window_groups: int = 2) -> None:
+        self.split = split
+        self.group_sizes = [group.num_rows for group in dataset.row_groups(split)]
+        self.targets = dataset.class_indices(split)
+        if not len(self.targets):
+            raise InputError(
+                f"{dataset.ref} has no rows in split {split!r}",
+                mend="ingest more images, or give that split a larger share (split.val=0.1)",
+            )
+        if unlabelled := int((self.targets < 0).sum()):
+            raise InputError(
+                f"{unlabelled} of {len(self.targets)} rows in split {split!r} of {dataset.ref} have no label",
+                mend="label them, or leave them out when ingesting",
+            )
+        self.hashes = image_hashes(dataset.table(split, ["image_id"]).column("image_id").to_pylist())
+        self._decoder = _Decoder(dataset, split, threads)
+        height, width = self._decoder.shape
+        self.is_cached = len(self.targets) * height * width * 3 <= limit_bytes
+        self.pixels: PixelSource
+        if self.is_cached:
+            self.pixels = _PixelsInMemory(self._decoder, self.group_sizes)
+        else:
+            self.pixels = _PixelsOnDemand(self._decoder, self.group_sizes, keep=window_groups + 2)
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of the network's input."""
+        return self._decoder.shape
+
+    @property
+    def num_rows(self) -> int:
+        """Number of live rows."""
+        return len(self.targets)
+
+
+class TrainFeed:
+    """The training batches of one worker."""
+
+    def __init__(self, rows: SplitRows, config: TrainConfig, world: World, mean: tuple[float, ...]) -> None:
+        self.rows = rows
+        self.config = config
+        self.world = world
+        self.mean = mean
+        self.num_batches = self._order(1).num_batches
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield this worker's share of the batches of an epoch (counted from 1), from batch `start` on."""
+        order = self._order(epoch)
+        lanes = order.lanes_of(self.world.rank, self.world.size)
+        if self.rows.is_cached:
+            for t in range(start, order.num_batches):
+                yield self._make(order, lanes, epoch, t)
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="feed") as loader:
+            ahead: list[Future[Batch]] = []
+            for t in range(start, order.num_batches):
+                while len(ahead) <= _AHEAD and t + len(ahead) < order.num_batches:
+                    ahead.append(loader.submit(self._make, order, lanes, epoch, t + len(ahead)))
+                yield ahead.pop(0).result()
+
+    def _order(self, epoch: int) -> EpochOrder:
+        return EpochOrder(
+            self.rows.group_sizes, seed=self.config.seed, epoch=epoch, global_batch=self.config.global_batch_size
+        )
+
+    def _make(self, order: EpochOrder, lanes: Sequence[int], epoch: int, t: int) -> Batch:
+        positions = _of_lanes(order.batch(t), lanes)
+        hashes = self.rows.hashes[positions]
+        batch = Batch(
+            pixels=self._augmented(positions, epoch),
+            targets=self.rows.targets[positions],
+            hashes=hashes,
+            global_rows=order.batch_rows(t),
+            trace=id_trace(_of_lanes(order.places(t), lanes), hashes),
+        )
+        if not self.config.augment.mixup_alpha:
+            return batch
+        partners = _of_lanes(order.partners(t), lanes)
+        return Batch(
+            **vars(batch)
+            | {"partner_pixels": self._augmented(partners, epoch), "partner_targets": self.rows.targets[partners]}
+        )
+
+    def _augmented(self, positions: Positions, epoch: int) -> Pixels:
+        return augment(
+            self.rows.pixels.take(positions),
+            self.rows.hashes[positions],
+            self.config.augment,
+            seed=self.config.seed,
+            epoch=epoch,
+            mean=self.mean,
+        )
+
+
+def evaluation_batches(rows: SplitRows, world: World, batch_size: int) -> Iterator[Batch]:
+    """Yield one worker's share of a split, unchanged: over all workers every row comes exactly once.
+
+    Args:
+        rows: the split.
+        world: shares are contiguous and differ by one row at most, so some may be empty.
+        batch_size: rows of a batch.
+    """
+    first = rows.num_rows * world.rank // world.size
+    last = rows.num_rows * (world.rank + 1) // world.size
+    for start in range(first, last, batch_size):
+        positions = np.arange(start, min(start + batch_size, last))
+        hashes = rows.hashes[positions]
+        yield Batch(rows.pixels.take(positions), rows.targets[positions], hashes, global_rows=len(positions))
+
+
+def window_groups_of(global_batch: int, world: World) -> int:
+    """Return how many row groups the windows of one worker's lanes hold together."""
+    lanes, _ = make_lanes(global_batch)
+    return -(-lanes // world.size) * max(2, WINDOW_GROUPS // lanes)
+
+
+class _Decoder:
+    """Reads encoded images of row groups and decodes them to one common shape."""
+
+    def __init__(self, dataset: Dataset, split: str, threads: int) -> None:
+        self._dataset = dataset
+        self._split = split
+        self._preprocess = Preprocess.from_json(dataset.preprocess)
+        self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="decode")
+        first = self._pixels_of(self.read(0)[0])
+        self.shape: tuple[int, int] = (first.shape[0], first.shape[1])
+
+    def read(self, group: int) -> list[bytes]:
+        """Return the encoded images of a row group, in the order of rows."""
+        images = self._dataset.read_group(self._split, group, ["image"]).column("image")
+        encoded: list[bytes] = images.combine_chunks().field("bytes").to_pylist()
+        return encoded
+
+    def decode(self, encoded: Sequence[bytes], into: Pixels) -> None:
+        """Decode images into uint8 (n, H, W, 3), by several threads."""
+
+        def part(start: int) -> None:
+            for index in range(start, min(start + _CHUNK, len(encoded))):
+                pixels = self._pixels_of(encoded[index])
+                if pixels.shape != into.shape[1:]:
+                    raise self._other_size(pixels)
+                into[index] = pixels
+
+        for done in [self._pool.submit(part, start) for start in range(0, len(encoded), _CHUNK)]:
+            done.result()
+
+    def _pixels_of(self, data: bytes) -> Pixels:
+        try:
+            return prepare_stored(data, self._preprocess)
+        except RefusedImage as refused:
+            raise DataError(
+                f"an image in split {self._split!r} of {self._dataset.ref} cannot be decoded: {refused}",
+                mend=f"`resnet data verify {self._dataset.ref}` names the row",
+            ) from refused
+
+    def _other_size(self, pixels: Pixels) -> DataError:
+        height, width = pixels.shape[:2]
+        return DataError(
+            f"{self._dataset.ref} gives images of different sizes: {self.shape[1]} x {self.shape[0]} pixels and"
+            f" {width} x {height}; a network is trained on one size",
+            mend="ingest again with one size for all",
+        )
+
+
+class _PixelsInMemory:
+    """All pixels of a split, decoded once."""
+
+    def __init__(self, decoder: _Decoder, group_sizes: Sequence[int]) -> None:
+        self._pixels: Pixels = np.empty((sum(group_sizes), *decoder.shape, 3), dtype=np.uint8)
+        start = 0
+        for group, size in enumerate(group_sizes):
+            decoder.decode(decoder.read(group), self._pixels[start : start + size])
+            start += size
+
+    def take(self, positions: Positions) -> Pixels:
+        return np.take(self._pixels, positions, axis=0)
+
+
+class _PixelsOnDemand:
+    """Pixels decoded when asked for, from the row groups used last, which are kept encoded."""
+
+    def __init__(self, decoder: _Decoder, group_sizes: Sequence[int], keep: int) -> None:
+        self._decoder = decoder
+        self._ends = np.cumsum(group_sizes)
+        self._keep = keep
+        self._groups: OrderedDict[int, list[bytes]] = OrderedDict()
+
+    def take(self, positions: Positions) -> Pixels:
+        groups = np.searchsorted(self._ends, positions, side="right")
+        encoded = []
+        for position, group in zip(positions.tolist(), groups.tolist(), strict=True):
+            images = self._group(group)
+            encoded.append(images[position - int(self._ends[group])])  # counted from the group's end
+        pixels: Pixels = np.empty((len(encoded), *self._decoder.shape, 3), dtype=np.uint8)
+        self._decoder.decode(encoded, pixels)
+        return pixels
+
+    def _group(self, group: int) -> list[bytes]:
+        if group not in self._groups:
+            self._groups[group] = self._decoder.read(group)
+            while len(self._groups) > self._keep:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(group)
+        return self._groups[group]
+
+
+def _of_lanes(per_lane: Sequence[Positions], lanes: Sequence[int]) -> Positions:
+    """Put together what the lanes of one worker give, in the order of lanes."""
+    return np.concatenate([per_lane[lane] for lane in lanes])

@@ -1,0 +1,355 @@
+"""The training loop: plain torch, one process or many, read from top to bottom.
+
+    fit -> for each epoch: for each batch: step; every second or so: sync; then evaluate, record, checkpoint
+
+What it writes to the run's storage (records, checkpoints) is the truth; whoever starts `fit` on the same storage again
+goes on from the newest whole checkpoint, to the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipelines.config.strict import output_values
+from pipelines.dataset.reader import Dataset, open_dataset
+from pipelines.errors import DataError, StorageError
+from pipelines.stage_output import canonical_json
+from pipelines.storage import Storage
+from pipelines.train.checkpoint import Checkpoint, load_checkpoint, load_latest, prune_checkpoints, save_checkpoint
+from pipelines.train.collectives import World, join_trace, split_trace
+from pipelines.train.config import TrainConfig
+from pipelines.train.ema import WeightAverage
+from pipelines.train.feed import Batch, SplitRows, TrainFeed, evaluation_batches, window_groups_of
+from pipelines.train.mixing import blend, mixup_shares
+from pipelines.train.network import make_network, settle_spec
+from pipelines.train.optimizer import make_optimizer, set_rate
+from pipelines.train.precision import resolve_device, resolve_precision
+from pipelines.train.records import EpochRecord, read_records, write_progress, write_record
+from pipelines.train.schedule import rate_at
+from pipelines.train.state import Best, EpochSums, TrainState, read_cursor
+from pipelines.train.transforms import Normalise, usable_std
+
+_LOGGER = logging.getLogger(__name__)
+
+OnEpoch = Callable[[EpochRecord], bool]
+"""Called with each finished epoch; False ends the run after it."""
+
+_SYNC_S = 1.0
+"""Seconds between the moments when workers add up their figures and agree what to do."""
+_PROGRESS_S = 2.0
+"""Seconds between two notes of where the run is."""
+_EVALUATION_PIXELS = 1 << 19
+"""Pixels of an evaluation batch: 512 images of 32 pixels, 10 of 224."""
+
+
+@dataclass(frozen=True)
+class FitOutcome:
+    """What a run came to."""
+
+    epochs: int
+    """Finished epochs."""
+    best: Best
+    """The epoch whose weights are kept."""
+    records: list[EpochRecord]
+    """One per finished epoch."""
+    stopped: bool = False
+    """Whether `on_epoch` ended it before its time."""
+
+
+def fit_local(
+    config: TrainConfig, run: Storage, *, on_epoch: OnEpoch | None = None, device: str = "auto"
+) -> FitOutcome:
+    """Train in this process alone, from the newest checkpoint in `run` if there is one.
+
+    Args:
+        config: the run; `num_workers` and where to run are not looked at.
+        run: storage of the run.
+        on_epoch: called after each epoch; False ends the run.
+        device: `auto`, `cpu`, `cuda` or another torch name.
+
+    Raises:
+        InputError: the dataset cannot be trained on.
+        DataError: the loss stopped being a number, an image cannot be decoded, or the checkpoints are of another run.
+    """
+    return fit(config, run, world=World(), device=resolve_device(device), on_epoch=on_epoch)
+
+
+def fit(
+    config: TrainConfig, run: Storage, *, world: World, device: torch.device, on_epoch: OnEpoch | None = None
+) -> FitOutcome:
+    """Train as one of the processes of `world`; every one of them calls this. `on_epoch` is called by rank 0."""
+    newest = _agree_on_checkpoint(run, world, device)
+    if newest and (cursor := read_cursor(newest)).epoch >= config.epochs:  # do not even read the data
+        return FitOutcome(cursor.epoch, cursor.best, read_records(run, cursor.epoch))
+    return _Loop(config, run, world, device, newest).run_epochs(on_epoch)
+
+
+def _agree_on_checkpoint(run: Storage, world: World, device: torch.device) -> Checkpoint | None:
+    """Return the newest whole checkpoint as rank 0 sees it, or None; all workers must start from the same one."""
+    newest = load_latest(run) if world.rank == 0 else None
+    (step,) = world.sum_values([float(newest.step if newest else -1) if world.rank == 0 else 0.0], device)
+    return newest or (load_checkpoint(run, int(step)) if step >= 0 else None)
+
+
+class _Loop:
+    """One process's part of a run."""
+
+    def __init__(
+        self, config: TrainConfig, run: Storage, world: World, device: torch.device, newest: Checkpoint | None
+    ) -> None:
+        self.config, self.run, self.world, self.device = config, run, world, device
+        dataset = open_dataset(config.dataset)
+        self.train_rows, self.val_rows = self._open_rows(dataset)
+        mean, std = dataset.mean_std("train")
+        self.normalise = Normalise(mean, usable_std(std), device)
+        self.feed = TrainFeed(self.train_rows, config, world, mean)
+        spec = settle_spec(config.model, dataset.classes, self.train_rows.image_shape)
+        self.precision = resolve_precision(config.precision, device)
+        network = make_network(spec, seed=config.seed, world=world, device=device, channels_last=config.channels_last)
+        self.state = TrainState(
+            network=network,
+            optimizer=make_optimizer(network, config.optimizer),
+            scaler=torch.amp.GradScaler(device.type, enabled=self.precision.needs_scaler),
+            average=WeightAverage(network, config.ema_decay) if config.ema_decay else None,
+        )
+        self.identity = {
+            "dataset": dataset.fingerprint,
+            "network": spec.to_json(),
+            "config": hashlib.sha256(canonical_json(output_values(config))).hexdigest()[:16],
+        }
+        if newest:
+            self.state.load_files(newest, self.identity)
+            if world.rank == 0:
+                _LOGGER.info("going on from step %d, %d epochs done", newest.step, self.state.cursor.epoch)
+        self._local = torch.zeros(2, device=device)  # sums of loss and of right answers since the last sync
+        self._rows, self._trace, self._wait_s, self._steps = 0, 0, 0.0, 0  # of this worker since then
+        self._sync_every = 1
+        self._mark_s = self._checkpoint_s = self._progress_s = time.perf_counter()
+
+    def run_epochs(self, on_epoch: OnEpoch | None) -> FitOutcome:
+        cursor = self.state.cursor
+        stopped = False
+        while cursor.epoch < self.config.epochs and not stopped:
+            self._train_epoch()
+            record = self._finish_epoch()
+            go_on = True
+            if self.world.rank == 0 and on_epoch is not None:
+                go_on = on_epoch(record)
+            stopped = self._agree(not go_on)
+        early = stopped and cursor.epoch < self.config.epochs
+        return FitOutcome(cursor.epoch, cursor.best, read_records(self.run, cursor.epoch), stopped=early)
+
+    def _train_epoch(self) -> None:
+        """Do what is left of the running epoch."""
+        cursor = self.state.cursor
+        self.state.network.train()
+        self._mark_s = time.perf_counter()
+        for batch in self._timed(self.feed.batches(cursor.epoch + 1, cursor.batch)):
+            self._step(batch)
+            cursor.batch += 1
+            cursor.step += 1
+            is_last = cursor.batch == self.feed.num_batches
+            if is_last or self._steps >= self._sync_every:
+                wants_checkpoint = self._sync()
+                if wants_checkpoint and not is_last:
+                    self._save(is_final=False)
+
+    def _step(self, batch: Batch) -> None:
+        """Take one optimiser step on the global batch, of which this worker holds `batch`."""
+        config, state = self.config, self.state
+        rate = rate_at(
+            config.schedule, step=state.cursor.step, steps_per_epoch=self.feed.num_batches, epochs=config.epochs
+        )
+        set_rate(state.optimizer, config.optimizer.lr * rate)
+        targets = self._moved(batch.targets)
+        images = self.normalise(self._moved(batch.pixels), channels_last=config.channels_last)
+        with self.precision.autocast():
+            if batch.partner_pixels is None:
+                logits = state.network(images)
+                losses = self._losses(logits, targets)
+            else:
+                logits, losses = self._mixed(batch, images, targets)
+        state.optimizer.zero_grad(set_to_none=True)
+        # Divided by the rows of the global batch, so that the sum over workers is the gradient of its mean loss.
+        state.scaler.scale(losses.sum() / batch.global_rows).backward()  # type: ignore[no-untyped-call]
+        self.world.sum_gradients(state.network)
+        if config.optimizer.clip_norm:
+            state.scaler.unscale_(state.optimizer)
+            torch.nn.utils.clip_grad_norm_(state.network.parameters(), config.optimizer.clip_norm)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if state.average:
+            state.average.update(state.network, state.cursor.step + 1)
+        with torch.no_grad():
+            self._local += torch.stack([losses.sum(), (logits.argmax(1) == targets).sum()])
+        self._rows += len(batch.targets)
+        self._trace += batch.trace
+        self._steps += 1
+
+    def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each row, in float32."""
+        return F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=self.config.label_smoothing)
+
+    def _mixed(self, batch: Batch, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and row losses of images blended with their partners."""
+        assert batch.partner_pixels is not None
+        assert batch.partner_targets is not None
+        config, epoch = self.config, self.state.cursor.epoch + 1
+        shares = mixup_shares(batch.hashes, config.augment.mixup_alpha, seed=config.seed, epoch=epoch).to(self.device)
+        partners = self.normalise(self._moved(batch.partner_pixels), channels_last=config.channels_last)
+        logits = self.state.network(blend(images, partners, shares))
+        own, other = self._losses(logits, targets), self._losses(logits, self._moved(batch.partner_targets))
+        return logits, shares * own + (1 - shares) * other
+
+    def _sync(self) -> bool:
+        """Add up figures over workers, check them, note progress; return whether rank 0 wants a checkpoint."""
+        loss, right = self._local.tolist()  # waits for the device
+        now_s = time.perf_counter()
+        spent_s, self._mark_s = now_s - self._mark_s, now_s
+        wants = self.world.rank == 0 and now_s - self._checkpoint_s >= self.config.checkpoint_every_s
+        mine = [loss, right, float(self._rows), spent_s, self._wait_s, float(wants), *split_trace(self._trace % 2**64)]
+        loss, right, rows, spent_s, wait_s, wanted, *limbs = self.world.sum_values(mine, self.device)
+        if not math.isfinite(loss):
+            raise self._diverged(loss)
+        cursor, sums = self.state.cursor, self.state.cursor.sums
+        sums.loss, sums.right, sums.rows = sums.loss + loss, sums.right + right, sums.rows + rows
+        sums.train_s += spent_s / self.world.size
+        sums.wait_s += wait_s / self.world.size
+        sums.trace = (sums.trace + join_trace(limbs)) % 2**64
+        cursor.elapsed_s += spent_s / self.world.size
+        # From summed figures, so that all workers choose the same number.
+        step_s = spent_s / self.world.size / self._steps
+        self._sync_every = max(1, min(100, int(_SYNC_S / max(step_s, 1e-6))))
+        self._local.zero_()
+        self._rows, self._trace, self._wait_s, self._steps = 0, 0, 0.0, 0
+        self._note_progress(now_s)
+        return wanted > 0
+
+    def _finish_epoch(self) -> EpochRecord:
+        """Evaluate the epoch, record it, checkpoint."""
+        config, cursor, sums = self.config, self.state.cursor, self.state.cursor.sums
+        val_loss, val_top1 = self._evaluate()
+        now_s = time.perf_counter()
+        cursor.elapsed_s += now_s - self._mark_s
+        record = EpochRecord(
+            epoch=cursor.epoch + 1,
+            step=cursor.step,
+            train_loss=sums.loss / sums.rows,
+            train_top1=sums.right / sums.rows,
+            val_loss=val_loss,
+            val_top1=val_top1,
+            lr=float(self.state.optimizer.param_groups[0]["lr"]),
+            images_per_s=sums.rows / max(sums.train_s, 1e-9),
+            elapsed_s=cursor.elapsed_s,
+            data_wait_fraction=min(1.0, sums.wait_s / max(sums.train_s, 1e-9)),
+            id_trace=f"{sums.trace:016x}",
+        )
+        cursor.epoch, cursor.batch, cursor.sums = cursor.epoch + 1, 0, EpochSums()
+        if cursor.best.is_beaten_by(val_top1, val_loss):
+            cursor.best = Best(record.epoch, cursor.step, val_top1, val_loss)
+        if self.world.rank == 0:
+            # The record first: after a kill in between, the epoch is done again and writes the same figures.
+            write_record(self.run, record)
+            self._note_progress(now_s, is_due=True, loss=record.train_loss)
+        self._save(is_final=cursor.epoch == config.epochs)
+        return record
+
+    def _evaluate(self) -> tuple[float, float]:
+        """Return mean loss and top-1 of the weights that would be kept, over every row of val once."""
+        network, weights = self.state.network, self.state.kept_weights()
+        height, width = self.val_rows.image_shape
+        size = max(8, min(512, _EVALUATION_PIXELS // (height * width)))
+        totals = torch.zeros(2, device=self.device)
+        network.eval()
+        with torch.no_grad(), self.precision.autocast():
+            for batch in evaluation_batches(self.val_rows, self.world, size):
+                images = self.normalise(self._moved(batch.pixels), channels_last=self.config.channels_last)
+                targets = self._moved(batch.targets)
+                logits = torch.func.functional_call(network, weights, (images,)).float()
+                right = (logits.argmax(1) == targets).sum()
+                totals += torch.stack([F.cross_entropy(logits, targets, reduction="sum"), right])
+        network.train()
+        loss, right_rows = self.world.sum_values(totals.tolist(), self.device)
+        return loss / self.val_rows.num_rows, right_rows / self.val_rows.num_rows
+
+    def _save(self, *, is_final: bool) -> None:
+        """Write a checkpoint, by rank 0; a failure stops the run only where nothing would be left to keep."""
+        self._checkpoint_s = started_s = time.perf_counter()
+        if self.world.rank != 0:
+            return
+        cursor = self.state.cursor
+        try:
+            save_checkpoint(self.run, cursor.step, self.state.to_files(self.identity))
+            prune_checkpoints(self.run, keep=[cursor.best.step])
+        except StorageError as error:
+            if is_final:
+                raise
+            _LOGGER.warning("the checkpoint of step %d could not be written; training goes on: %s", cursor.step, error)
+        self._mark_s = time.perf_counter()
+        cursor.elapsed_s += self._mark_s - started_s
+
+    def _open_rows(self, dataset: Dataset) -> tuple[SplitRows, SplitRows]:
+        config = self.config
+        limit_bytes = config.cache_limit_mb << 20
+        threads = config.loader_threads or torch.get_num_threads()
+        windows = window_groups_of(config.global_batch_size, self.world)
+        train = SplitRows(dataset, "train", limit_bytes=limit_bytes, threads=threads, window_groups=windows)
+        missing = np.setdiff1d(np.arange(len(dataset.classes)), train.targets)
+        if len(missing) and self.world.rank == 0:
+            names = ", ".join(dataset.classes[index] for index in missing[:5])
+            _LOGGER.warning("%d classes have no row in train and cannot be learnt: %s", len(missing), names)
+        return train, SplitRows(dataset, "val", limit_bytes=limit_bytes, threads=threads)
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Pass batches on and add up the time spent waiting for them."""
+        while True:
+            started_s = time.perf_counter()
+            batch = next(batches, None)
+            self._wait_s += time.perf_counter() - started_s
+            if batch is None:
+                return
+            yield batch
+
+    def _moved(self, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Tensor:
+        """Return an array as a tensor on the device; copies to a GPU overlap the computation."""
+        tensor = torch.from_numpy(array)
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def _agree(self, wish: bool) -> bool:
+        """Return whether any worker wishes it."""
+        return self.world.sum_values([float(wish)], self.device)[0] > 0
+
+    def _note_progress(self, now_s: float, *, is_due: bool = False, loss: float = math.nan) -> None:
+        if self.world.rank != 0 or not (is_due or now_s - self._progress_s >= _PROGRESS_S):
+            return
+        self._progress_s = now_s
+        cursor, rows = self.state.cursor, self.train_rows.num_rows
+        sums = cursor.sums
+        write_progress(
+            self.run,
+            epoch=min(cursor.epoch + 1, self.config.epochs),
+            images=cursor.epoch * rows + int(sums.rows),
+            total=self.config.epochs * rows,
+            images_per_s=sums.rows / max(sums.train_s, 1e-9),
+            loss=sums.loss / sums.rows if sums.rows else loss,
+        )
+
+    def _diverged(self, loss: float) -> DataError:
+        cursor = self.state.cursor
+        return DataError(
+            f"the loss became {loss} before step {cursor.step}, in epoch {cursor.epoch + 1}",
+            mend=f"lower optimizer.lr ({self.config.optimizer.lr:g}), lengthen schedule.warmup_epochs,"
+            " or clip gradients with optimizer.clip_norm=1.0",
+        )

@@ -1,0 +1,49 @@
+"""From the config's description to a network on its device, fitted to the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from pipelines.errors import ConfigError, InputError
+from pipelines.train.batch_norm import make_global
+from pipelines.train.collectives import World
+from resnet_models.errors import SpecError
+from resnet_models.resnet import build
+from resnet_models.spec import ModelSpec
+
+
+def settle_spec(spec: ModelSpec, classes: Sequence[str], image_shape: tuple[int, int]) -> ModelSpec:
+    """Return the spec with its stem and number of classes filled in from the data.
+
+    Raises:
+        InputError: the data has fewer than two classes.
+        ConfigError: the spec does not fit the data, or cannot be built.
+    """
+    if len(classes) < 2:
+        raise InputError(
+            f"the dataset has {len(classes)} class ({', '.join(classes)}); telling classes apart takes at least two",
+            mend="ingest images of another class as well",
+        )
+    if spec.in_channels != 3:
+        raise ConfigError(
+            f"model.in_channels is {spec.in_channels}; datasets hold RGB images, grey ones included",
+            mend="leave model.in_channels at 3",
+        )
+    try:
+        return spec.for_images(image_size_px=min(image_shape), num_classes=len(classes))
+    except SpecError as error:
+        raise ConfigError(f"model.{error.field} is {error.value!r}: {error.reason}", mend=error.cure) from error
+
+
+def make_network(
+    spec: ModelSpec, *, seed: int, world: World, device: torch.device, channels_last: bool = True
+) -> nn.Module:
+    """Return the network with initial weights, its batch norms over the global batch."""
+    network = make_global(build(spec, seed=seed), world).to(device)
+    if channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    world.copy_from_first(network)
+    return network

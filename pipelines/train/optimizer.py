@@ -1,0 +1,65 @@
+"""From the config to a torch optimiser, and its state as named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.errors import DataError
+from pipelines.train.config import OptimizerConfig
+
+
+def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Return the optimiser over the network's parameters, at the peak rate.
+
+    Norm scales and biases, the parameters of one dimension, are never decayed (arXiv:1812.01187, sec. 3.1).
+    """
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, config.beta2), fused=True)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every parameter."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def state_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimiser's state as `<parameter>/<slot>`, for example `fc.weight/momentum_buffer`."""
+    return {
+        f"{name}/{slot}": value.detach()
+        for name, parameter in _trained(network)
+        for slot, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_state_tensors(network: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `state_tensors` gave.
+
+    Raises:
+        DataError: a tensor belongs to no parameter of this network; the first is named.
+    """
+    parameters = dict(_trained(network))
+    for key, tensor in tensors.items():
+        name, _, slot = key.rpartition("/")
+        parameter = parameters.get(name)
+        if parameter is None or (tensor.ndim and tensor.shape != parameter.shape):
+            raise DataError(
+                f"the checkpoint's optimiser state {key} of shape {tuple(tensor.shape)} fits no parameter here",
+                mend="the checkpoint is of another network: choose another --out",
+            )
+        # AdamW's fused kernel wants its step counters where the parameters are.
+        optimizer.state[parameter][slot] = tensor.to(parameter.device).clone()
+
+
+def _trained(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad)

@@ -1,0 +1,100 @@
+"""What a run says about itself while it goes on: one record per finished epoch, and where it is at the moment.
+
+`records/epoch-000001.json` are the truth that figures, MLflow and the catalog are made from; workers write them to the
+run's storage and the driver reads them there, so nothing else need pass between the two.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipelines.errors import NotFound
+from pipelines.storage import Storage
+
+FORMAT_VERSION = 1
+PROGRESS = "progress.json"
+_FOLDER = "records"
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """The figures of one finished epoch."""
+
+    epoch: int
+    """Counted from 1."""
+    step: int
+    """Steps done since the start of the run."""
+    train_loss: float
+    """Mean loss over the rows of the epoch, as trained (augmented, smoothed, mixed)."""
+    train_top1: float
+    """Share of augmented training rows classified rightly while training; under mixup, of the row's own label."""
+    val_loss: float
+    """Mean cross-entropy on val, of the weights that would be kept."""
+    val_top1: float
+    """Share of val rows classified rightly."""
+    lr: float
+    """Learning rate of the epoch's last step."""
+    images_per_s: float
+    """Training rows a second, over all workers, evaluation and checkpoints left out."""
+    elapsed_s: float
+    """Seconds of work since the start of the run, evaluation included, interruptions left out."""
+    data_wait_fraction: float
+    """Share of the training time that steps waited for data; above 0.05 more loader threads or memory would help."""
+    id_trace: str
+    """Sum of hash(position, image) over the epoch modulo 2^64, in 16 hex digits; equal: same rows, same places."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as plain JSON values."""
+        return {"format_version": FORMAT_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> EpochRecord:
+        """Return the record behind JSON values."""
+        return cls(**{name: value for name, value in values.items() if name != "format_version"})
+
+
+def record_path(epoch: int) -> str:
+    """Return where the record of an epoch stands."""
+    return f"{_FOLDER}/epoch-{epoch:06d}.json"
+
+
+def write_record(run: Storage, record: EpochRecord) -> None:
+    """Write the record of an epoch, replacing the one of an earlier attempt at it."""
+    run.put(record_path(record.epoch), json.dumps(record.to_json(), indent=1).encode())
+
+
+def read_record(run: Storage, epoch: int) -> EpochRecord | None:
+    """Return the record of an epoch, or None while it is not finished."""
+    try:
+        return EpochRecord.from_json(json.loads(run.read(record_path(epoch))))
+    except NotFound:
+        return None
+
+
+def read_records(run: Storage, upto: int) -> list[EpochRecord]:
+    """Return the records of epochs 1 to `upto`, as far as there are any without a gap."""
+    records = []
+    for epoch in range(1, upto + 1):
+        record = read_record(run, epoch)
+        if record is None:
+            break
+        records.append(record)
+    return records
+
+
+def write_progress(run: Storage, *, epoch: int, images: int, total: int, images_per_s: float, loss: float) -> None:
+    """Say how far the run is: images trained on since its start, out of all that it will see."""
+    progress = {"epoch": epoch, "images": images, "total": total, "images_per_s": images_per_s, "loss": loss}
+    run.put(PROGRESS, json.dumps(progress).encode())
+
+
+def read_progress(run: Storage) -> dict[str, Any] | None:
+    """Return what `write_progress` said last, or None before that."""
+    try:
+        progress: dict[str, Any] = json.loads(run.read(PROGRESS))
+    except NotFound:
+        return None
+    return progress

@@ -1,0 +1,139 @@
+"""All that a checkpoint holds: weights, their average, the optimiser, and where in which epoch the run is.
+
+The order of samples and every random draw are functions of (seed, epoch, image), so no generator state is kept.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipelines.errors import DataError
+from pipelines.train.checkpoint import Checkpoint
+from pipelines.train.ema import WeightAverage
+from pipelines.train.optimizer import load_state_tensors, state_tensors
+from resnet_models.state_dict import WeightsError, load_strict, pack_weights, unpack_weights
+
+WEIGHTS, AVERAGE, OPTIMIZER, STATE = "weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
+
+
+@dataclass
+class EpochSums:
+    """What the running epoch has added up so far, over all workers."""
+
+    loss: float = 0.0
+    """Sum of row losses."""
+    right: float = 0.0
+    """Rows classified rightly."""
+    rows: float = 0.0
+    """Rows trained on."""
+    train_s: float = 0.0
+    """Seconds spent in training steps, the slowest worker's."""
+    wait_s: float = 0.0
+    """Seconds of them waiting for data, the mean over workers."""
+    trace: int = 0
+    """Id trace of the rows consumed."""
+
+
+@dataclass
+class Best:
+    """The epoch with the highest top-1 on val; of equal ones that with the lowest loss, of those the first."""
+
+    epoch: int = 0
+    step: int = 0
+    val_top1: float = -1.0
+    val_loss: float = 0.0
+
+    def is_beaten_by(self, val_top1: float, val_loss: float) -> bool:
+        """Return whether an epoch with these figures is better. A small val has many ties in top-1."""
+        return (val_top1, -val_loss) > (self.val_top1, -self.val_loss)
+
+
+@dataclass
+class Cursor:
+    """Where the run is."""
+
+    epoch: int = 0
+    """Finished epochs."""
+    batch: int = 0
+    """Batches done of the epoch after them."""
+    step: int = 0
+    """Steps done since the start."""
+    elapsed_s: float = 0.0
+    """Seconds worked since the start, interruptions left out."""
+    sums: EpochSums = field(default_factory=EpochSums)
+    """Of the running epoch."""
+    best: Best = field(default_factory=Best)
+    """Of the finished epochs."""
+
+
+@dataclass
+class TrainState:
+    """Everything that changes while a network trains."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: WeightAverage | None
+    cursor: Cursor = field(default_factory=Cursor)
+
+    def kept_weights(self) -> dict[str, torch.Tensor]:
+        """Return the weights that are evaluated and kept: the average where there is one."""
+        return self.average.tensors if self.average else dict(self.network.state_dict())
+
+    def to_files(self, identity: dict[str, Any]) -> dict[str, bytes]:
+        """Return the files of a checkpoint; `identity` says which run, data and network they belong to."""
+        cursor = asdict(self.cursor)
+        cursor["sums"]["trace"] = f"{self.cursor.sums.trace:016x}"  # 64 bits do not survive as a JSON number everywhere
+        state = {"identity": identity, "cursor": cursor, "scaler": self.scaler.state_dict()}
+        files = {
+            WEIGHTS: pack_weights(self.network.state_dict()),
+            OPTIMIZER: pack_weights(state_tensors(self.network, self.optimizer)),
+        }
+        if self.average:
+            files[AVERAGE] = pack_weights(self.average.tensors)
+        return {**files, STATE: json.dumps(state, indent=1).encode()}
+
+    def load_files(self, checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
+        """Put back what `to_files` gave.
+
+        Raises:
+            DataError: the checkpoint belongs to other data or another network; names the first difference.
+        """
+        state = json.loads(checkpoint.files[STATE])
+        for name, ours in identity.items():
+            if state["identity"].get(name) != ours:
+                raise DataError(
+                    f"the checkpoint of step {checkpoint.step} is of {name} {state['identity'].get(name)!r},"
+                    f" and this run's is {ours!r}",
+                    mend="choose another --out",
+                )
+        try:
+            load_strict(self.network, unpack_weights(checkpoint.files[WEIGHTS]))
+        except WeightsError as error:
+            raise DataError(
+                f"the checkpoint of step {checkpoint.step} is of another network: {error}", mend="choose another --out"
+            ) from error
+        if self.average:
+            self.average.load(unpack_weights(checkpoint.files[AVERAGE]))
+        load_state_tensors(self.network, self.optimizer, unpack_weights(checkpoint.files[OPTIMIZER]))
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.cursor = read_cursor(checkpoint)
+
+
+def read_cursor(checkpoint: Checkpoint) -> Cursor:
+    """Return where the run was at a checkpoint."""
+    values = dict(json.loads(checkpoint.files[STATE])["cursor"])
+    sums, best = dict(values.pop("sums")), values.pop("best")
+    sums["trace"] = int(sums["trace"], 16)
+    return Cursor(**values, sums=EpochSums(**sums), best=Best(**best))
+
+
+def read_kept_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Return the weights that a checkpoint would hand to users: the average where there is one."""
+    return unpack_weights(checkpoint.files.get(AVERAGE, checkpoint.files[WEIGHTS]))

@@ -1,0 +1,109 @@
+"""What happens to pixels between the dataset and the network: random changes in training, normalisation always.
+
+Pixels are uint8 (N, H, W, 3) until the last step. A batch is changed at once, and every draw is keyed by
+(seed, epoch, image, repeat): which worker holds an image, and what came before it, changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipelines.dataset.keyed import Hashes, keyed_uniform
+from pipelines.train.config import AugmentConfig
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+
+# One number per use of randomness, never reused: two uses of one stream would be correlated.
+FLIP, SHIFT_Y, SHIFT_X, CUTOUT_Y, CUTOUT_X, MIXUP_SHARE = range(1, 7)
+
+
+class Normalise:
+    """(pixel / 255 - mean) / std per channel, the same that the package applies.
+
+    Args:
+        mean: mean of pixel / 255 per channel.
+        std: standard deviation of pixel / 255 per channel, above 0.
+        device: where the pixels will be.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        self._scale = torch.tensor([1.0 / (255.0 * s) for s in std], device=device)
+        self._offset = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=device)
+
+    def __call__(self, pixels: Tensor, *, channels_last: bool = True) -> Tensor:
+        """Return float32 (N, 3, H, W) from uint8 (N, H, W, 3)."""
+        # (N, H, W, 3) seen as (N, 3, H, W) is channels-last already, so nothing is copied for it.
+        images = (pixels.float() * self._scale - self._offset).permute(0, 3, 1, 2)
+        return images if channels_last else images.contiguous()
+
+
+def usable_std(std: Sequence[float]) -> tuple[float, ...]:
+    """Return standard deviations to divide by: a channel that never varies counts as 1."""
+    return tuple(value if value > 1e-6 else 1.0 for value in std)
+
+
+def augment(
+    pixels: Pixels, hashes: Hashes, config: AugmentConfig, *, seed: int, epoch: int, mean: tuple[float, ...]
+) -> Pixels:
+    """Return randomly changed copies of images.
+
+    Args:
+        pixels: uint8 (N, H, W, 3).
+        hashes: `image_hashes` of the rows, (N,).
+        config: which changes, and how strong.
+        seed: seed of the run.
+        epoch: epoch the rows are read in.
+        mean: mean of pixel / 255 per channel, the colour that cut-outs take.
+    """
+    count, height, width = pixels.shape[:3]
+    if count == 0:
+        return pixels
+    rows = np.broadcast_to(np.arange(height), (count, height))
+    columns = np.broadcast_to(np.arange(width), (count, width))
+    if config.shift_px:
+        rows = _mirror(rows + _shifts(hashes, config.shift_px, seed, epoch, SHIFT_Y)[:, None], height)
+        columns = _mirror(columns + _shifts(hashes, config.shift_px, seed, epoch, SHIFT_X)[:, None], width)
+    if config.flip:
+        flipped = keyed_uniform(seed, epoch, hashes, stream=FLIP) < 0.5
+        columns = np.where(flipped[:, None], columns[:, ::-1], columns)
+    if config.shift_px or config.flip:
+        # One gather of whole pixels does shift and flip together: 5 microseconds an image at 32 pixels.
+        index = (np.arange(count)[:, None] * height + rows)[:, :, None] * width + columns[:, None, :]
+        pixels = np.take(pixels.reshape(-1, 3), index, axis=0)
+    if config.cutout_px:
+        pixels = np.where(_holes(hashes, config.cutout_px, (height, width), seed, epoch), _colour(mean), pixels)
+    return pixels
+
+
+def _shifts(hashes: Hashes, most: int, seed: int, epoch: int, stream: int) -> npt.NDArray[np.int64]:
+    """Return whole shifts in [-most, most], (N,)."""
+    return np.floor(keyed_uniform(seed, epoch, hashes, stream=stream) * (2 * most + 1)).astype(np.int64) - most
+
+
+def _mirror(index: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
+    """Fold indices outside [0, size) back in, mirrored about the border pixel."""
+    if size == 1:
+        return np.zeros_like(index)
+    period = 2 * (size - 1)
+    folded = np.mod(index, period)
+    return np.asarray(np.minimum(folded, period - folded))
+
+
+def _holes(hashes: Hashes, side: int, shape: tuple[int, int], seed: int, epoch: int) -> npt.NDArray[np.bool_]:
+    """Return where each image has its hole, (N, H, W, 1); the centre is anywhere, so holes may hang over the border."""
+    inside = []
+    for size, stream in zip(shape, (CUTOUT_Y, CUTOUT_X), strict=True):
+        start = np.floor(keyed_uniform(seed, epoch, hashes, stream=stream) * size).astype(np.int64) - side // 2
+        index = np.arange(size)
+        inside.append((index >= start[:, None]) & (index < start[:, None] + side))
+    return np.asarray((inside[0][:, :, None] & inside[1][:, None, :])[..., None])
+
+
+def _colour(mean: tuple[float, ...]) -> Pixels:
+    return np.asarray([round(255 * value) for value in mean], dtype=np.uint8)
