@@ -71,8 +71,13 @@ def load_resolved(resolved: ResolvedPackage, tracking: TrackingConfig | None = N
     else:
         storage = Storage.open(uri)
         files = {name: storage.read(name) for name in (DESCRIPTION_FILE, WEIGHTS_FILE)}
+    _check_hash(files[DESCRIPTION_FILE], resolved.description_sha256, "the registry", f"{uri}/{DESCRIPTION_FILE}")
     description = parse_description(files[DESCRIPTION_FILE], f"{uri}/{DESCRIPTION_FILE}")
-    _check_hash(files[WEIGHTS_FILE], description, resolved)
+    for expected, source in (
+        (description["weights_sha256"], DESCRIPTION_FILE),
+        (resolved.weights_sha256, resolved.ref),
+    ):
+        _check_hash(files[WEIGHTS_FILE], expected, source, f"{uri}/{WEIGHTS_FILE}")
     network = restore_network(description, files[WEIGHTS_FILE], where=f"{uri}/{WEIGHTS_FILE}")
     sha256 = str(description["weights_sha256"])
     return LoadedPackage(network, description, resolved.ref, resolved.name, resolved.version, sha256)
@@ -97,12 +102,9 @@ def restore_network(description: Mapping[str, Any], weights: bytes, *, where: st
     return network.eval()
 
 
-def _check_hash(weights: bytes, description: Mapping[str, Any], resolved: ResolvedPackage) -> None:
-    found = hashlib.sha256(weights).hexdigest()
-    for named, source in ((description["weights_sha256"], DESCRIPTION_FILE), (resolved.weights_sha256, resolved.ref)):
-        if found != named:
-            raise InputError(
-                f"the weights have the hash {found}; {source} names {named}",
-                where=f"{resolved.uri}/{WEIGHTS_FILE}",
-                mend=_DAMAGED,
-            )
+def _check_hash(data: bytes, expected: str, source: str, where: str) -> None:
+    found = hashlib.sha256(data).hexdigest()
+    if expected not in ("", found):
+        raise InputError(
+            f"{where.rpartition('/')[2]} has the hash {found}; {source} names {expected}", where=where, mend=_DAMAGED
+        )

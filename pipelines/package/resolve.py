@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import InputError, NotFound, RegistryError
-from pipelines.package.describe import DESCRIPTION_FILE, WEIGHTS_TAG, parse_description
+from pipelines.package.describe import DESCRIPTION_FILE, DESCRIPTION_TAG, WEIGHTS_TAG, parse_description
 from pipelines.storage import Storage
 from pipelines.tracking import TrackingConfig, open_client, resolve_uri
 
@@ -38,6 +38,8 @@ class ResolvedPackage:
     """Registered version; empty for a folder."""
     weights_sha256: str
     """SHA-256 of the weights: what the package is, wherever it lies."""
+    description_sha256: str = ""
+    """SHA-256 of `model.json` as the registry keeps it; empty where nothing but the file itself says."""
 
 
 def resolve_ref(ref: str, tracking: TrackingConfig | None = None) -> ResolvedPackage:
@@ -105,7 +107,8 @@ def _resolve_registered(ref: str, tracking: TrackingConfig) -> ResolvedPackage:
     if not sha256:  # registered by other means: its own description says so, and loading checks the bytes against it
         where = f"{uri}/{DESCRIPTION_FILE}"
         sha256 = parse_description(read_artifact(uri, DESCRIPTION_FILE, tracking), where)["weights_sha256"]
-    return ResolvedPackage(ref, uri, str(found.name), str(found.version), sha256)
+    tagged = found.tags.get(DESCRIPTION_TAG, "")
+    return ResolvedPackage(ref, uri, str(found.name), str(found.version), sha256, tagged)
 
 
 def find_version(
