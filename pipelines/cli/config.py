@@ -23,16 +23,16 @@ _PLACEHOLDERS: dict[str, dict[str, object]] = {
     "score": {"archive": "ARCHIVE", "model": "MODEL"},
 }
 
+EXAMPLES = (
+    "resnet config show train cifar10 epochs=5",
+    "resnet config schema run > run.schema.json",
+    "resnet config validate run my-run.yaml",
+)
 
-@click.group("config")
+
+@click.group("config", epilog=options.examples(*EXAMPLES))
 def command() -> None:
-    """Show, describe or check a configuration; nothing is run.
-
-    \b
-    resnet config show train cifar10 epochs=5
-    resnet config schema run > run.schema.json
-    resnet config validate run my-run.yaml
-    """
+    """Show, describe or check a configuration; nothing is run."""
 
 
 @command.command("show")

@@ -14,17 +14,16 @@ _PROBLEMS_SHOWN = 50
 _READ_WITH_PANDAS = (
     "python -c 'import sys, pandas as p; print(p.concat(map(p.read_parquet, sys.argv[1:])).label.value_counts())'"
 )
+EXAMPLES = (
+    "resnet data show datasets/photos",
+    "resnet data verify datasets/photos@v1",
+    "resnet data files datasets/photos --split train",
+)
 
 
-@click.group("data")
+@click.group("data", epilog=options.examples(*EXAMPLES))
 def command() -> None:
-    """Show, verify or list the files of a dataset (DATASET, or DATASET@v2 for one version).
-
-    \b
-    resnet data show datasets/photos
-    resnet data verify datasets/photos@v1
-    resnet data files datasets/photos --split train
-    """
+    """Show, verify or list the files of a dataset (DATASET, or DATASET@v2 for one version)."""
 
 
 @command.command("show")

@@ -6,8 +6,13 @@ import click
 
 from pipelines.cli import options, render
 
+EXAMPLES = (
+    "resnet evaluate runs/train/1a2b3c4d5e6f datasets/photos",
+    "resnet evaluate models:/photos@champion datasets/photos@v2 --split val",
+)
 
-@click.command("evaluate")
+
+@click.command("evaluate", epilog=options.examples(*EXAMPLES))
 @click.argument("model")
 @click.argument("dataset")
 @options.overrides
@@ -18,12 +23,7 @@ from pipelines.cli import options, render
 def command(
     model: str, dataset: str, overrides: tuple[str, ...], split: str, out: str, dry_run: bool, as_json: bool
 ) -> None:
-    """Measure MODEL (a training folder or models:/NAME@ALIAS) on DATASET.
-
-    \b
-    resnet evaluate runs/train/1a2b3c4d5e6f datasets/photos
-    resnet evaluate models:/photos@champion datasets/photos@v2 --split val
-    """
+    """Measure MODEL (a training folder or models:/NAME@ALIAS) on DATASET."""
     from pipelines.config.load import load_config
     from pipelines.evaluate.config import EvaluateConfig
 

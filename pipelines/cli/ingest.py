@@ -6,8 +6,13 @@ import click
 
 from pipelines.cli import options, render
 
+EXAMPLES = (
+    "resnet ingest photos.zip --out datasets/photos",
+    "resnet ingest photos/ --out s3://bucket/photos split.test=0.1 image.size=64",
+)
 
-@click.command("ingest")
+
+@click.command("ingest", epilog=options.examples(*EXAMPLES))
 @click.argument("source")
 @options.overrides
 @options.config_file("ingest")
@@ -17,12 +22,7 @@ from pipelines.cli import options, render
 def command(
     source: str, overrides: tuple[str, ...], config_source: str, out: str, dry_run: bool, as_json: bool
 ) -> None:
-    """Turn SOURCE (a folder, .zip or .tar of images) into a dataset of plain Parquet.
-
-    \b
-    resnet ingest photos.zip --out datasets/photos
-    resnet ingest photos/ --out s3://bucket/photos split.test=0.1 image.size=64
-    """
+    """Turn SOURCE (a folder, .zip or .tar of images) into a dataset of plain Parquet."""
     from pipelines.config.load import load_config
     from pipelines.ingest.config import IngestConfig
 

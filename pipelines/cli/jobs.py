@@ -12,15 +12,15 @@ from pipelines.cli import options, render
 
 EXIT_JOB_FAILED = 4
 
+EXAMPLES = (
+    "resnet jobs list --address http://HOST:8265",
+    "resnet jobs logs -f JOB --address http://HOST:8265",
+)
 
-@click.group("jobs")
+
+@click.group("jobs", epilog=options.examples(*EXAMPLES))
 def command() -> None:
-    """List the jobs of a Ray cluster, read their logs, stop one.
-
-    \b
-    resnet jobs list --address http://HOST:8265
-    resnet jobs logs -f JOB --address http://HOST:8265
-    """
+    """List the jobs of a Ray cluster, read their logs, stop one."""
 
 
 @command.command("list")

@@ -97,6 +97,12 @@ def group(quiet: bool, verbose: bool) -> None:
     hush.configure("quiet" if quiet else "verbose" if verbose else "normal")
 
 
+class UsageError(PipelineError):
+    """A command line that names no command, or gives it the wrong arguments."""
+
+    exit_code = EXIT_USAGE
+
+
 class Terminated(BaseException):
     """SIGTERM arrived; not an Exception, so that no stage can swallow it."""
 
@@ -137,7 +143,7 @@ def run_command(args: Sequence[str]) -> int:
         # The reader (`| head`) has gone; without this Python complains again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # the process boundary: a bug of ours always shows its traceback
+    except Exception as error:  # noqa: BLE001 the process boundary: a bug of ours always shows its traceback
         user_error = render.find_user_error(error)
         if user_error is not None:
             render.fail(user_error, as_json=as_json)
@@ -150,14 +156,10 @@ def run_command(args: Sequence[str]) -> int:
 
 def _usage_error(error: click.ClickException) -> PipelineError:
     """Return click's complaint in the project's own three lines."""
-    from pipelines.errors import InputError
-
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = context.command_path if context else "resnet"
     message = error.format_message().rstrip(".")
-    if isinstance(error, click.exceptions.NoSuchOption) or "No such command" in message:
-        message = message.replace("No such", "no such", 1)
-    return InputError(message, where=path, mend=f"{path} --help")
+    return UsageError(message[:1].lower() + message[1:], where=path, mend=f"{path} --help")
 
 
 def main() -> None:

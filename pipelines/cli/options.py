@@ -19,7 +19,10 @@ C = TypeVar("C", bound="StrictModel")
 overrides = click.argument("overrides", nargs=-1, metavar="[key=value ...]", type=str)
 out = click.option("--out", default="", metavar="URI", help="Folder to write to: a path, or s3://bucket/prefix.")
 dataset = click.option(
-    "--dataset", default="", metavar="DATASET[@vN]", help="The dataset, or images to ingest first (a folder or archive)."
+    "--dataset",
+    default="",
+    metavar="DATASET[@vN]",
+    help="The dataset, or images to ingest first (a folder or archive).",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 dry_run = click.option("--dry-run", is_flag=True, help="Check everything, print the resolved config, stop.")
@@ -30,6 +33,11 @@ address = click.option(
     metavar="http://HOST:8265",
     help="The Ray cluster's job server (or RESNET_ADDRESS).",
 )
+
+
+def examples(*commands: str) -> str:
+    """Return the epilog of a command: examples, one a line (the first mark keeps click from reflowing them)."""
+    return "\b\nExamples:\n" + "\n".join(f"  {command}" for command in commands)
 
 
 def config_file(stage: str) -> Callable[[F], F]:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:  # pydantic stands behind it, and help must be instant
     from pipelines.stage_output import StageResult
 
 # Bidirectional overrides and zero-width marks: a label that holds them could show another text than it is.
-_DECEPTIVE = frozenset("\u200b\u200c\u200d\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
+_DECEPTIVE = frozenset(
+    "\u200b\u200c\u200d\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
+)
 _CHAIN_LIMIT = 20
 
 
@@ -32,7 +34,9 @@ def clean_lines(text: str) -> str:
 
 def _is_unsafe(character: str) -> bool:
     code = ord(character)
-    return (code < 0x20 and character != "\t") or 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000 or character in _DECEPTIVE
+    return (
+        (code < 0x20 and character != "\t") or 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000 or character in _DECEPTIVE
+    )
 
 
 def _escaped(character: str) -> str:
@@ -90,7 +94,9 @@ def as_yaml(values: Any) -> None:
     """Print values as YAML, in the order of the schema."""
     import yaml
 
-    click.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110), nl=False)
+    click.echo(
+        yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110), nl=False
+    )
 
 
 def as_json(values: Any) -> None:

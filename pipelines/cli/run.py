@@ -6,8 +6,14 @@ import click
 
 from pipelines.cli import options, render
 
+EXAMPLES = (
+    "resnet run demo",
+    "resnet run cifar10 source=cifar10-train.zip --explain",
+    "resnet run my-run.yaml train.epochs=30 --from train",
+)
 
-@click.command("run")
+
+@click.command("run", epilog=options.examples(*EXAMPLES))
 @click.argument("config", metavar="CONFIG")
 @options.overrides
 @click.option("--explain", is_flag=True, help="Say for each stage whether it would run and why; run nothing.")
@@ -29,11 +35,6 @@ def command(
     """Run a whole pipeline: ingest, train, tune, evaluate, register, score, report.
 
     CONFIG is a preset (`demo`, `cifar10`) or a YAML file. A stage whose output stands is skipped.
-
-    \b
-    resnet run demo
-    resnet run cifar10 source=cifar10-train.zip --explain
-    resnet run my-run.yaml train.epochs=30 --from train
     """
     from pipelines.config.load import load_config
     from pipelines.runner import execute

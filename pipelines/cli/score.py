@@ -6,8 +6,10 @@ import click
 
 from pipelines.cli import options, render
 
+EXAMPLES = ("resnet score new-photos.tar --model models:/photos@champion --out predictions/new-photos",)
 
-@click.command("score")
+
+@click.command("score", epilog=options.examples(*EXAMPLES))
 @click.argument("archive")
 @options.overrides
 @click.option("--model", required=True, metavar="models:/NAME@ALIAS", help="A registered model, or a package folder.")
@@ -24,11 +26,7 @@ def command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Score every image of ARCHIVE (.zip, .tar or a folder), each exactly once, into Parquet.
-
-    \b
-    resnet score new-photos.tar --model models:/photos@champion --out predictions/new-photos
-    """
+    """Score every image of ARCHIVE (.zip, .tar or a folder), each exactly once, into Parquet."""
     from pipelines.config.load import load_config
     from pipelines.score.config import ScoreConfig
 

@@ -8,13 +8,20 @@ import click
 
 from pipelines.cli import options, render
 
+EXAMPLES = (
+    "resnet submit ingest s3://b/photos.zip --out s3://b/photos --address http://HOST:8265",
+    "resnet submit train cifar10 --dataset s3://b/photos --out s3://b/run epochs=30 -f",
+)
 
-@click.command("submit", context_settings={"ignore_unknown_options": True})
+
+@click.command("submit", context_settings={"ignore_unknown_options": True}, epilog=options.examples(*EXAMPLES))
 @click.argument("stage")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[ARGS OF THE STAGE ...]")
 @options.address
 @click.option("--key", default="", metavar="TEXT", help="Idempotency key: the same key twice is one job.")
-@click.option("--env", multiple=True, metavar="NAME", help="Pass this variable; a secret is hidden from the job's info.")
+@click.option(
+    "--env", multiple=True, metavar="NAME", help="Pass this variable; a secret is hidden from the job's info."
+)
 @click.option(
     "--code",
     default="here",
@@ -34,12 +41,7 @@ def command(
     follow: bool,
     as_json: bool,
 ) -> None:
-    """Run STAGE with its usual arguments on a cluster, e.g.
-
-    \b
-    resnet submit ingest s3://b/photos.zip --out s3://b/photos --address http://HOST:8265
-    resnet submit train cifar10 --dataset s3://b/photos --out s3://b/run epochs=30 -f
-    """
+    """Run STAGE with its usual arguments on a cluster."""
     from cluster.submit import submit
 
     submission = submit(stage, args, address, key=key, env=env, code_from=code)

@@ -6,26 +6,25 @@ import click
 
 from pipelines.cli import options, render
 
+EXAMPLES = (
+    "resnet train default --dataset datasets/photos optimizer.lr=0.1",
+    "resnet train datasets/photos epochs=30",
+    "resnet train photos.zip",
+)
 
-@click.command("train")
+
+@click.command("train", epilog=options.examples(*EXAMPLES))
 @click.argument("config", metavar="CONFIG")
 @options.overrides
 @options.dataset
 @options.out
 @options.dry_run
 @options.as_json
-def command(
-    config: str, overrides: tuple[str, ...], dataset: str, out: str, dry_run: bool, as_json: bool
-) -> None:
+def command(config: str, overrides: tuple[str, ...], dataset: str, out: str, dry_run: bool, as_json: bool) -> None:
     """Train one network, e.g. `resnet train cifar10 --dataset datasets/cifar model.depth=20`.
 
     CONFIG is a preset, a YAML file, a dataset, or images (a folder, .zip or .tar), taken in that order; images are
     ingested first and the split that was made is stated.
-
-    \b
-    resnet train default --dataset datasets/photos optimizer.lr=0.1
-    resnet train datasets/photos epochs=30
-    resnet train photos.zip
     """
     from pipelines.train.config import TrainConfig
 

@@ -6,25 +6,24 @@ import click
 
 from pipelines.cli import options, render
 
+EXAMPLES = (
+    "resnet tune default --dataset datasets/photos train.epochs=20",
+    "resnet tune datasets/photos num_trials=8",
+)
 
-@click.command("tune")
+
+@click.command("tune", epilog=options.examples(*EXAMPLES))
 @click.argument("config", metavar="CONFIG")
 @options.overrides
 @options.dataset
 @options.out
 @options.dry_run
 @options.as_json
-def command(
-    config: str, overrides: tuple[str, ...], dataset: str, out: str, dry_run: bool, as_json: bool
-) -> None:
+def command(config: str, overrides: tuple[str, ...], dataset: str, out: str, dry_run: bool, as_json: bool) -> None:
     """Search for a better network, e.g. `resnet tune cifar10 --dataset datasets/cifar num_trials=12`.
 
     CONFIG is a preset, a YAML file, a dataset, or images (a folder, .zip or .tar), taken in that order; images are
     ingested first and the split that was made is stated. A killed sweep goes on where it stopped.
-
-    \b
-    resnet tune default --dataset datasets/photos train.epochs=20
-    resnet tune datasets/photos num_trials=8
     """
     from pipelines.tune.config import TuneConfig
 

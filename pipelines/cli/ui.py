@@ -17,7 +17,9 @@ _PORTS_TRIED = 20
 
 @click.command("ui")
 @options.overrides
-@click.option("--port", default=DEFAULT_PORT, show_default=True, help="Port on the loopback; the next free one is taken.")
+@click.option(
+    "--port", default=DEFAULT_PORT, show_default=True, help="Port on the loopback; the next free one is taken."
+)
 @click.option("--dry-run", is_flag=True, help="Print the store and the address, start nothing.")
 def command(overrides: tuple[str, ...], port: int, dry_run: bool) -> None:
     """Start the MLflow UI on the loopback and print its address; Ctrl-C ends it.

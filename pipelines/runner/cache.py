@@ -17,7 +17,7 @@ from pipelines.stage_output import Plan, read_catalog
 from pipelines.storage import Storage
 
 SUMMARY = "run.json"
-"""What the last run of a pipeline used, beside its stages: for the reasons below and for other tools, never for skipping."""
+"""What the last run of a pipeline used, beside its stages; it gives reasons, and never decides what is skipped."""
 
 _PLANS = {
     "demo-data": "pipelines.runner.demo",
@@ -66,7 +66,9 @@ def published(stage: str, out: str) -> dict[str, Any] | None:
     return read_catalog(storage)
 
 
-def decide(stage: str, config: StrictModel, root: str, *, force: bool, before: Mapping[str, Any]) -> tuple[Decision, Plan]:
+def decide(
+    stage: str, config: StrictModel, root: str, *, force: bool, before: Mapping[str, Any]
+) -> tuple[Decision, Plan]:
     """Return whether a stage whose inputs all stand would be skipped or run, and its plan.
 
     Args:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import warnings
-from typing import Any, Self, override
+from typing import Any, Self
 
 from pydantic import Field, model_validator
+from typing_extensions import override
 
 from pipelines.config.strict import StrictModel, runtime_field
 from pipelines.evaluate.config import EvaluateConfig
@@ -82,8 +83,8 @@ with warnings.catch_warnings():
         ray: RayConfig = runtime_field(default_factory=RayConfig)
         """The Ray cluster of all stages; one embedded session is shared."""
 
-        @override
         @classmethod
+        @override
         def model_validate_json(cls, json_data: str | bytes | bytearray, **settings: Any) -> Self:
             """Validate after connecting the sections; a `before` validator would leave pydantic's JSON mode."""
             values = json.loads(json_data)

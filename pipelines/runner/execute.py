@@ -46,7 +46,10 @@ def root_of(config: RunConfig) -> str:
 def explain(config: RunConfig, choice: Choice) -> list[Decision]:
     """Return what would happen to each stage and why; nothing is run."""
     nodes = _chosen(config, choice)
-    before, made, waiting, steps = cache.read_summary(root_of(config)), {}, [], []
+    before = cache.read_summary(root_of(config))
+    made: dict[str, Made] = {}
+    waiting: list[str] = []
+    steps: list[Decision] = []
     for node in nodes:
         blocked = [stage for stage in node.after if stage in waiting]
         if blocked:
@@ -76,7 +79,9 @@ def run(config: RunConfig, choice: Choice, *, say: Say, repeat: str) -> StageRes
         InputError: `--only` names a stage whose inputs do not stand.
     """
     root, nodes = root_of(config), _chosen(config, choice)
-    before, made, entries = cache.read_summary(root), {}, []
+    before = cache.read_summary(root)
+    made: dict[str, Made] = {}
+    entries: list[dict[str, Any]] = []
     seconds: dict[str, float] = {}
     with ExitStack() as session:
         is_connected = False
@@ -133,9 +138,7 @@ def _decide(
     names = [each.stage for each in nodes]
     force = bool(choice.from_stage) and names.index(node.stage) >= names.index(choice.from_stage)
     section = _section(config, node.stage, made)
-    decision, plan = cache.decide(
-        node.stage, section, root_of(config), force=force, before=before.get(node.stage, {})
-    )
+    decision, plan = cache.decide(node.stage, section, root_of(config), force=force, before=before.get(node.stage, {}))
     return decision, plan.inputs, section
 
 
@@ -153,7 +156,7 @@ def _run_stage(
     stage: str, config: RunConfig, section: StrictModel, decision: Decision, made: dict[str, Made], repeat: str
 ) -> None:
     placed = section.model_copy(update={"out": decision.out})
-    if stage == graph.REPORT:
+    if isinstance(placed, report_plan.ReportConfig):
         from pipelines.runner import report
 
         report.run(placed, config, made, root=root_of(config), repeat=repeat)

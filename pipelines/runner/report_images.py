@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.dataset.reader import Dataset
+from pipelines.dataset.shards import read_shard_list
+from pipelines.dataset.tables import open_parquet
 from pipelines.image.decode import decode_image
 from pipelines.image.sniff import RefusedImage
 from pipelines.plots.picture import Picture, encode_picture
@@ -17,6 +19,7 @@ THUMB_PX = 160
 _GROUPS_READ = 6
 _UNITS_READ = 6
 _MEMBERS_PER_UNIT = 400
+_PREDICTION_COLUMNS = ["image_id", "key", "names", "probabilities", "reason", "message"]
 
 
 @dataclass(frozen=True)
@@ -96,14 +99,12 @@ def _pictured(rows: Iterable[Mapping[str, Any]]) -> list[Pictured]:
 
 def read_predictions(out: str, catalog: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the predictions of a scored archive by image_id."""
-    import pyarrow.parquet as pq
-
     storage = Storage.open(out)
     rows: dict[str, dict[str, Any]] = {}
-    for entry in catalog["files"]:
-        with storage.open_file(entry["path"]) as file:
-            table = pq.read_table(file, columns=["image_id", "key", "names", "probabilities", "reason", "message"])
-        rows.update({row["image_id"]: row for row in table.to_pylist()})
+    for entry in catalog["shard_lists"]:
+        for shard in read_shard_list(storage, entry)[0]:
+            table = open_parquet(storage.open_file(shard.path), shard.path).read(columns=_PREDICTION_COLUMNS)
+            rows.update({row["image_id"]: row for row in table.to_pylist()})
     return rows
 
 

@@ -36,7 +36,7 @@ def add_summary(page: Page, made: Mapping[str, Made]) -> None:
 
 def _interval(evaluation: Mapping[str, Any]) -> str:
     low, high = evaluation["metrics"]["top1_low"], evaluation["metrics"]["top1_high"]
-    return f"{low:.1%} – {high:.1%}"
+    return f"{low:.1%} to {high:.1%}"
 
 
 def _champion(registered: Mapping[str, Any]) -> str:
@@ -122,7 +122,7 @@ def add_test(page: Page, made: Mapping[str, Made]) -> None:
             int(row["support"]),
             _meter(row["precision"]),
             _meter(row["recall"]),
-            f"{row['recall_low']:.0%} – {row['recall_high']:.0%}" if row.get("recall_low") is not None else None,
+            f"{row['recall_low']:.0%} to {row['recall_high']:.0%}" if row.get("recall_low") is not None else None,
         ]
         for row in catalog["per_class"][:_CLASSES_SHOWN]
     ]
