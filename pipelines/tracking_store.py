@@ -50,6 +50,7 @@ def safe_environment() -> None:
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "GIT_PYTHON_REFRESH": "quiet",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }.items():
         os.environ.setdefault(name, value)
 
