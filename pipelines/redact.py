@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from collections.abc import Mapping
+from typing import Any
 
 REDACTED = "[redacted]"
 """What stands in a secret's place."""
@@ -49,3 +52,16 @@ def environment_secrets() -> list[str]:
     """Return the values of this process's environment variables whose names hold secrets, longest first."""
     values = {value for name, value in os.environ.items() if is_secret_name(name) and len(value) >= _MIN_SECRET_LENGTH}
     return sorted(values, key=len, reverse=True)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested values as dotted names and texts, secrets redacted; lists become JSON."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{name}."))
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            flat[name] = redact(text, name=name)
+    return flat

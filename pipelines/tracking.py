@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pipelines.errors import ConfigError, RegistryError
-from pipelines.redact import redact
+from pipelines.redact import flatten, redact
 from pipelines.tracking_store import (
     TrackingConfig,
     open_client,
@@ -37,7 +37,6 @@ __all__ = [
     "RunLog",
     "RunStatus",
     "TrackingConfig",
-    "flatten",
     "open_client",
     "open_experiment",
     "refuse_local_store",
@@ -65,19 +64,6 @@ _REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED")
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested values as dotted names and texts, secrets redacted; lists become JSON."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{name}."))
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, default=str)
-            flat[name] = redact(text, name=name)
-    return flat
-
-
 @dataclass
 class _Record:
     """One call to MLflow, kept until it was answered."""
@@ -86,6 +72,10 @@ class _Record:
     send: Callable[[MlflowClient, str, bool], None]  # (client, run id, was an earlier attempt made)
     tried: bool = False
     steps: tuple[tuple[str, int], ...] = ()  # (metric, step) pairs it holds
+
+
+class _RunGoneError(Exception):
+    """The run to add to is not in the store."""
 
 
 class RunLog:
@@ -113,10 +103,12 @@ class RunLog:
         self.pause_s = _FIRST_PAUSE_S
         """Seconds without attempts after a failure; doubles up to a minute."""
         self._tracking = tracking
+        self._is_enabled = tracking.enabled
         self._run_name = redact(run_name)
         self._tags = tags | ({"mlflow.parentRunId": parent_run_id} if parent_run_id else {})
         self._client: MlflowClient | None = None
         self._is_open = False
+        self._is_attached = False
         self._queue: deque[_Record] = deque()
         self._retry_at = 0.0
         self._has_warned = False
@@ -132,8 +124,12 @@ class RunLog:
         run_id: str = "",
         parent_run_id: str = "",
         tags: Mapping[str, str] | None = None,
+        attach: bool = False,
     ) -> RunLog:
         """Create a run, or resume the run `run_id`, and set it RUNNING.
+
+        With `attach`, add to the finished run `run_id` instead: its status and times stay, and where the run is gone
+        nothing is recorded.
 
         Without `run_id`, a run of the experiment that carries the same tag `RUN_KEY_TAG` is resumed: a process
         killed between creating the run and writing its id down leaves no second run behind.
@@ -145,6 +141,7 @@ class RunLog:
         uri = resolve_uri(tracking) if tracking.enabled else ""
         clean = {key: redact(value, name=key)[:_MAX_TAG] for key, value in (tags or {}).items()}
         log = cls(tracking, uri, run_name=run_name, run_id=run_id, parent_run_id=parent_run_id, tags=clean)
+        log._is_attached = attach
         if tracking.enabled:
             log._drain(at_start=True)
         return log
@@ -256,13 +253,13 @@ class RunLog:
 
     def end(self, status: RunStatus = "FINISHED") -> None:
         """Deliver what is waiting and close the run; tell the user what could not be delivered."""
-        if not self._tracking.enabled:
+        if not self._is_enabled:
             return
 
         def send(client: MlflowClient, run_id: str, tried: bool) -> None:
             client.set_terminated(run_id, status=status)
 
-        self._put(_Record(f"status {status}", send), is_last=True)
+        self._put(_Record(f"status {status}", (lambda *_: None) if self._is_attached else send), is_last=True)
         with self._lock:
             if self._queue:
                 _LOGGER.warning(
@@ -285,7 +282,7 @@ class RunLog:
             self.end("FAILED" if issubclass(kind, Exception) else "KILLED")
 
     def _put(self, record: _Record, *, is_last: bool = False) -> None:
-        if not self._tracking.enabled:
+        if not self._is_enabled:
             return
         with self._lock:
             self._queue.append(record)
@@ -298,6 +295,10 @@ class RunLog:
             client = self._open_run()
         except (ConfigError, RegistryError):
             raise
+        except _RunGoneError:
+            self._queue.clear()
+            self._is_enabled = False
+            return
         except Exception as error:
             if at_start and (self.uri.startswith("sqlite:") or _code(error) in _PERMANENT + _REFUSED):
                 raise RegistryError(
@@ -331,8 +332,11 @@ class RunLog:
         client = open_client(self.uri)
         self.experiment_id = open_experiment(client, self.uri, self._tracking.experiment)
         found = self._find_run(client)
+        if not found and self._is_attached:
+            raise _RunGoneError(f"run {self.run_id!r} is not in this store")
         if found:
-            client.update_run(found, status="RUNNING")
+            if not self._is_attached:
+                client.update_run(found, status="RUNNING")
             for key, value in self._tags.items():
                 client.set_tag(found, key, value)
         else:
@@ -353,7 +357,8 @@ class RunLog:
             if run is not None and run.info.lifecycle_stage == "active":
                 self.experiment_id = run.info.experiment_id
                 return self.run_id
-            _LOGGER.warning("run %s is no longer in %s; a new run goes on in its place", self.run_id, redact(self.uri))
+            what = "nothing is added to it" if self._is_attached else "a new run goes on in its place"
+            _LOGGER.warning("run %s is no longer in %s; %s", self.run_id, redact(self.uri), what)
         key = self._tags.get(RUN_KEY_TAG)
         if not key:
             return ""

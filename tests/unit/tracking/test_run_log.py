@@ -8,6 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from pipelines import tracking
 from pipelines.errors import RegistryError
@@ -44,6 +46,8 @@ class FakeStore:
 
     def get_run(self, run_id: str) -> Any:
         self.call()
+        if run_id not in self.runs:
+            raise MlflowException("no such run", error_code=RESOURCE_DOES_NOT_EXIST)
         return self.runs[run_id]
 
     def search_runs(self, experiment_ids: list[str], filter_string: str, max_results: int) -> list[Any]:
@@ -238,3 +242,21 @@ def test_tracking_turned_off_touches_nothing(store: FakeStore) -> None:
 def test_a_metric_that_is_no_number_is_the_callers_bug(store: FakeStore) -> None:
     with pytest.raises(ValueError, match="could not convert string to float"):
         open_log().log_metrics({"loss": "high"}, 0)  # type: ignore[dict-item]
+
+
+def test_adding_to_a_finished_run_leaves_its_status(store: FakeStore) -> None:
+    with open_log() as log:
+        log.log_metrics({"loss": 1.0}, 0)
+    store.runs[log.run_id].info.status = "FAILED"
+    with open_log(run_id=log.run_id, attach=True) as added:
+        added.log_metrics({"test_top1": 0.9}, 0)
+    assert steps(store, log.run_id, "test_top1") == [0]
+    assert store.runs[log.run_id].info.status == "FAILED"
+
+
+def test_adding_to_a_run_that_is_gone_makes_no_new_one(store: FakeStore, caplog: pytest.LogCaptureFixture) -> None:
+    with open_log(run_id="gone", attach=True) as log:
+        log.log_metrics({"test_top1": 0.9}, 0)
+    assert store.runs == {}
+    assert caplog.records[0].getMessage() == ("run gone is no longer in http://mlflow:5000; nothing is added to it")
+    assert len(caplog.records) == 1
