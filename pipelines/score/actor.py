@@ -10,11 +10,10 @@ from pipelines.errors import PipelineError
 from pipelines.image.header import RefusedImage
 from pipelines.score.model import PackageRef, load_model
 from pipelines.score.unit import FailedAlone, ScoreJob, score_unit
+from pipelines.sources.base import Entry, Unit
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from pipelines.sources.base import Unit
 
 _ALONE_TIMEOUT_S = 120.0
 
@@ -24,33 +23,45 @@ class UnitScorer:
 
     Args:
         job: the run.
-        units: a Ray reference to the list of units, so that a row of the Ray dataset is one number.
     """
 
-    def __init__(self, job: ScoreJob, units: list[Any]) -> None:
-        import ray
-
+    def __init__(self, job: ScoreJob) -> None:
         self._job = job
-        self._units: list[Unit] = ray.get(units[0])
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        """Score the units whose numbers are in the batch; return their receipts as JSON.
+        """Score the units of a batch; return their receipts as JSON.
 
         A fault that a user can mend comes back as words: raised here, Ray would wrap it and its exit code be lost.
         """
         reports: list[dict[str, Any]] = []
-        for index in (int(number) for number in batch["unit"]):
+        for text in batch["unit"]:
+            unit = decode_unit(str(text))
             try:
-                reports.append(self._score(index))
+                reports.append(self._score(unit))
             except PipelineError as error:
                 fault = {"kind": type(error).__name__, "what": error.what, "where": error.where, "mend": error.mend}
-                reports.append({"unit": index, "fault": fault})
+                reports.append({"unit": unit.index, "fault": fault})
         return {"report": [json.dumps(report) for report in reports]}
 
-    def _score(self, index: int) -> dict[str, Any]:
+    def _score(self, unit: Unit) -> dict[str, Any]:
         model = load_model(self._job.package)
         alone = functools.partial(predict_alone, self._job.package)
-        return score_unit(index, self._units[index], self._job, model, alone)
+        return score_unit(unit, self._job, model, alone)
+
+
+def encode_unit(unit: Unit) -> str:
+    """Return a unit as JSON, so that a row of the Ray dataset is plain text: no pickle, and each unit travels once."""
+    return json.dumps(unit)
+
+
+def decode_unit(text: str) -> Unit:
+    """Return the unit that `encode_unit` wrote."""
+    index, entries = json.loads(text)
+    return Unit(index, tuple(_entry(values) for values in entries))
+
+
+def _entry(values: list[Any]) -> Entry:
+    return Entry._make(tuple(value) if isinstance(value, list) else value for value in values)
 
 
 def predict_alone(package: PackageRef, data: bytes) -> np.ndarray:

@@ -17,8 +17,8 @@ class ScoreConfig(StrictModel):
     archive: str = runtime_field(min_length=1)
     """Where the images are: a folder, a .zip or a .tar, local or in an object store. Its listing is in the key."""
 
-    source_name: str = ""
-    """Name of the source, part of every image_id; empty: the last component of `archive`."""
+    source_name: str = runtime_field("")
+    """Name of the source, part of every image_id; empty: the last component of `archive`. The key holds the name."""
 
     model: str = runtime_field(min_length=1)
     """The network: models:/NAME@ALIAS, models:/NAME/VERSION or a package folder. The key holds the version's hash."""

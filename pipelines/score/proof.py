@@ -37,7 +37,7 @@ class Tally:
 
 
 def check_unit(read: Tally, written: Iterable[str], where: str) -> None:
-    """Compare what was read from the source with the ids found in the written file.
+    """Compare what was read from the source with ids found elsewhere: in the listing, in the written file.
 
     Raises:
         DataError: a member was lost, doubled or exchanged.
@@ -47,9 +47,9 @@ def check_unit(read: Tally, written: Iterable[str], where: str) -> None:
         found.add(image_id)
     if found != read:
         raise DataError(
-            f"{read.members} members were read but {found.members} rows were written"
+            f"{read.members} members were read, and {found.members} stand against them"
             if found.members != read.members
-            else f"{read.members} members were read and as many rows written, but not for the same members",
+            else f"the {read.members} members that were read are not the {found.members} that stand against them",
             where=where,
             mend="run the same command again; the unit is scored anew. If it happens again, please report it",
         )

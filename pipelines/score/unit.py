@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _KILLS_BEFORE_CARE = 2
+_ROW_GROUP = 65_536
 
 Alone = Callable[[bytes], np.ndarray]
 """Bytes of one image file -> probabilities (classes,), made in a process of its own; may raise `FailedAlone`."""
@@ -53,15 +54,14 @@ class ScoreJob:
     batch_size: int
 
 
-def score_unit(index: int, unit: Unit, job: ScoreJob, model: Model, alone: Alone | None = None) -> dict[str, Any]:
+def score_unit(unit: Unit, job: ScoreJob, model: Model, alone: Alone | None = None) -> dict[str, Any]:
     """Score one unit and return its receipt: the file, its rows, what had no prediction and why.
 
     Files are invisible until the catalog names them and the first receipt stands, so a unit that is retried or run
     twice does no harm. A member that cannot be decoded gets a row with its reason.
 
     Args:
-        index: the unit's number, which names its file and its receipt.
-        unit: what to read.
+        unit: what to read; its number names its file and its receipt.
         job: the run that it belongs to.
         model: the network, already loaded.
         alone: scores a member in another process. It is used when this unit was begun twice without an end, which
@@ -71,6 +71,7 @@ def score_unit(index: int, unit: Unit, job: ScoreJob, model: Model, alone: Alone
         DataError: what was written is not what was read.
     """
     store = Storage.open(job.out)
+    index = unit.index
     attempt = secrets.token_hex(4)
     begun = begin_attempt(store, job.run_id, index, attempt)
     careful = alone if begun >= _KILLS_BEFORE_CARE else None
@@ -90,6 +91,7 @@ def score_unit(index: int, unit: Unit, job: ScoreJob, model: Model, alone: Alone
             predict(batch, model)
     for batch in batches.rest():
         predict(batch, model)
+    check_unit(read, (entry.image_id for entry in unit.entries), job.source.uri)
     return _write(store, index, attempt, rows, read, job, model.classes)
 
 
@@ -104,7 +106,7 @@ def begin_attempt(store: Storage, run_id: str, index: int, attempt: str) -> int:
 def _prepare(member: Member, row: Row, model: Model) -> bool:
     """Decode a member; return whether it can be predicted."""
     if member.data is None:
-        row.refuse(member.reason or "UNREADABLE", "the source could not give its bytes")
+        row.refuse(member.reason or "UNREADABLE", member.message)
         return False
     try:
         row.pixels = model.prepare(member.data)
@@ -137,7 +139,7 @@ def predict(batch: list[Row], model: Model) -> None:
 
 def _predict_alone(member: Member, row: Row, alone: Alone) -> None:
     if member.data is None:
-        row.refuse(member.reason or "UNREADABLE", "the source could not give its bytes")
+        row.refuse(member.reason or "UNREADABLE", member.message)
         return
     try:
         _settle(row, alone(member.data))
@@ -166,7 +168,7 @@ def _write(
     model = (package.name, package.version, package.weights_sha256)
     table = make_table(rows, job.source.name, model, classes, job.top_k)
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", row_group_size=65536, write_page_checksum=True)
+    pq.write_table(table, sink, compression="zstd", row_group_size=_ROW_GROUP, write_page_checksum=True)
     data = sink.getvalue()
     path = f"data/{job.run_id}/part-{index:06d}-{attempt}.parquet"
     store.put(path, data)
@@ -179,6 +181,7 @@ def _write(
             "bytes": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),
             "fingerprint": f"{fingerprint(table):064x}",
+            "row_groups": [min(_ROW_GROUP, len(rows) - start) for start in range(0, len(rows), _ROW_GROUP)],
         },
         "members": read.members,
         "id_sum": f"{read.id_sum:032x}",

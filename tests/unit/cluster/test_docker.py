@@ -104,8 +104,8 @@ def run_entrypoint(*args, **environment):
         (("head",), {}, "entrypoint: RAY_AUTH_MODE is ''; clusters run with token"),
         (
             ("worker",),
-            {"RAY_AUTH_MODE": "disabled"},
-            "entrypoint: RAY_AUTH_MODE is 'disabled'; clusters run with token",
+            {"RAY_AUTH_MODE": "off"},
+            "entrypoint: RAY_AUTH_MODE is 'off'; clusters run with token",
         ),
         (
             ("head",),

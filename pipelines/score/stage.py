@@ -1,0 +1,230 @@
+"""The scoring stage: units over a pool of actors, receipts, the proof that nothing is lost or doubled, the catalog."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipelines import errors
+from pipelines.errors import DataError, PipelineError
+from pipelines.score.catalog import FORMAT, SPLIT, find_published, make_catalog, refuse_other_run
+from pipelines.score.config import ScoreConfig
+from pipelines.score.plan import check_pin, make_plan, pin_model
+from pipelines.stage_output import Plan, StageResult, open_run
+from pipelines.storage import Storage
+
+if TYPE_CHECKING:
+    from pipelines.package.resolve import ResolvedPackage
+    from pipelines.ray_runtime import RaySession
+    from pipelines.score.unit import ScoreJob
+    from pipelines.sources.base import Source, Unit
+
+logger = logging.getLogger(__name__)
+
+_MAX_BLOCKS = 10_000
+
+
+@dataclass(frozen=True)
+class ScoreResult(StageResult):
+    """The published predictions: address, version, counts, and how fast they were made."""
+
+    version: int = 1
+
+
+def run(config: ScoreConfig) -> ScoreResult:
+    """Score every member of the archive exactly once and publish the predictions.
+
+    Killed at any moment and started again, it goes on with the units that have no receipt. The model is pinned before
+    the first unit: an alias that moves meanwhile changes nothing.
+
+    Raises:
+        InputError: archive or model is missing, the archive holds nothing, or `out` holds something else.
+        DataError: the members read are not the rows written, or too many have no prediction.
+    """
+    from pipelines.sources.resolve import open_source
+
+    source = open_source(config.archive, config.source_name)
+    model = pin_model(config)
+    plan = make_plan(config, source, model)
+    store = Storage.open(plan.out)
+    if (standing := find_published(store, plan)) is not None:
+        return _result(plan, standing, skipped=True)
+    refuse_other_run(store, plan)
+
+    from pipelines.dataset.catalog import next_run_id, publish_version, read_version
+    from pipelines.dataset.receipt import read_receipts
+    from pipelines.score.model import stage_package
+
+    units = source.units()
+    run_id = next_run_id(store, plan.key)
+    open_run(store, plan.stage, plan.key, {"run_id": run_id, "inputs": plan.inputs})
+    receipts = read_receipts(store, run_id)
+    rate: dict[str, float] = {}
+    if missing := [index for index in range(len(units)) if index not in receipts]:
+        if receipts:
+            logger.info("score: %d of %d units stand from an earlier run", len(receipts), len(units))
+        from pipelines.score.unit import ScoreJob
+
+        device = "cuda" if config.use_gpu else "cpu"
+        package = stage_package(
+            check_pin(config), config.tracking, store, run_id, precision=config.precision, device=device
+        )
+
+        job = ScoreJob(source, store.uri, run_id, package, config.top_k, config.batch_size)
+        rate = _score(config, job, units, missing, receipts)
+    catalog = _prove(config, plan, store, run_id, receipts, source, model)
+    version = publish_version(store, run_id, catalog)
+    _sweep(store, run_id, receipts)
+    published = read_version(store, version, stage_format=FORMAT)
+    assert published is not None
+    return _result(plan, published, skipped=False, **rate)
+
+
+def _score(
+    config: ScoreConfig, job: ScoreJob, units: Sequence[Unit], missing: list[int], receipts: dict[int, dict[str, Any]]
+) -> dict[str, float]:
+    """Score the missing units on Ray, adding their receipts; return images per second and seconds."""
+    from pipelines.progress import Progress
+    from pipelines.ray_runtime import ray_session
+
+    earlier = sum(int(receipt["members"]) for receipt in receipts.values())
+    done = 0
+    with ray_session(config.ray) as session:
+        started_s = time.monotonic()  # Ray's own start is not counted; the actors' loading of torch is
+        with Progress(sum(len(unit.entries) for unit in units), label="score") as progress:
+            progress.start_at(earlier)
+            for receipt in _reports(config, session, job, units, missing):
+                receipts[int(receipt["unit"])] = receipt
+                done += int(receipt["members"])
+                progress.advance(int(receipt["members"]))
+        elapsed_s = time.monotonic() - started_s
+    return {"images_per_s": round(done / max(elapsed_s, 1e-9), 1), "elapsed_s": round(elapsed_s, 1)}
+
+
+def _reports(
+    config: ScoreConfig, session: RaySession, job: ScoreJob, units: Sequence[Unit], missing: list[int]
+) -> Iterator[dict[str, Any]]:
+    """Yield the receipt of each missing unit as it is done.
+
+    Raises:
+        PipelineError: what stopped a unit.
+    """
+    import ray.data
+    from ray.data import ActorPoolStrategy, DataContext
+
+    from pipelines.capacity import check_fits
+    from pipelines.score.actor import UnitScorer, encode_unit
+
+    num_gpus = 1 if config.use_gpu else 0
+    room = session.num_gpus if config.use_gpu else session.num_cpus
+    num_actors = min(config.num_actors or max(1, int(room)), len(missing))
+    check_fits(
+        what=f"scoring with {num_actors} actors",
+        need={"CPU": float(num_actors), "GPU": float(num_actors * num_gpus)},
+        have={"CPU": session.num_cpus, "GPU": session.num_gpus},
+    )
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    rows = [{"unit": encode_unit(units[index])} for index in missing]
+    reports = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS)).map_batches(
+        UnitScorer,
+        batch_size=1,
+        compute=ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=1),
+        fn_constructor_kwargs={"job": job},
+        num_cpus=1,
+        num_gpus=num_gpus,
+    )
+    for row in reports.iter_rows():
+        report: dict[str, Any] = json.loads(row["report"])
+        if fault := report.get("fault"):
+            raise _rebuild(fault)
+        yield report
+
+
+def _rebuild(fault: dict[str, str]) -> PipelineError:
+    kind = getattr(errors, fault["kind"], DataError)
+    error: PipelineError = kind(fault["what"], where=fault["where"], mend=fault["mend"])
+    return error
+
+
+def _prove(
+    config: ScoreConfig,
+    plan: Plan,
+    store: Storage,
+    run_id: str,
+    receipts: dict[int, dict[str, Any]],
+    source: Source,
+    model: ResolvedPackage,
+) -> dict[str, Any]:
+    """Check that members in = rows out, write the list of files, and return the catalog to publish.
+
+    Raises:
+        DataError: the law does not hold, or more members than allowed have no prediction.
+    """
+    from pipelines.dataset.receipt import ShardFile
+    from pipelines.dataset.shards import write_shard_list
+    from pipelines.score.proof import Tally, check_whole
+
+    read = Tally()
+    shards = []
+    for index, receipt in sorted(receipts.items()):
+        read.merge(Tally(int(receipt["members"]), int(receipt["id_sum"], 16)))
+        shards.append(ShardFile.from_json({**receipt["file"], "split": SPLIT, "unit": index}))
+    check_whole(store, [shard.path for shard in shards], read, listed=len(source.listing().entries))
+    catalog = make_catalog(
+        plan=plan,
+        receipts=receipts,
+        shard_list=write_shard_list(store, run_id, shards),
+        run_id=run_id,
+        source={"name": source.name, "location": source.uri, "listing": plan.inputs["listing"]},
+        model={
+            "ref": model.uri,
+            "name": model.name,
+            "version": model.version,
+            "weights_sha256": model.weights_sha256,
+        },
+        config=config.model_dump(mode="json"),
+    )
+    counts = catalog["counts"]
+    if counts["unscored"] > config.max_unscored_fraction * counts["members"]:
+        raise DataError(
+            f"{counts['unscored']} of {counts['members']} members have no prediction"
+            f" ({', '.join(f'{reason}: {number}' for reason, number in catalog['reasons'].items())})",
+            where=source.uri,
+            mend=f"raise max_unscored_fraction (now {config.max_unscored_fraction:g}), or mend the archive",
+        )
+    return catalog
+
+
+def _sweep(store: Storage, run_id: str, receipts: dict[int, dict[str, Any]]) -> None:
+    """Delete, after publishing, what only the run itself needed: lost attempts, notes of attempts, the package copy."""
+    named = {receipt["file"]["path"] for receipt in receipts.values()}
+    for file in store.list(f"data/{run_id}"):
+        if file.path not in named and "/part-" in file.path:
+            store.delete(file.path)
+    for folder in ("attempts", "package"):
+        for file in store.list(f"_work/{run_id}/{folder}"):
+            store.delete(file.path)
+
+
+def _result(plan: Plan, catalog: dict[str, Any], *, skipped: bool, **rate: float) -> ScoreResult:
+    counts = catalog["counts"]
+    model = catalog["model"]
+    figures: dict[str, float | int | str] = {
+        "model": "/".join(part for part in (model["name"], model["version"]) if part),
+        "members": counts["members"],
+        "scored": counts["scored"],
+        "unscored": counts["unscored"],
+        **rate,
+    }
+    if catalog["reasons"]:
+        figures["reasons"] = ", ".join(f"{reason} {number}" for reason, number in catalog["reasons"].items())
+    commands = (f"resnet data show {plan.out}", f"resnet data files {plan.out}")
+    return ScoreResult(plan.stage, plan.out, plan.key, skipped, figures, commands, version=int(catalog["version"]))
