@@ -1,0 +1,194 @@
+"""The Source protocol: list members, cut them into units, open a unit; ids that survive a move of the source."""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from pipelines.errors import InputError
+from pipelines.sources.names import ignored_as, labels_and_splits, name_fault, readable_key
+
+
+class Entry(NamedTuple):
+    """One listed member: who it is, what its name says, and where its bytes are. Plain, so that it travels."""
+
+    key: str
+    occurrence: int
+    image_id: str
+    size: int
+    label: str | None
+    given_split: str | None
+    reason: str
+    """Why it cannot be read; empty when it can be tried."""
+    message: str
+    flags: tuple[str, ...]
+    offset: int
+    extent: int
+    detail: tuple[int, ...]
+    """What the source needs to unpack it."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The piece of input that one task reads, transforms and writes; its entries are in writing order."""
+
+    index: int
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One image of a source: its bytes, or the reason why there are none."""
+
+    key: str
+    occurrence: int
+    image_id: str
+    data: bytes | None
+    label: str | None
+    given_split: str | None
+    reason: str | None
+    message: str
+    flags: tuple[str, ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source holds.
+
+    `ignored` counts what is no image by its name; `faults` are sentences on an archive that is cut or damaged, each
+    of which also has an entry with a reason.
+    """
+
+    entries: tuple[Entry, ...]
+    ignored: dict[str, int] = field(default_factory=dict)
+    faults: tuple[str, ...] = ()
+
+
+class Found(NamedTuple):
+    """What a source's own format says of one member, before names are judged."""
+
+    name: bytes
+    size: int
+    offset: int = 0
+    extent: int = 0
+    detail: tuple[int, ...] = ()
+    reason: str = ""
+    message: str = ""
+    flags: tuple[str, ...] = ()
+    text: str = ""
+    """The name as text where it is not UTF-8 but its encoding is known."""
+
+
+def image_id(source_name: str, key: bytes, occurrence: int) -> str:
+    """Return the id of an image: the same wherever its source lies, and the same in datasets and predictions."""
+    material = b"\0".join([source_name.encode(), key, str(occurrence).encode()])
+    return hashlib.sha256(material).hexdigest()[:32]
+
+
+def make_listing(source_name: str, members: Sequence[Found], faults: Sequence[str] = ()) -> Listing:
+    """Judge names, number equal keys by their order, and make ids; members must come in the order of the source."""
+    ignored: Counter[str] = Counter()
+    kept: list[tuple[Found, str, tuple[str, ...]]] = []
+    for found in members:
+        key, is_escaped = (found.text, True) if found.text else readable_key(found.name)
+        if not found.reason and (kind := ignored_as(key)):
+            ignored[kind] += 1
+            continue
+        kept.append((found, key, (*found.flags, "name_bytes") if is_escaped else found.flags))
+    total = Counter(found.name for found, _, _ in kept)
+    seen: Counter[bytes] = Counter()
+    entries = []
+    labels = labels_and_splits([key for _, key, _ in kept])
+    for (found, key, flags), (label, given_split) in zip(kept, labels, strict=True):
+        occurrence = seen[found.name]
+        seen[found.name] += 1
+        reason, message = (found.reason, found.message) if found.reason else name_fault(found.name)
+        entries.append(
+            Entry(
+                key=key,
+                occurrence=occurrence,
+                image_id=image_id(source_name, found.name, occurrence),
+                size=found.size,
+                label=label,
+                given_split=given_split,
+                reason=reason,
+                message=message,
+                flags=(*flags, "dup_name") if total[found.name] > 1 else flags,
+                offset=found.offset,
+                extent=found.extent,
+                detail=found.detail,
+            )
+        )
+    return Listing(tuple(entries), dict(sorted(ignored.items())), tuple(faults))
+
+
+class Source(abc.ABC):
+    """A named place that holds images. It pickles without its listing: a unit carries the entries it needs."""
+
+    def __init__(self, uri: str, name: str) -> None:
+        self.uri = uri
+        self.name = name
+        self._listing: Listing | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_listing": None}
+
+    def listing(self) -> Listing:
+        """Return what the source holds, listed once.
+
+        Raises:
+            InputError: it holds no image, or it is not what it seems.
+        """
+        if self._listing is None:
+            listing = self._list()
+            if not listing.entries:
+                raise no_images(self.uri, listing.ignored)
+            self._listing = listing
+        return self._listing
+
+    @abc.abstractmethod
+    def _list(self) -> Listing:
+        """List the members."""
+
+    @abc.abstractmethod
+    def listing_digest(self) -> str:
+        """Return a digest that changes when a member is added, removed or changed, and not when the source moves."""
+
+    @abc.abstractmethod
+    def units(self) -> list[Unit]:
+        """Return the listed members as units; a function of the listing alone."""
+
+    @abc.abstractmethod
+    def open(self, unit: Unit) -> Iterator[Member]:
+        """Yield every member of a unit once, those without bytes too."""
+
+
+def member_of(entry: Entry, data: bytes | None, reason: str = "", message: str = "") -> Member:
+    """Return the member of an entry; a reason, given or listed, takes the place of bytes."""
+    reason, message = (entry.reason, entry.message) if entry.reason else (reason, message)
+    return Member(
+        key=entry.key,
+        occurrence=entry.occurrence,
+        image_id=entry.image_id,
+        data=None if reason else data,
+        label=entry.label,
+        given_split=entry.given_split,
+        reason=reason or None,
+        message=message,
+        flags=entry.flags,
+        size=entry.size,
+    )
+
+
+def no_images(uri: str, ignored: dict[str, int]) -> InputError:
+    """Return the error for a source without images, saying what it holds instead."""
+    found = ", ".join(f"{count:,} {kind}" for kind, count in ignored.items())
+    return InputError(
+        f"no images in {uri}" + (f"; it holds {found}" if found else "; it is empty"),
+        mend="give a folder of class folders (SOURCE/<class>/<image>), or a .zip or .tar of one",
+    )

@@ -1,0 +1,184 @@
+"""Stored bytes read forward: as they are, with skips that read nothing, or through a decompressor."""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+from pipelines.storage import Storage
+
+CHUNK_BYTES = 2**18
+PACKED_CHUNK_BYTES = 2**20
+MAX_DRAIN_BYTES = 16 * 2**20
+
+DECOMPRESSORS: dict[bytes, Callable[[], Any]] = {
+    b"\x1f\x8b": lambda: GzipUnpacker(),
+    b"BZh": bz2.BZ2Decompressor,
+    b"\xfd7zXZ\0": lzma.LZMADecompressor,
+}
+"""By the first bytes of the file."""
+
+
+class GzipUnpacker:
+    """One gzip member (RFC 1952), unpacked by hand: zlib's own reader throws good bytes away with a bad checksum."""
+
+    def __init__(self) -> None:
+        self.eof = False
+        self.unused_data = b""
+        self.unconsumed_tail = b""
+        self._head, self._trailer = b"", b""
+        self._inflater: Any = None
+        self._crc = 0
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        """Unpack a bounded step; raises zlib.error on damage."""
+        if self._inflater is None:
+            self._head += data
+            start = _gzip_header_size(self._head)
+            if start is None:
+                return b""
+            self._inflater, data = zlib.decompressobj(-15), self._head[start:]
+        if self._inflater.eof:
+            self._end(data)
+            return b""
+        plain: bytes = self._inflater.decompress(data, max_length)
+        self._crc = zlib.crc32(plain, self._crc)
+        self.unconsumed_tail = self._inflater.unconsumed_tail
+        if self._inflater.eof:
+            self.unconsumed_tail = self._inflater.unused_data
+            if plain:
+                return plain  # what is good is handed out before the trailer is judged
+            self._end(self.unconsumed_tail)
+        return plain
+
+    def _end(self, data: bytes) -> None:
+        self._trailer += data
+        self.unconsumed_tail = b""
+        if len(self._trailer) >= 8:
+            if int.from_bytes(self._trailer[:4], "little") != self._crc:
+                raise zlib.error("incorrect data check")
+            self.eof, self.unused_data = True, self._trailer[8:]
+
+
+def _gzip_header_size(head: bytes) -> int | None:
+    """Return where the deflated data starts; None when the header is not complete."""
+    if len(head) < 10:
+        return None
+    if head[:3] != b"\x1f\x8b\x08":
+        raise zlib.error("no gzip header")
+    flags, position = head[3], 10
+    if flags & 4:
+        position += 2 + int.from_bytes(head[10:12], "little")
+    for bit in (8, 16):  # file name, comment
+        if flags & bit:
+            end = head.find(b"\0", position)
+            if end < 0:
+                return None
+            position = end + 1
+    position += 2 if flags & 2 else 0
+    return position if position <= len(head) else None
+
+
+class PlainStream:
+    """A stored file, read in chunks; what is skipped beyond a chunk is never read."""
+
+    def __init__(self, storage: Storage, path: str, size: int) -> None:
+        self.position = 0
+        self.size: int | None = size
+        self._storage, self._path, self._total = storage, path, size
+        self._chunk, self._chunk_at = b"", 0
+
+    def read(self, length: int) -> bytes:
+        """Return the next bytes, fewer only at the end."""
+        length = max(0, min(length, self._total - self.position))
+        start = self.position - self._chunk_at
+        if start + length > len(self._chunk):
+            wanted = min(max(length, CHUNK_BYTES), self._total - self.position)
+            self._chunk, self._chunk_at = self._storage.read(self._path, self.position, wanted), self.position
+            start = 0
+        self.position += length
+        return self._chunk[start : start + length]
+
+    def skip_to(self, position: int) -> int:
+        """Go forward, at most to the end."""
+        self.position = min(position, self._total)
+        return self.position
+
+
+class PackedStream:
+    """A compressed stored file, unpacked as it is read; its end is where the data ends."""
+
+    def __init__(self, storage: Storage, path: str, size: int, make: Callable[[], Any]) -> None:
+        self.position = 0
+        self.size: int | None = None
+        self.fault: tuple[str, str] = ("", "")
+        """Why the data ended too early: (reason, message)."""
+        self._storage, self._path, self._total = storage, path, size
+        self._make, self._unpacker = make, make()
+        self._packed_at, self._packed, self._plain = 0, b"", bytearray()
+        self._is_done = False
+
+    def read(self, length: int) -> bytes:
+        """Return the next bytes, fewer only at the end."""
+        while len(self._plain) < length and not self._is_done:
+            self._fill()
+        data = bytes(self._plain[:length])
+        del self._plain[:length]
+        self.position += len(data)
+        return data
+
+    def skip_to(self, position: int) -> int:
+        """Go forward by unpacking and dropping, at most to the end."""
+        while self.position < position and self.read(min(position - self.position, PACKED_CHUNK_BYTES)):
+            pass
+        return self.position
+
+    def drain(self) -> None:
+        """Read to the end, at most 16 MB, so that the checksum at the end is seen."""
+        stop = self.position + MAX_DRAIN_BYTES
+        while self.position < stop and self.read(PACKED_CHUNK_BYTES):
+            pass
+
+    def _fill(self) -> None:
+        """Unpack a bounded step: a few packed bytes may stand for very many."""
+        wants_input = getattr(self._unpacker, "needs_input", True)  # zlib hands unread input back instead
+        if wants_input and not self._packed:
+            wanted = min(PACKED_CHUNK_BYTES, self._total - self._packed_at)
+            self._packed = self._storage.read(self._path, self._packed_at, wanted) if wanted else b""
+            self._packed_at += len(self._packed)
+        is_last = wants_input and not self._packed
+        try:
+            plain = self._unpacker.decompress(self._packed if wants_input else b"", PACKED_CHUNK_BYTES)
+        except (zlib.error, lzma.LZMAError, OSError, ValueError, EOFError) as error:
+            is_checksum = "incorrect data check" in str(error) or "incorrect length check" in str(error)
+            self._stop("CRC" if is_checksum else "ARCHIVE_CORRUPT", f"the compressed archive is damaged: {error}")
+            return
+        self._plain += plain
+        if self._unpacker.eof:
+            self._next_part(self._unpacker.unused_data)
+        elif is_last and not plain:
+            self._stop("ARCHIVE_TRUNCATED", "the compressed archive ends too early")
+        elif wants_input:
+            self._packed = getattr(self._unpacker, "unconsumed_tail", b"")
+
+    def _next_part(self, rest: bytes) -> None:
+        """Go on after the end of a compressed part: several of them may follow each other, or zeros."""
+        rest = rest.lstrip(b"\0")
+        if not rest and self._packed_at < self._total:
+            rest = self._storage.read(
+                self._path, self._packed_at, min(PACKED_CHUNK_BYTES, self._total - self._packed_at)
+            )
+            self._packed_at += len(rest)
+            rest = rest.lstrip(b"\0")
+        self._packed = rest
+        if rest:
+            self._unpacker = self._make()
+        else:
+            self._is_done = True
+
+    def _stop(self, reason: str, message: str) -> None:
+        self._is_done = True
+        self.fault = (reason, message)

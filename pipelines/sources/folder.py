@@ -1,0 +1,81 @@
+"""A folder of images, on a disk or under an object store's prefix."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from typing_extensions import override
+
+from pipelines.errors import NotFound, StorageError
+from pipelines.sources.base import Entry, Found, Listing, Member, Source, Unit, make_listing, member_of
+from pipelines.sources.names import escaped_bytes
+from pipelines.sources.units import file_units
+from pipelines.storage import Storage, StoredFile
+
+MAX_FILE_BYTES = 64 * 2**20
+"""Larger files are refused by their size, unread."""
+
+
+class FolderSource(Source):
+    """Every file below a folder; its key is its path relative to the folder."""
+
+    def __init__(self, storage: Storage, name: str) -> None:
+        super().__init__(storage.uri, name)
+        self._storage = storage
+        self._files: list[StoredFile] | None = None
+
+    @override
+    def __getstate__(self) -> dict[str, object]:
+        return {**super().__getstate__(), "_files": None}
+
+    def files(self) -> list[StoredFile]:
+        """Return the stored files, listed once."""
+        if self._files is None:
+            self._files = self._storage.list()
+        return self._files
+
+    @override
+    def _list(self) -> Listing:
+        return make_listing(self.name, [_found(file) for file in self.files()])
+
+    @override
+    def listing_digest(self) -> str:
+        digest = hashlib.sha256()
+        for file in self.files():
+            state = file.etag or f"{file.modified:.6f}"
+            digest.update(f"{file.path}\0{file.size}\0{state}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    @override
+    def units(self) -> list[Unit]:
+        return file_units(self.listing().entries)
+
+    @override
+    def open(self, unit: Unit) -> Iterator[Member]:
+        for entry in unit.entries:
+            yield self._read(entry)
+
+    def _read(self, entry: Entry) -> Member:
+        if entry.reason:
+            return member_of(entry, None)
+        try:
+            data = self._storage.read(_path(entry))
+        except NotFound:
+            return member_of(entry, None, "CHANGED", "the file was there when the source was listed and is gone")
+        except StorageError as error:
+            return member_of(entry, None, "UNREADABLE", error.what)
+        if len(data) != entry.size:
+            return member_of(entry, None, "CHANGED", f"the file had {entry.size:,} bytes when it was listed")
+        return member_of(entry, data)
+
+
+def _found(file: StoredFile) -> Found:
+    name = file.path.encode(errors="surrogateescape")
+    if file.size > MAX_FILE_BYTES:
+        return Found(name, file.size, reason="TOO_LARGE", message=f"{file.size:,} bytes are more than 64 MB")
+    return Found(name, file.size)
+
+
+def _path(entry: Entry) -> str:
+    return escaped_bytes(entry.key).decode(errors="surrogateescape") if "name_bytes" in entry.flags else entry.key

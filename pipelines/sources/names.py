@@ -1,0 +1,104 @@
+"""What a member's name says: whether it is safe, whether an image is meant, its label and its given split."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+MAX_NAME_BYTES = 1_024
+
+SYSTEM_NAMES = frozenset({".ds_store", "thumbs.db", "desktop.ini", "ehthumbs.db", ".localized"})
+SIDE_NAMES = frozenset({"readme", "license", "licence", "copying", "notice", "changelog", "makefile", "dockerfile"})
+SIDE_EXTENSIONS = frozenset({
+    "txt", "md", "rst", "csv", "tsv", "json", "jsonl", "xml", "yaml", "yml", "toml", "ini", "cfg", "html", "htm",
+    "css", "js", "py", "ipynb", "sh", "log", "pdf", "doc", "docx", "xls", "xlsx", "npy", "npz", "mat", "pkl",
+    "pickle", "pt", "pth", "h5", "parquet", "arrow", "db", "sqlite", "lock", "sha256", "md5", "asc", "sig",
+})  # fmt: skip
+ARCHIVE_EXTENSIONS = frozenset({"zip", "tar", "tgz", "gz", "bz2", "xz", "zst", "7z", "rar"})
+
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+def ignored_as(key: str) -> str:
+    """Return as what a member is left out and counted ("system files", ".txt files"), or "" if an image is meant.
+
+    Names without or with an unknown extension are taken: their bytes decide.
+    """
+    parts = path_parts(key)
+    name = parts[-1].lower() if parts else ""
+    if "__MACOSX" in parts or name in SYSTEM_NAMES or name.startswith("._"):
+        return "system files"
+    if name.startswith("."):
+        return "hidden files"
+    stem, dot, extension = name.rpartition(".")
+    if dot and extension in SIDE_EXTENSIONS:
+        return f".{extension} files"
+    return "documents" if (stem if dot else name) in SIDE_NAMES else ""
+
+
+def name_fault(key_bytes: bytes) -> tuple[str, str]:
+    """Return (reason, message) when a member's name must not be used, else two empty texts."""
+    if len(key_bytes) > MAX_NAME_BYTES:
+        return "NAME_LONG", f"the name has {len(key_bytes):,} bytes; {MAX_NAME_BYTES:,} are allowed"
+    parts = key_bytes.replace(b"\\", b"/").split(b"/")
+    is_absolute = parts[0] == b"" or (len(parts[0]) == 2 and parts[0].endswith(b":"))
+    if is_absolute or b".." in parts or b"\0" in key_bytes:
+        return "UNSAFE_NAME", "the name leads out of the archive; nothing is ever written there, and it is not read"
+    extension = parts[-1].rpartition(b".")[2].lower() if b"." in parts[-1] else b""
+    if extension.decode("latin-1") in ARCHIVE_EXTENSIONS:
+        return "NESTED", "an archive inside the source is not opened; give it as a source of its own"
+    return "", ""
+
+
+def readable_key(key_bytes: bytes) -> tuple[str, bool]:
+    r"""Return a name as text, and whether it had to be escaped because it is not UTF-8.
+
+    An escaped name keeps its bytes: other bytes become `\xNN`, and each backslash is doubled.
+    """
+    try:
+        return key_bytes.decode(), False
+    except UnicodeDecodeError:
+        return key_bytes.replace(b"\\", b"\\\\").decode(errors="backslashreplace"), True
+
+
+def escaped_bytes(key: str) -> bytes:
+    """Return the bytes behind an escaped name; the inverse of `readable_key` for names that are not UTF-8."""
+    return re.sub(rb"\\(\\|x[0-9a-f]{2})", _unescape, key.encode())
+
+
+def _unescape(match: re.Match[bytes]) -> bytes:
+    code = match.group(1)
+    return code if code == b"\\" else bytes.fromhex(code[1:].decode())
+
+
+def path_parts(key: str) -> list[str]:
+    """Return a key's components without empty ones and dots; backslashes part too, as some Windows tools write."""
+    return [part for part in key.replace("\\", "/").split("/") if part not in ("", ".")]
+
+
+def labels_and_splits(keys: Sequence[str]) -> list[tuple[str | None, str | None]]:
+    """Return (label, given split) per key; the label is the parent folder's name.
+
+    Folders named train, val and test above the class folders count as splits only when every key has one, since
+    "train" may as well be a class. An image right inside a split folder, or in no folder, has no label.
+    """
+    parents = [path_parts(key)[:-1] for key in keys]
+    positions = [
+        next((i for i, part in enumerate(folders) if part.lower() in SPLIT_WORDS), None) for folders in parents
+    ]
+    if not keys or any(position is None for position in positions):
+        return [(folders[-1] if folders else None, None) for folders in parents]
+    return [
+        (folders[-1] if position < len(folders) - 1 else None, SPLIT_WORDS[folders[position].lower()])
+        for folders, position in zip(parents, positions, strict=True)
+        if position is not None
+    ]

@@ -1,0 +1,77 @@
+"""From an address to the source behind it, or to a sentence that says why there is none."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from pipelines.errors import InputError
+from pipelines.image.sniff import FORMAT_BY_EXTENSION
+from pipelines.sources.base import Source
+from pipelines.sources.byte_stream import DECOMPRESSORS
+from pipelines.sources.folder import FolderSource
+from pipelines.sources.tar import TarSource
+from pipelines.sources.zip import ZipSource
+from pipelines.storage import Storage
+
+TABLE_EXTENSIONS = ("csv", "tsv", "json", "jsonl", "parquet", "xlsx", "xls")
+KINDS = "a folder of class folders (SOURCE/<class>/<image>), a .zip, a .tar or a .tar.gz"
+
+
+def open_source(uri: str, name: str = "") -> Source:
+    """Return the source at a local path or an object store's address; its name is the last part of the path.
+
+    Only the first bytes are read; `listing()` reads the rest.
+
+    Raises:
+        InputError: there is nothing, or nothing that images are read from.
+    """
+    address = uri.rstrip("/")
+    if not address:
+        raise InputError(f"source {uri!r} names no folder or archive", mend=f"give {KINDS}")
+    whole = Storage.open(address)
+    parent, _, last = whole.uri.rpartition("/")
+    has_parent = bool(last) and not parent.endswith("/")  # s3://bucket alone is a folder
+    if has_parent:
+        storage = Storage.open(parent or "/")
+        size = storage.size(last)
+        if size is not None:
+            return _open_file(storage, last, size, name or last)
+    folder = FolderSource(whole, name or last)
+    if not folder.files():
+        raise _missing(uri, whole)
+    return folder
+
+
+def _open_file(storage: Storage, path: str, size: int, name: str) -> Source:
+    address = storage.address(path)
+    if size == 0:
+        raise InputError(f"{address} is empty (0 bytes)", mend=f"give {KINDS}")
+    head = storage.read(path, 0, min(size, 512))
+    suffix = PurePosixPath(path).suffix.lower().lstrip(".")
+    if head[:4] in (b"PK\3\4", b"PK\5\6", b"PK\7\x08") or suffix == "zip":
+        return ZipSource(storage, path, name)
+    for magic in DECOMPRESSORS:
+        if head.startswith(magic):
+            return TarSource(storage, path, name, magic)
+    if head[257:262] == b"ustar" or suffix == "tar":
+        return TarSource(storage, path, name)
+    if suffix in TABLE_EXTENSIONS:
+        raise InputError(
+            f"{address} is a table (.{suffix}), and a place that holds the images themselves is needed",
+            mend=f"give {KINDS}; labels are the names of the class folders",
+        )
+    if suffix in FORMAT_BY_EXTENSION:
+        raise InputError(f"{address} is a single image", mend=f"give the folder that it is in: {storage.uri}")
+    raise InputError(f"{address} is neither a folder nor an archive that is read", mend=f"give {KINDS}")
+
+
+def _missing(uri: str, storage: Storage) -> InputError:
+    if storage.is_local and PurePosixPath(storage.uri) and _is_folder(storage.uri):
+        return InputError(f"no images in {uri}; it is empty", mend=f"give {KINDS}")
+    return InputError(f"source {uri} does not exist", where=storage.uri, mend="check the path; it is taken from here")
+
+
+def _is_folder(path: str) -> bool:
+    from pathlib import Path
+
+    return Path(path).is_dir()

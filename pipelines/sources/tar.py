@@ -1,0 +1,127 @@
+"""A tar, plain or compressed: listed by its headers, read by ranges or as a stream; nothing is ever extracted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from typing_extensions import override
+
+from pipelines.sources.base import Entry, Found, Listing, Member, Source, Unit, make_listing, member_of
+from pipelines.sources.byte_stream import DECOMPRESSORS, PackedStream, PlainStream
+from pipelines.sources.tar_walk import TarMember, walk_tar
+from pipelines.sources.units import read_ranges, span_units, streamed_units
+from pipelines.storage import Storage
+
+MAX_MEMBER_BYTES = 64 * 2**20
+SHUFFLE_BYTES = 32 * 2**20
+"""Members of a stream are mixed within windows of this size."""
+
+
+class TarSource(Source):
+    """The members of one tar; keys are their names as written there."""
+
+    def __init__(self, storage: Storage, path: str, name: str, magic: bytes = b"") -> None:
+        super().__init__(storage.address(path), name)
+        self._storage = storage
+        self._path = path
+        self._magic = magic
+        """First bytes of the compression, empty for a plain tar."""
+
+    @override
+    def _list(self) -> Listing:
+        stream = self._stream()
+        found: list[Found] = []
+        faults: list[str] = []
+        for number, member in enumerate(walk_tar(stream)):
+            if member.is_fault:
+                faults.append(member.message)
+                if found and member.name and found[-1].offset == member.offset:
+                    found.pop()  # its data turned out to be cut only after it was met
+            found.append(self._found(number, member))
+        if isinstance(stream, PackedStream):
+            stream.drain()
+            reason, message = stream.fault
+            if reason and not faults:
+                faults.append(message)
+                found.append(Found(self._fault_name(), 0, 0, 0, (-1,), reason, message))
+        return make_listing(self.name, found, faults)
+
+    def _found(self, number: int, member: TarMember) -> Found:
+        reason, message = member.reason, member.message
+        if not reason and member.size > MAX_MEMBER_BYTES:
+            reason, message = "TOO_LARGE", f"{member.size:,} bytes are more than 64 MB"
+        return Found(
+            name=member.name or self._fault_name(),
+            size=member.size,
+            offset=member.offset,
+            extent=member.size,
+            detail=(number,),
+            reason=reason,
+            message=message,
+        )
+
+    def _fault_name(self) -> bytes:
+        return b"!" + self._path.encode()
+
+    @override
+    def listing_digest(self) -> str:
+        # one look at the archive instead of a pass over its headers: its names follow from its bytes
+        (file,) = [file for file in self._storage.list(_folder_of(self._path)) if file.path == self._path]
+        state = file.etag or f"{file.modified:.6f}"
+        return hashlib.sha256(f"{file.size}\0{state}".encode()).hexdigest()
+
+    @override
+    def units(self) -> list[Unit]:
+        entries = self.listing().entries
+        return streamed_units(entries) if self._magic else span_units(entries)
+
+    @override
+    def open(self, unit: Unit) -> Iterator[Member]:
+        if self._magic:
+            yield from self._open_stream(unit)
+            return
+        data: dict[str, bytes] = {}
+        for offset, length, entries in read_ranges(unit.entries):
+            span = self._storage.read(self._path, offset, length) if length else b""
+            for entry in entries:
+                data[entry.image_id] = span[entry.offset - offset : entry.offset - offset + entry.extent]
+        for entry in unit.entries:
+            yield _checked(entry, data.pop(entry.image_id, b""))
+
+    def _open_stream(self, unit: Unit) -> Iterator[Member]:
+        """Pass over the whole stream, keep what belongs to the unit, mix it within windows."""
+        wanted = {entry.detail[0]: entry for entry in unit.entries if not entry.reason}
+        window = [member_of(entry, None) for entry in unit.entries if entry.reason]
+        size = 0
+        stream = self._stream()
+        for number, member in enumerate(walk_tar(stream)):
+            entry = wanted.pop(number, None)
+            if entry is not None:
+                is_same = member.size == entry.size
+                window.append(_checked(entry, stream.read(member.size) if is_same else b""))
+                size += entry.size
+            if size > SHUFFLE_BYTES or not wanted:
+                yield from sorted(window, key=lambda member: member.image_id)
+                window, size = [], 0
+            if not wanted:
+                break
+        window += [_checked(entry, b"") for entry in wanted.values()]
+        yield from sorted(window, key=lambda member: member.image_id)
+
+    def _stream(self) -> PlainStream | PackedStream:
+        size = self._storage.size(self._path) or 0
+        make = DECOMPRESSORS.get(self._magic)
+        if make:
+            return PackedStream(self._storage, self._path, size, make)
+        return PlainStream(self._storage, self._path, size)
+
+
+def _checked(entry: Entry, data: bytes) -> Member:
+    if not entry.reason and len(data) != entry.size:
+        return member_of(entry, None, "CHANGED", "the archive changed after it was listed")
+    return member_of(entry, data)
+
+
+def _folder_of(path: str) -> str:
+    return path.rpartition("/")[0]
