@@ -63,7 +63,7 @@ class FitOutcome:
     records: list[EpochRecord]
     """One per finished epoch."""
     stopped: bool = False
-    """Whether `on_epoch` ended it before its time."""
+    """Whether epochs are left, because `on_epoch` ended it before its time."""
 
 
 def fit_local(
@@ -89,9 +89,24 @@ def fit(
 ) -> FitOutcome:
     """Train as one of the processes of `world`; every one of them calls this. `on_epoch` is called by rank 0."""
     newest = _agree_on_checkpoint(run, world, device)
-    if newest and (cursor := read_cursor(newest)).epoch >= config.epochs:  # do not even read the data
-        return FitOutcome(cursor.epoch, cursor.best, read_records(run, cursor.epoch))
+    if newest and read_cursor(newest).epoch >= config.epochs:  # do not even read the data
+        return _outcome(config, run, newest)
     return _Loop(config, run, world, device, newest).run_epochs(on_epoch)
+
+
+def read_outcome(config: TrainConfig, run: Storage) -> FitOutcome | None:
+    """Return what a run has come to by its newest checkpoint, or None where there is none.
+
+    It is `stopped` while epochs are left.
+    """
+    newest = load_latest(run)
+    return _outcome(config, run, newest) if newest else None
+
+
+def _outcome(config: TrainConfig, run: Storage, newest: Checkpoint) -> FitOutcome:
+    cursor = read_cursor(newest)
+    records = read_records(run, cursor.epoch)
+    return FitOutcome(cursor.epoch, cursor.best, records, stopped=cursor.epoch < config.epochs)
 
 
 def _agree_on_checkpoint(run: Storage, world: World, device: torch.device) -> Checkpoint | None:

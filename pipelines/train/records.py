@@ -50,6 +50,10 @@ class EpochRecord:
         """Return the record as plain JSON values."""
         return {"format_version": FORMAT_VERSION, **asdict(self)}
 
+    def metrics(self) -> dict[str, float]:
+        """Return the figures as a run log takes them."""
+        return {name: float(value) for name, value in asdict(self).items() if name not in ("epoch", "id_trace")}
+
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> EpochRecord:
         """Return the record behind JSON values."""

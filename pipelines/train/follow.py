@@ -1,0 +1,66 @@
+"""The driver's view of a run: what workers write to storage, picked up as it appears there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from pipelines.progress import Progress
+from pipelines.storage import Storage
+from pipelines.train.records import EpochRecord, read_progress, read_record
+
+
+class Follower:
+    """Hands on each new epoch record, in order, and keeps the progress line.
+
+    Args:
+        run: storage of the run.
+        on_record: called with each record once.
+        first_epoch: the first epoch to hand on.
+        total_images: images of the whole run, 0 where not known yet.
+    """
+
+    def __init__(self, run: Storage, on_record: Callable[[EpochRecord], None], *, first_epoch: int = 1) -> None:
+        self._run = run
+        self._on_record = on_record
+        self._next_epoch = first_epoch
+        self._images = 0
+        self._progress: Progress | None = None
+        self._latest: EpochRecord | None = None
+        self._standing = read_progress(run)  # an earlier attempt's note is no progress of this one
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.poll()
+        if self._progress is not None:
+            self._progress.__exit__(kind, error, trace)
+
+    def poll(self) -> None:
+        """Look once at what has appeared."""
+        while (record := read_record(self._run, self._next_epoch)) is not None:
+            self._next_epoch += 1
+            self._latest = record
+            self._on_record(record)
+        self._show()
+
+    def _show(self) -> None:
+        note = read_progress(self._run)
+        if note is None or note == self._standing:
+            return
+        self._standing = note
+        if self._progress is None:
+            self._progress = Progress(int(note["total"]), label="train")
+            self._progress.start_at(int(note["images"]))
+            self._images = int(note["images"])
+        extra = {"epoch": note["epoch"], "loss": f"{note['loss']:.3f}"}
+        if self._latest is not None:
+            extra["val"] = f"{self._latest.val_top1:.1%}"
+        # After a restart the run stands behind what was shown; the line then waits until it is caught up.
+        self._progress.advance(max(0, int(note["images"]) - self._images), **extra)
+        self._images = max(self._images, int(note["images"]))

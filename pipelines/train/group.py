@@ -1,0 +1,182 @@
+"""Runs `fit` in Ray Train workers and follows it from here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pipelines import capacity
+from pipelines.errors import ClusterError, ConfigError, PipelineError
+from pipelines.ray_runtime import RaySession
+from pipelines.storage import Storage
+from pipelines.train.config import TrainConfig
+from pipelines.train.follow import Follower
+from pipelines.train.records import EpochRecord
+from pipelines.train.worker import FAILURE, STOP, read_failure, rebuild_failure, train_worker
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
+_LOGGER = logging.getLogger(__name__)
+
+MAX_FAILURES = 3
+"""Deaths of workers that a run survives; each costs the work since the last checkpoint and a restart."""
+_POLL_S = 0.5
+
+
+def train_in_workers(
+    config: TrainConfig,
+    run: Storage,
+    session: RaySession,
+    *,
+    on_epoch: Callable[[EpochRecord], bool] | None = None,
+    inside_tune: bool = False,
+) -> None:
+    """Train in `config.num_workers` Ray Train workers until all epochs are done.
+
+    The calling thread follows the run, so `on_epoch` is called in it. A worker that dies is replaced, and the group
+    goes on from its newest checkpoint.
+
+    Args:
+        config: the run, its dataset pinned and absolute.
+        run: storage of the run; every worker must reach it.
+        session: the Ray that is connected.
+        on_epoch: called with each epoch's record, earlier ones of a resumed run first; False ends the run.
+        inside_tune: ask for a little less than whole CPUs, so that the trial's driver fits beside its workers.
+
+    Raises:
+        ClusterError: the workers do not fit the cluster, or died more often than is tolerated.
+        PipelineError: what ended the training.
+    """
+    use_gpu = choose_gpu(config, session)
+    cpus = capacity.cpus_per_worker(config.num_workers, session.num_cpus, requested=config.cpus_per_worker)
+    resources = capacity.worker_resources(cpus, use_gpu=use_gpu, inside_tune=inside_tune)
+    capacity.check_fits(
+        what=f"training with {config.num_workers} workers",
+        need={name: amount * config.num_workers for name, amount in resources.items()},
+        have={"CPU": session.num_cpus, "GPU": session.num_gpus},
+    )
+    for note in (STOP, FAILURE):
+        run.delete(note)
+    settings = {"config": config.model_dump_json(), "run": run.uri, "threads": cpus, "use_gpu": use_gpu}
+
+    def on_record(record: EpochRecord) -> None:
+        if on_epoch is not None and not on_epoch(record):
+            run.put(STOP, b"{}")
+
+    # Ray writes its own notes where the driver is and nowhere else as long as nothing is reported to it (its storage
+    # is checked by the driver and by uploads of checkpoints only), so a folder here serves for any number of nodes.
+    scratch = tempfile.mkdtemp(prefix="resnet-train-")
+    try:
+        fitting = _Fitting(_make_trainer(config.num_workers, resources, settings, scratch))
+        with Follower(run, on_record) as follower:
+            while not fitting.is_done(_POLL_S):
+                follower.poll()
+        _raise_failure(run, fitting)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def choose_gpu(config: TrainConfig, session: RaySession) -> bool:
+    """Return whether workers get GPUs; a GPU that lies idle is said aloud.
+
+    Raises:
+        ConfigError: GPUs are asked for and there are not enough.
+    """
+    if config.use_gpu is False:
+        return False
+    if config.use_gpu is True and session.num_gpus < config.num_workers:
+        raise ConfigError(
+            f"use_gpu is true for {config.num_workers} workers, and the cluster has {session.num_gpus:g} GPUs",
+            mend="set use_gpu=false, or lower num_workers",
+        )
+    if session.embedded:
+        if config.use_gpu is True:
+            capacity.check_gpu(use_gpu=True)
+        elif not warn_unusable_gpu():
+            return False
+    return session.num_gpus >= config.num_workers
+
+
+def warn_unusable_gpu() -> bool:
+    """Return whether torch can use a GPU on this machine; warn where one is there that it cannot use."""
+    import torch
+
+    if torch.cuda.is_available():
+        return True
+    if os.path.exists("/proc/driver/nvidia/version"):
+        _LOGGER.warning(
+            "an NVIDIA driver is loaded, but torch %s can use no GPU: training runs on CPUs; `resnet doctor` says more",
+            torch.__version__,
+        )
+    return False
+
+
+class _Fitting:
+    """`trainer.fit()` in a thread, so that the caller's thread can follow the run and be interrupted."""
+
+    def __init__(self, trainer: TorchTrainer) -> None:
+        self.returned: dict[str, Any] = {}
+        self.error: BaseException | None = None
+        self._trainer = trainer
+        # A daemon: after an interrupt nobody waits for it, and Ray's shutdown ends what it waits for.
+        self._thread = threading.Thread(target=self._run, name="trainer", daemon=True)
+        self._thread.start()
+
+    def is_done(self, timeout_s: float) -> bool:
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self.returned = self._trainer.fit().return_value or {}
+        except BaseException as error:  # noqa: BLE001 - a thread's boundary; the caller's thread raises it again
+            self.error = error
+
+
+def _make_trainer(
+    num_workers: int, resources: dict[str, float], settings: dict[str, Any], scratch: str
+) -> TorchTrainer:
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    return TorchTrainer(
+        train_worker,
+        train_loop_config=settings,
+        scaling_config=ScalingConfig(
+            num_workers=num_workers, use_gpu="GPU" in resources, resources_per_worker=dict(resources)
+        ),
+        run_config=RunConfig(
+            name=f"train-{uuid.uuid4().hex[:12]}",  # never one that Ray would take for a run to restore
+            storage_path=scratch,
+            failure_config=FailureConfig(
+                max_failures=MAX_FAILURES, controller_failure_limit=capacity.CONTROLLER_FAILURE_LIMIT
+            ),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+
+
+def _raise_failure(run: Storage, fitting: _Fitting) -> None:
+    """Raise what ended the training, in our own words where it is ours."""
+    failure = fitting.returned.get("failure") or (read_failure(run) if fitting.error else None)
+    if failure:
+        raise rebuild_failure(failure) from fitting.error
+    if fitting.error is None:
+        return
+    causes = getattr(fitting.error, "worker_failures", {}) or {0: fitting.error}
+    for cause in causes.values():
+        inner = getattr(cause, "_base_exc", cause)  # Ray wraps what a worker raised
+        if isinstance(inner, PipelineError):
+            raise inner from fitting.error
+    lines = str(fitting.error).strip().splitlines() or [type(fitting.error).__name__]
+    raise ClusterError(
+        f"training ended after {MAX_FAILURES} restarts: {lines[-1].strip()}",
+        mend="run the same command again to go on from the last checkpoint; RESNET_RAY_LOGS=1 shows the workers' logs",
+    ) from fitting.error

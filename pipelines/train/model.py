@@ -1,0 +1,67 @@
+"""From a finished run's best checkpoint to the package folder that evaluation, registry and scoring take."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from pipelines.dataset.reader import open_dataset
+from pipelines.errors import DataError
+from pipelines.package.describe import PackageDescription, write_package
+from pipelines.storage import Storage
+from pipelines.train.checkpoint import Checkpoint, DamagedCheckpoint, load_checkpoint, load_latest
+from pipelines.train.config import TrainConfig
+from pipelines.train.records import read_record
+from pipelines.train.state import STATE, Best, read_cursor, read_kept_weights
+from pipelines.train.transforms import usable_std
+from resnet_models.spec import ModelSpec
+
+_LOGGER = logging.getLogger(__name__)
+
+MODEL = "model"
+"""Folder of the package in a run's storage."""
+
+
+def write_model(config: TrainConfig, run: Storage, best: Best, *, train_key: str = "") -> dict[str, Any]:
+    """Write the weights of the best epoch as a package under `model/` and return its description.
+
+    Args:
+        config: the run's config, its dataset pinned.
+        run: storage of the run.
+        best: the epoch to keep.
+        train_key: key of the stage.
+
+    Raises:
+        DataError: no checkpoint is whole.
+    """
+    checkpoint = _best_whole(run, best)
+    cursor = read_cursor(checkpoint)
+    record = read_record(run, cursor.epoch)
+    dataset = open_dataset(config.dataset)
+    mean, std = dataset.mean_std("train")
+    safe = usable_std(std)
+    spec = json.loads(checkpoint.files[STATE])["identity"]["network"]
+    description = PackageDescription(
+        spec=ModelSpec.from_json(spec),
+        classes=tuple(dataset.classes),
+        preprocess=dataset.preprocess,
+        mean=(mean[0], mean[1], mean[2]),
+        std=(safe[0], safe[1], safe[2]),
+        dataset={"uri": dataset.uri, "version": dataset.version, "fingerprint": dataset.fingerprint},
+        metrics={"epoch": record.epoch, "val_top1": record.val_top1, "val_loss": record.val_loss} if record else {},
+        train_key=train_key,
+    )
+    return write_package(run, MODEL, read_kept_weights(checkpoint), description)
+
+
+def _best_whole(run: Storage, best: Best) -> Checkpoint:
+    """Return the best epoch's checkpoint, or, said aloud, the last epoch's where that one is damaged."""
+    try:
+        return load_checkpoint(run, best.step)
+    except DamagedCheckpoint as damage:
+        newest = load_latest(run)
+        if newest is None or read_cursor(newest).batch:
+            raise DataError(f"no checkpoint of {run.uri} is whole: {damage.what}", mend="train again") from damage
+        _LOGGER.warning("%s; the last epoch is kept in place of the best", damage.what)
+        return newest

@@ -1,0 +1,203 @@
+"""The training stage: plan, MLflow run, Ray Train workers, the best epoch's package, pictures, the catalog last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from pipelines import capacity
+from pipelines.errors import ConfigError
+from pipelines.ray_runtime import ray_session
+from pipelines.stage_output import (
+    RUN,
+    StageResult,
+    open_run,
+    publish_catalog,
+    read_catalog,
+)
+from pipelines.storage import Storage
+from pipelines.tracking import RUN_KEY_TAG, RunLog, refuse_local_store, resolve_uri
+from pipelines.train.config import TrainConfig
+from pipelines.train.plan import STAGE, TrainPlan
+from pipelines.train.plan import plan as make_plan
+from pipelines.train.records import EpochRecord
+
+if TYPE_CHECKING:
+    from pipelines.train.loop import FitOutcome
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult(StageResult):
+    """A finished training run."""
+
+
+def run(config: TrainConfig) -> TrainResult:
+    """Train one network and publish it with its figures.
+
+    Killed at any moment and started again with the same config, it goes on from its newest checkpoint, in the same
+    MLflow run.
+
+    Raises:
+        ConfigError: the network does not fit the data, or GPUs are asked for where there are none.
+        InputError: there is no dataset, it cannot be trained on, or `out` holds something else.
+        DataError: the loss stopped being a number, or data is damaged.
+        ClusterError: workers do not fit the cluster or died too often.
+    """
+    plan = make_plan(config)
+    store = Storage.open(plan.out)
+    catalog = read_catalog(store)
+    if catalog is not None and catalog["key"] == plan.key:
+        return _result(plan, store, catalog, skipped=True)
+    _refuse_early(config)
+    standing = open_run(store, STAGE, plan.key, {"dataset": plan.dataset})
+    pinned = config.model_copy(update={"dataset": standing["dataset"], "out": plan.out})
+    log = _open_log(config, plan, store, standing)
+    with log:
+        _log_start(log, pinned, plan)
+        outcome = _train(pinned, store, log)
+        from pipelines.train.model import MODEL, write_model
+        from pipelines.train.pictures import draw_pictures
+
+        description = write_model(pinned, store, outcome.best, train_key=plan.key)
+        for path, data in draw_pictures(pinned, store, outcome.records).items():
+            log.log_file(path, data)
+        log.log_metrics({"best_val_top1": outcome.best.val_top1, "best_epoch": outcome.best.epoch}, step=outcome.epochs)
+        log.log_tags({"weights_sha256": description["weights_sha256"]})
+        catalog = publish_catalog(
+            store,
+            {
+                "stage": STAGE,
+                "key": plan.key,
+                "run_id": f"{plan.key}-0",
+                "mlflow_run_id": log.run_id,
+                "inputs": plan.inputs,
+                "dataset": description["dataset"],
+                "model": {
+                    "path": MODEL,
+                    "weights_sha256": description["weights_sha256"],
+                    "spec": description["spec"],
+                },
+                "best": {
+                    "epoch": outcome.best.epoch,
+                    "val_top1": outcome.best.val_top1,
+                    "val_loss": outcome.best.val_loss,
+                },
+                "epochs": outcome.epochs,
+                "records": [record.to_json() for record in outcome.records],
+                "config": config.model_dump(mode="json"),
+            },
+        )
+    return _result(plan, store, catalog, skipped=False)
+
+
+def _train(config: TrainConfig, store: Storage, log: RunLog) -> FitOutcome:
+    """Train what is left to train; each epoch's figures go to MLflow as they appear."""
+    from pipelines.train.group import train_in_workers
+    from pipelines.train.loop import read_outcome
+
+    logged = log.logged_steps("val_top1")
+
+    def on_epoch(record: EpochRecord) -> bool:
+        if record.epoch not in logged:
+            log.log_metrics(record.metrics(), step=record.epoch)
+        return True
+
+    outcome = read_outcome(config, store)
+    if outcome is None or outcome.stopped:
+        with ray_session(config.ray) as session:
+            if config.tracking.enabled:
+                refuse_local_store(resolve_uri(config.tracking), session.num_nodes)
+            train_in_workers(config, store, session, on_epoch=on_epoch)
+        outcome = read_outcome(config, store)
+        assert outcome is not None
+        assert not outcome.stopped, "the workers returned without an error and without all epochs"
+    else:
+        for record in outcome.records:
+            on_epoch(record)
+    return outcome
+
+
+def run_workers(
+    config: TrainConfig, run: Storage, *, on_epoch: Callable[[EpochRecord], bool] | None = None
+) -> FitOutcome:
+    """Train in Ray Train workers inside a Tune trial; the trial's driver calls this and follows the run.
+
+    Args:
+        config: the run, its dataset pinned and absolute.
+        run: storage of the run; it resumes from what is there.
+        on_epoch: called in this thread with each epoch's record, those of an earlier attempt first; False ends the
+            run after the epoch that is then being trained.
+    """
+    from pipelines.train.group import train_in_workers
+    from pipelines.train.loop import read_outcome
+
+    with ray_session(config.ray) as session:
+        train_in_workers(config, run, session, on_epoch=on_epoch, inside_tune=True)
+    outcome = read_outcome(config, run)
+    assert outcome is not None, "workers that return without an error leave a checkpoint"
+    return outcome
+
+
+def _refuse_early(config: TrainConfig) -> None:
+    """Refuse what is known to fail before Ray and its workers are started."""
+    import os
+
+    if config.use_gpu is True and not (config.ray.address or os.environ.get("RAY_ADDRESS")):
+        capacity.check_gpu(use_gpu=True)
+    lanes = min(64, config.global_batch_size)
+    if config.num_workers > lanes:
+        raise ConfigError(
+            f"num_workers is {config.num_workers}; a global batch of {config.global_batch_size} is shared by"
+            f" {lanes} at most",
+            mend=f"set num_workers={lanes} or a larger global_batch_size",
+        )
+
+
+def _open_log(config: TrainConfig, plan: TrainPlan, store: Storage, standing: dict[str, Any]) -> RunLog:
+    """Open the run's MLflow run, the standing one where there is one, and keep its id in run.json."""
+    place = hashlib.sha256(store.uri.encode()).hexdigest()[:16]
+    log = RunLog.open(
+        config.tracking,
+        run_name=f"train {Path(store.uri).name}",
+        run_id=str(standing.get("mlflow_run_id", "")),
+        tags={RUN_KEY_TAG: f"{plan.key}-{place}", "stage": STAGE, "key": plan.key, "out": store.uri},
+    )
+    if log.run_id and standing.get("mlflow_run_id") != log.run_id:
+        store.put(RUN, json.dumps({**standing, "mlflow_run_id": log.run_id}, indent=1).encode())
+    return log
+
+
+def _log_start(log: RunLog, config: TrainConfig, plan: TrainPlan) -> None:
+    values = config.model_dump(mode="json", exclude={"tracking", "ray"})
+    log.log_params(values)
+    log.log_file("config.yaml", yaml.safe_dump(values, sort_keys=False).encode())
+    uri, _, version = plan.dataset.rpartition("@")
+    log.log_dataset(Path(uri).name, f"{uri}@{version}", plan.inputs["dataset"], "training")
+
+
+def _result(plan: TrainPlan, store: Storage, catalog: dict[str, Any], *, skipped: bool) -> TrainResult:
+    records = catalog["records"]
+    last = records[-1]
+    figures: dict[str, float | int | str] = {
+        "val_top1": catalog["best"]["val_top1"],
+        "best_epoch": catalog["best"]["epoch"],
+        "epochs": catalog["epochs"],
+        "images_per_s": round(last["images_per_s"], 1),
+        "elapsed_s": round(last["elapsed_s"], 1),
+        "model": f"{store.uri}/{catalog['model']['path']}",
+        "mlflow_run_id": catalog["mlflow_run_id"],
+    }
+    commands = (
+        f"resnet evaluate {plan.out} {catalog['dataset']['uri']}",
+        f"resnet score ARCHIVE --model {plan.out}/{catalog['model']['path']} --out PREDICTIONS",
+    )
+    return TrainResult(STAGE, plan.out, plan.key, skipped, figures, commands)

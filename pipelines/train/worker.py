@@ -1,0 +1,80 @@
+"""What runs in each Ray Train worker: `loop.fit` over the group that Ray has set up, and how it ends.
+
+Checkpoints and records go to our own storage. Nothing is reported to Ray: a report waits for the controller's poll,
+and its snapshot file is not atomic, so it is never what a run resumes from.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pipelines import errors
+from pipelines.errors import ConfigError, DataError, InputError, NotFound, PipelineError
+from pipelines.storage import Storage
+from pipelines.train.config import TrainConfig
+
+STOP = "_work/stop.json"
+"""Written by the driver to end a run after the present epoch."""
+FAILURE = "_work/failure.json"
+"""Written by the worker that met an error which trying again would only meet again."""
+
+_PERMANENT = (ConfigError, InputError, DataError)
+
+
+def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """Train as one worker.
+
+    Args:
+        settings: `config` (JSON text of a TrainConfig, its dataset pinned and absolute), `run` (address of the run's
+            storage) and `threads` (torch threads).
+
+    Returns:
+        `failure` with the parts of an error that ended the run for good; empty when it went well.
+    """
+    import torch
+
+    from pipelines.train.collectives import World
+    from pipelines.train.loop import fit
+    from pipelines.train.precision import resolve_device
+
+    config = TrainConfig.model_validate_json(settings["config"])
+    run = Storage.open(settings["run"])
+    torch.set_num_threads(settings["threads"])
+    world = World.current()
+    if failure := read_failure(run):
+        return {"failure": failure}
+    try:
+        device = resolve_device("auto" if settings["use_gpu"] else "cpu")
+        fit(config, run, world=world, device=device, on_epoch=lambda _: not run.exists(STOP))
+    except _PERMANENT as error:
+        failure = describe_failure(error)
+        if world.size == 1:
+            return {"failure": failure}
+        # The others may be waiting for this worker, so it has to die for Ray to end them; the next attempt of the
+        # group finds the note and ends at once, all together.
+        run.put(FAILURE, json.dumps(failure).encode())
+        raise
+    return {}
+
+
+def describe_failure(error: PipelineError) -> dict[str, str]:
+    """Return an error as JSON values."""
+    return {"type": type(error).__name__, "what": error.what, "where": error.where, "mend": error.mend}
+
+
+def rebuild_failure(failure: dict[str, str]) -> PipelineError:
+    """Return the error that `describe_failure` took apart; one of an unknown kind as a DataError."""
+    kind = getattr(errors, failure["type"], DataError)
+    error = kind(failure["what"], where=failure["where"], mend=failure["mend"])
+    assert isinstance(error, PipelineError)
+    return error
+
+
+def read_failure(run: Storage) -> dict[str, str] | None:
+    """Return the note of an error that ended the run, or None."""
+    try:
+        failure: dict[str, str] = json.loads(run.read(FAILURE))
+    except NotFound:
+        return None
+    return failure
