@@ -182,6 +182,8 @@ def _refuse_dead(storage: Storage, run_id: str, standing: Mapping[str, Any] | No
 
 def _encode(catalog: Mapping[str, Any], run_id: str, version: int, standing: Mapping[str, Any] | None) -> bytes:
     before = standing or {}
+    lost = set(before.get("sources", {})) - set(catalog.get("sources", {}))
+    assert not lost, f"the catalog to publish after v{before.get('version')} has lost the sources {sorted(lost)}"
     whole = {
         "format": DATASET_FORMAT,
         "format_version": FORMAT_VERSION,

@@ -123,22 +123,25 @@ def verify(dataset: Dataset) -> Iterator[Problem]:
     Each shard, shard list, patch and quarantine file is read whole. For a damaged shard the row groups are read one
     by one, to say which of them lost rows.
     """
-    storage, catalog = dataset.storage, dataset.catalog
-    for entry in [*catalog["shard_lists"], *catalog["patches"]]:
-        yield from _verify_bytes(storage, entry["path"], entry["bytes"], entry["sha256"])
+    whole = True
+    for problem in _verify_files(dataset):
+        whole = False
+        yield problem
+    if whole:  # else rows cannot all be read, and that they do not add up is no news
+        yield from _verify_fingerprints(dataset)
+
+
+def _verify_files(dataset: Dataset) -> Iterator[Problem]:
+    for entry in [*dataset.catalog["shard_lists"], *dataset.catalog["patches"]]:
+        yield from _verify_bytes(dataset.storage, entry["path"], entry["bytes"], entry["sha256"])
     try:
         shards, quarantine = dataset.shards(), dataset.quarantine_files()
     except (DataError, NotFound):
-        return  # the list itself is damaged, as said above
+        return  # a list itself is damaged, as said above
     for file in quarantine:
-        yield from _verify_bytes(storage, file.path, file.bytes, file.sha256)
-    whole = True
+        yield from _verify_bytes(dataset.storage, file.path, file.bytes, file.sha256)
     for shard in shards:
-        problems = list(_verify_shard(dataset, shard))
-        whole = whole and not problems
-        yield from problems
-    if whole:
-        yield from _verify_fingerprints(dataset)
+        yield from _verify_shard(dataset, shard)
 
 
 def _verify_bytes(storage: Storage, path: str, size: int, sha256: str) -> Iterator[Problem]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipelines.dataset.catalog import next_run_id, publish_version
+from pipelines.dataset.catalog import next_run_id, publish_version, read_version
 from pipelines.dataset.content import append_catalog, make_catalog
 from pipelines.dataset.receipt import QuarantineFile, ShardFile, UnitReport, read_receipts, write_receipt
 from pipelines.dataset.shards import write_shard_list
@@ -122,7 +122,9 @@ def ingest(
     reports = [UnitReport.from_json(receipt) for _, receipt in sorted(read_receipts(storage, run_id).items())]
     files = [file for report in reports for file in report.files]
     quarantine = [file for report in reports for file in report.quarantine]
-    catalog = make_test_catalog(storage, run_id, files, quarantine, source)
+    own = make_test_catalog(storage, run_id, files, quarantine, source)
+    standing = read_version(storage, base) if base else None
+    catalog = append_catalog(standing, own) if standing else own
     return publish_version(
-        storage, run_id, catalog, base=base, rebase=lambda standing, _version: append_catalog(standing, catalog)
+        storage, run_id, catalog, base=base, rebase=lambda newest, _version: append_catalog(newest, own)
     )

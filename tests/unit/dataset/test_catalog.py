@@ -114,6 +114,12 @@ def test_a_rebase_sees_what_stands_and_publishes_after_it(storage):
     assert read_version(storage)["rows"] == 12
 
 
+def test_a_catalog_that_forgets_what_stands_is_our_bug(storage):
+    publish_version(storage, "a-0", {"sources": {"photos": KEY}})
+    with pytest.raises(AssertionError, match=r"has lost the sources \['photos'\]"):
+        publish_version(storage, "b-0", {"sources": {"more": KEY}}, base=1)
+
+
 def test_dead_runs_stay_dead_are_refused_and_have_a_next_generation(storage):
     publish_version(storage, "b-0", {"rows": 1})
     publish_version(storage, "c-0", {"rows": 1, "dead": [f"{KEY}-0"]}, base=1)
