@@ -1,0 +1,53 @@
+"""Adds an evaluation's figures to the MLflow run that made the model, where that run is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.plan import Inputs
+from pipelines.package.resolve import REGISTRY_SCHEME
+from pipelines.plots.picture import Picture
+from pipelines.stage_output import read_catalog
+from pipelines.storage import Storage
+from pipelines.tracking import RunLog, open_client, resolve_uri
+
+
+def run_of_model(config: EvaluateConfig, inputs: Inputs) -> str:
+    """Return the id of the MLflow run that made the model; empty when nothing says so."""
+    if inputs.package.uri.startswith(REGISTRY_SCHEME):
+        client = open_client(resolve_uri(config.tracking))
+        return str(client.get_model_version(inputs.package.name, inputs.package.version).run_id or "")
+    return run_of_catalog(read_catalog(Storage.open(config.model)) or {})
+
+
+def run_of_catalog(catalog: Mapping[str, Any]) -> str:
+    """Return the MLflow run of a train catalog, or of the best trial of a tune catalog; empty when it has none."""
+    if catalog.get("stage") == "tune":
+        best = catalog["best"]["trial"]
+        return next((str(trial.get("mlflow_run_id") or "") for trial in catalog["trials"] if trial["id"] == best), "")
+    return str(catalog.get("mlflow_run_id") or "")
+
+
+def record(
+    config: EvaluateConfig,
+    inputs: Inputs,
+    metrics: Mapping[str, float | int],
+    figures: Mapping[str, Picture],
+    page: bytes,
+) -> str:
+    """Add figures, pictures and the page to the model's run; return its id, empty when nothing was recorded."""
+    run_id = run_of_model(config, inputs) if config.tracking.enabled else ""
+    if not run_id:
+        return ""
+    split = config.split
+    with RunLog.open(config.tracking, run_name=f"evaluate {split}", run_id=run_id, attach=True) as log:
+        log.log_dataset(
+            inputs.dataset.rpartition("/")[2], inputs.dataset, inputs.split_fingerprint, f"evaluate {split}"
+        )
+        log.log_metrics({f"{split}_{name}": float(value) for name, value in metrics.items()}, step=0)
+        for name, picture in figures.items():
+            log.log_file(f"evaluate/{split}/{name}.{picture.extension}", picture.data)
+        log.log_file(f"evaluate/{split}/mistakes.html", page)
+    return run_id

@@ -1,0 +1,122 @@
+"""An evaluation as pictures: confusion, reliability, and one page with the worst mistakes as images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipelines.evaluate.summary import Summary
+from pipelines.image.decode import decode_image
+from pipelines.plots.figures import confusion_matrix, reliability
+from pipelines.plots.page import Cell, Fact, FigureCard, Meter, Page, Tile
+from pipelines.plots.picture import Picture, encode_picture
+
+_THUMB_PX = 160
+_MAX_CLASSES = 200
+
+
+def make_figures(summary: Summary, classes: Sequence[str]) -> dict[str, Picture]:
+    """Return the pictures of an evaluation by file name without suffix."""
+    return {
+        "confusion": confusion_matrix(summary.confusion, classes),
+        "reliability": reliability(summary.reliability, float(summary.metrics["ece"])),
+    }
+
+
+def make_page(
+    summary: Summary,
+    figures: Mapping[str, Picture],
+    mistakes: Sequence[Mapping[str, Any]],
+    images: Mapping[int, bytes],
+    *,
+    model: str,
+    dataset: str,
+    split: str,
+) -> bytes:
+    """Return `mistakes.html`: a self-contained page.
+
+    Args:
+        summary: the figures.
+        figures: the pictures of `make_figures`.
+        mistakes: entries of `worst_mistakes`.
+        images: stored image files by row position.
+        model: name of the model, shown.
+        dataset: reference of the dataset, shown.
+        split: name of the split, shown.
+    """
+    metrics = summary.metrics
+    page = Page(
+        "Evaluation",
+        kicker="resnet-pipelines",
+        lead=f"{model} on split {split} of {dataset}: {metrics['labelled_rows']:,} labelled images, each once.",
+    )
+    page.section("Result").facts(
+        [
+            Fact(f"{metrics['top1']:.2%}", "right (top-1)", "lead"),
+            Fact(f"{metrics['top1_low']:.1%} to {metrics['top1_high']:.1%}", "95% interval of that figure"),
+            Fact(f"{metrics['top5']:.2%}", "label among the first five"),
+            Fact(f"{metrics['ece']:.2%}", "calibration error: how far sureness is off"),
+            Fact(f"{metrics['macro_f1']:.3f}", "mean F1 over classes"),
+        ]
+    )
+    _add_mistakes(page, mistakes, images)
+    page.section("Where it errs").figures(
+        [
+            FigureCard(figures["confusion"], "Confusion", "Rows: true class. Columns: predicted class."),
+            FigureCard(figures["reliability"], "Calibration", "Below the diagonal the network is too sure of itself."),
+        ]
+    )
+    _add_classes(page, summary)
+    return page.render()
+
+
+def _add_mistakes(page: Page, mistakes: Sequence[Mapping[str, Any]], images: Mapping[int, bytes]) -> None:
+    if not mistakes:
+        page.section("Mistakes", "None: every labelled image was given its label.")
+        return
+    section = page.section(
+        "Mistakes", "The surest first. Where a network is sure and wrong, the label is the first thing to look at."
+    )
+    section.images(
+        [
+            Tile(
+                _thumbnail(images[mistake["row"]]),
+                f"{mistake['label']} → {mistake['predicted']}",
+                f"{mistake['probability']:.0%} sure · {mistake['key']}",
+            )
+            for mistake in mistakes
+        ],
+        title="Label → prediction",
+    )
+
+
+def _add_classes(page: Page, summary: Summary) -> None:
+    ordered = sorted(summary.per_class, key=lambda row: (row["f1"], row["label"]))[:_MAX_CLASSES]
+    rows: list[list[Cell]] = [
+        [
+            str(row["label"]),
+            int(row["support"]),
+            Meter(row["precision"], f"{row['precision']:.1%}"),
+            f"{row['precision_low']:.0%} to {row['precision_high']:.0%}",
+            Meter(row["recall"], f"{row['recall']:.1%}"),
+            f"{row['recall_low']:.0%} to {row['recall_high']:.0%}",
+            round(float(row["f1"]), 3),
+        ]
+        for row in ordered
+    ]
+    more = len(summary.per_class) - len(rows)
+    words = "The weakest first." + (f" {more:,} stronger classes are left out; the catalog has all." if more else "")
+    columns = ["class", "images", "precision", "95% interval", "recall", "95% interval", "F1"]
+    page.section("Classes", words).table(columns, rows)
+
+
+def _thumbnail(data: bytes) -> Picture:
+    from pipelines.image.resize import resize_pixels
+
+    pixels = decode_image(data).pixels
+    height, width = pixels.shape[:2]
+    shrink = max(height, width) / _THUMB_PX
+    if shrink > 1:
+        pixels = resize_pixels(pixels, max(1, round(width / shrink)), max(1, round(height / shrink)))
+    # Small images are shown in whole pixels, which a lossy format would smear.
+    return encode_picture(pixels, media_type="image/png" if max(height, width) <= 64 else "image/jpeg")

@@ -1,0 +1,154 @@
+"""The evaluation stage: what it refuses, what it leaves, and when it is skipped."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.errors import InputError
+from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.plan import plan
+from pipelines.evaluate.record import run_of_catalog
+from pipelines.evaluate.stage import EvaluateResult, run
+from tests.unit.evaluate.small_world import make_dataset, make_training, read_json
+
+OFF = {"tracking": {"enabled": False}}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("world")
+    make_dataset(root / "data")
+    make_training(root / "train")
+    return root
+
+
+def config(world: Path, **changes: Any) -> EvaluateConfig:
+    values = {"model": str(world / "train"), "dataset": str(world / "data"), **OFF}
+    return EvaluateConfig.model_validate(values | changes)
+
+
+@pytest.fixture(scope="module")
+def done(world: Path) -> tuple[Path, EvaluateResult]:
+    out = world / "evaluation"
+    return out, run(config(world, out=str(out)))
+
+
+def test_catalog_files_and_figures_agree(world: Path, done: tuple[Path, EvaluateResult]) -> None:
+    out, result = done
+    catalog = read_json(out / "_catalog.json")
+    assert catalog["format"] == "resnet-pipelines/evaluate"
+    assert catalog["key"] == result.key
+    assert catalog["dataset"]["split"] == "test"
+    assert catalog["dataset"]["split_fingerprint"] == result.split_fingerprint
+    assert catalog["metrics"]["rows"] == 27
+    assert result.figures["top1"] == catalog["metrics"]["top1"]
+    assert np.sum(catalog["confusion"]) == 27
+    assert np.trace(catalog["confusion"]) == catalog["metrics"]["correct_rows"]
+    assert sum(each["count"] for each in catalog["reliability"]) == 27
+    wrong = 27 - catalog["metrics"]["correct_rows"]
+    assert len(catalog["mistakes"]) == min(wrong, 60)
+    table = pq.read_table(io.BytesIO((out / "predictions.parquet").read_bytes()), page_checksum_verification=True)
+    assert table.num_rows == 27
+    right = [row["label"] == row["predicted"] for row in table.to_pylist()]
+    assert sum(right) == catalog["metrics"]["correct_rows"]
+    assert all(row["names"][0] == row["predicted"] for row in table.to_pylist())
+    first = {row["image_id"]: row for row in table.to_pylist()}
+    for mistake in catalog["mistakes"]:
+        assert first[mistake["image_id"]]["predicted"] == mistake["predicted"] != mistake["label"]
+    for name in ("figures/confusion.png", "figures/reliability.png"):
+        assert (out / name).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_page_is_self_contained_and_shows_every_mistake(done: tuple[Path, EvaluateResult]) -> None:
+    out, _ = done
+    page = (out / "mistakes.html").read_text()
+    assert "default-src 'none'" in page
+    assert "http://" not in page
+    assert "https://" not in page
+    assert page.count("% sure") == len(read_json(out / "_catalog.json")["mistakes"])
+
+
+def test_second_run_is_skipped_and_changes_nothing(world: Path, done: tuple[Path, EvaluateResult]) -> None:
+    out, first = done
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    second = run(config(world, out=str(out), batch_size=3))
+    assert second.skipped
+    assert (second.figures, second.key) == (first.figures, first.key)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_another_evaluation_may_not_use_the_folder(world: Path, done: tuple[Path, EvaluateResult]) -> None:
+    out, _ = done
+    with pytest.raises(InputError, match="holds another evaluate"):
+        run(config(world, out=str(out), split="val"))
+
+
+def test_key_follows_content_not_places(world: Path, tmp_path: Path) -> None:
+    key = plan(config(world)).key
+    shutil.copytree(world / "train", tmp_path / "moved")
+    shutil.copytree(world / "data", tmp_path / "data")
+    assert plan(config(world, model=str(tmp_path / "moved"), dataset=f"{tmp_path / 'data'}@v1")).key == key
+    assert plan(config(world, batch_size=7, device="cpu")).key == key
+    assert plan(config(world, split="val")).key != key
+    assert plan(config(world, num_bins=10)).key != key
+    make_training(tmp_path / "other", seed=5)
+    assert plan(config(world, model=str(tmp_path / "other"))).key != key
+
+
+def test_planning_loads_nothing_heavy(world: Path) -> None:
+    code = (
+        "import sys\nfrom pipelines.evaluate.config import EvaluateConfig\nfrom pipelines.evaluate.plan import plan\n"
+        "from pipelines.evaluate import stage\n"
+        f"plan(EvaluateConfig(model={str(world / 'train')!r}, dataset={str(world / 'data')!r}))\n"
+        "heavy = {'torch', 'mlflow', 'ray', 'pandas', 'pyarrow', 'cv2', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_a_split_that_is_not_there(world: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        plan(config(world, split="tset"))
+    assert str(caught.value) == (
+        f"InputError: {world}/data@v1 has no rows in split 'tset'; it has test, train, val\n"
+        "  mend:  name one of them: --split test"
+    )
+
+
+def test_a_dataset_that_is_not_there(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is no dataset at .*nothing: no catalog is published there"):
+        plan(config(world, dataset=str(tmp_path / "nothing")))
+
+
+def test_a_model_for_other_classes(world: Path, tmp_path: Path) -> None:
+    make_training(tmp_path / "birds", classes=("crow", "duck", "emu", "finch"))
+    with pytest.raises(InputError) as caught:
+        plan(config(world, model=str(tmp_path / "birds")))
+    assert str(caught.value) == (
+        f"InputError: the model knows crow, duck, emu and 1 more and {world}/data@v1 has a, b, c: no class in common\n"
+        "  mend:  give the dataset that the model was made for, or one with the same class names"
+    )
+
+
+def test_a_split_without_labels(world: Path, tmp_path: Path) -> None:
+    make_dataset(tmp_path / "bare", labelled=False)
+    with pytest.raises(InputError, match=r"no row of split 'test' in .* has a label"):
+        run(config(world, dataset=str(tmp_path / "bare"), out=str(tmp_path / "out")))
+    assert not (tmp_path / "out" / "_catalog.json").exists()
+
+
+def test_run_of_a_model_is_found_in_train_and_tune_catalogs() -> None:
+    assert run_of_catalog({"stage": "train", "mlflow_run_id": "r1"}) == "r1"
+    trials = [{"id": "0001", "mlflow_run_id": "t1"}, {"id": "0002", "mlflow_run_id": "t2"}]
+    assert run_of_catalog({"stage": "tune", "best": {"trial": "0002"}, "trials": trials}) == "t2"
+    assert run_of_catalog({"stage": "train"}) == ""
