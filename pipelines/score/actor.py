@@ -51,7 +51,7 @@ class UnitScorer:
 
 def encode_unit(unit: Unit) -> str:
     """Return a unit as JSON, so that a row of the Ray dataset is plain text: no pickle, and each unit travels once."""
-    return json.dumps(unit)
+    return json.dumps([unit.index, unit.entries])
 
 
 def decode_unit(text: str) -> Unit:
