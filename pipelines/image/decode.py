@@ -32,6 +32,8 @@ class DecodedImage:
     source_height: int
     orientation: int
     flags: tuple[str, ...]
+    is_plain: bool
+    """The file holds these very pixels: nothing was turned, composited, shifted or converted from CMYK."""
 
 
 def decode_image(
@@ -43,12 +45,20 @@ def decode_image(
         RefusedImage: with the code of the first rule that the bytes break.
     """
     header = sniff_image(data, limits)
-    pixels = _decode_plain_jpeg(data) if header.is_plain_jpeg else None
+    pixels, is_plain = _decode_plain_jpeg(data) if header.is_plain_jpeg else None, True
     if pixels is None:
-        pixels, header = _decode_with_pillow(data, header, limits, background)
+        pixels, is_plain, header = _decode_with_pillow(data, header, limits, background)
     flags = (*header.flags, *size_flags(header.width, header.height, header.frames))
     upright = apply_orientation(pixels, header.orientation)
-    return DecodedImage(upright, header.format, header.width, header.height, header.orientation, flags)
+    return DecodedImage(
+        pixels=upright,
+        format=header.format,
+        source_width=header.width,
+        source_height=header.height,
+        orientation=header.orientation,
+        flags=flags,
+        is_plain=is_plain and header.orientation == 1,
+    )
 
 
 def _decode_plain_jpeg(data: bytes) -> Pixels | None:
@@ -62,7 +72,7 @@ def _decode_plain_jpeg(data: bytes) -> Pixels | None:
 
 def _decode_with_pillow(
     data: bytes, header: ImageHeader, limits: Limits, background: tuple[int, int, int]
-) -> tuple[Pixels, ImageHeader]:
+) -> tuple[Pixels, bool, ImageHeader]:
     try:
         # the one sniffed format: Pillow's other parsers (EPS starts Ghostscript) never see the bytes
         with Image.open(io.BytesIO(data), formats=[header.format]) as image:
@@ -70,7 +80,8 @@ def _decode_with_pillow(
                 header = _complete_header(image, header)
             check_size(*image.size, header.frames, limits)
             image.load()
-            return _flatten_colors(image, background), header
+            is_plain = image.mode in ("RGB", "L", "1", "P") and "transparency" not in image.info
+            return _flatten_colors(image, background), is_plain and "depth16" not in header.flags, header
     except RefusedImage:
         raise
     except Image.DecompressionBombError as error:

@@ -46,8 +46,8 @@ class ImageConfig(StrictModel):
 class SplitConfig(StrictModel):
     """How images are divided into train, val and test; a pure function of image ids, labels and seed."""
 
-    train: float = Field(0.8, ge=0, le=1)
-    """Share of training images."""
+    train: float = Field(0.8, gt=0, le=1)
+    """Share of training images; when it is not given, what val and test leave."""
     val: float = Field(0.1, ge=0, le=1)
     """Share of images on which models are chosen."""
     test: float = Field(0.1, ge=0, le=1)
@@ -60,15 +60,20 @@ class SplitConfig(StrictModel):
 
     @model_validator(mode="after")
     def _shares_add_up(self) -> SplitConfig:
-        total = self.train + self.val + self.test
-        if abs(total - 1) > 1e-9:
+        if "train" not in self.model_fields_set:
+            if self.val + self.test >= 1:
+                raise ValueError(f"split.val + split.test is {self.val + self.test:g}; nothing is left to train on")
+            self.__dict__["train"] = round(1 - self.val - self.test, 12)  # frozen holds for others, not for validation
+        if abs(self.train + self.val + self.test - 1) > 1e-9:
             raise ValueError(
-                f"split.train + split.val + split.test is {total:g}; it must be 1, for example"
-                " split.train=0.8 split.val=0.1 split.test=0.1"
+                f"split.train + split.val + split.test is {self.train + self.val + self.test:g}; it must be 1,"
+                " for example split.train=0.8 split.val=0.1 split.test=0.1"
             )
-        if self.train == 0:
-            raise ValueError("split.train is 0; something must be left to train on")
         return self
+
+    def shares(self) -> dict[str, float]:
+        """Return the share of each split; they add up to 1."""
+        return {"test": self.test, "val": self.val, "train": self.train}
 
 
 class IngestConfig(StrictModel):

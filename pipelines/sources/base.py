@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,16 @@ class Unit:
 
     index: int
     entries: tuple[Entry, ...]
+
+    def to_text(self) -> str:
+        """Return the unit as JSON, so that it travels as one cell of a table."""
+        return json.dumps([self.index, self.entries])
+
+    @staticmethod
+    def from_text(text: str) -> Unit:
+        """Return the unit that `to_text` wrote."""
+        index, rows = json.loads(text)
+        return Unit(index, tuple(Entry._make(tuple(v) if isinstance(v, list) else v for v in row) for row in rows))
 
 
 @dataclass(frozen=True)

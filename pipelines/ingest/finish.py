@@ -1,0 +1,155 @@
+"""After the last unit: budget, duplicates across units, the law of counts, and the catalog to publish."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipelines.dataset.catalog import Catalog
+from pipelines.dataset.content import make_catalog
+from pipelines.dataset.patch import Change, add_patch, resolve_changes
+from pipelines.dataset.reader import Dataset
+from pipelines.dataset.receipt import UnitReport
+from pipelines.dataset.rewrite import drop_rows, rewrite_touched
+from pipelines.dataset.shards import write_shard_list
+from pipelines.dataset.tables import open_parquet
+from pipelines.errors import DataError
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.dedupe import Duplicates, find_duplicates
+from pipelines.ingest.split import SplitPlan
+from pipelines.ingest.stored import make_preprocess
+from pipelines.sources.base import Listing, Source
+from pipelines.stage_output import Plan
+from pipelines.storage import Storage
+
+MAX_REWRITE_BYTES = 2**30
+"""Shards touched by leaks are written anew up to this size; beyond it a patch is published with them."""
+
+_EXAMPLES = 5
+
+
+def check_budget(config: IngestConfig, reports: Sequence[UnitReport], total: int, store: Storage) -> None:
+    """Refuse to go on when more images are unreadable than the budget allows.
+
+    Raises:
+        DataError: with the commonest reasons and some of the images.
+    """
+    bad = sum(report.counts["quarantined"] for report in reports)
+    good = sum(report.counts["written"] for report in reports)
+    if bad <= config.max_quarantined_fraction * total and (good or bad < total):
+        return
+    reasons = _reasons(reports)
+    words = ", ".join(f"{reason} {number:,}" for reason, number in reasons.most_common(_EXAMPLES))
+    example = next((file for report in reports for file in report.quarantine), None)
+    keys = open_parquet(store, example.path).read(columns=["key"]).column("key").to_pylist() if example else []
+    raise DataError(
+        f"{bad:,} of {total:,} images cannot be used ({words}); {config.max_quarantined_fraction:.1%} are allowed",
+        where=f"{config.source}: for example {', '.join(keys[:_EXAMPLES])}",
+        mend="look at these images; max_quarantined_fraction=0.5 would allow half of them",
+    )
+
+
+def build_catalog(
+    config: IngestConfig,
+    plan: Plan,
+    store: Storage,
+    run_id: str,
+    source: Source,
+    receipts: Mapping[int, Mapping[str, Any]],
+    split_plan: SplitPlan,
+) -> Catalog:
+    """Drop leaks, check that nothing was lost, and return the catalog; all files it names are written.
+
+    Raises:
+        DataError: too many images are unusable, or rows and members do not add up.
+    """
+    listing = source.listing()
+    reports = [UnitReport.from_json(receipt) for _, receipt in sorted(receipts.items())]
+    check_budget(config, reports, len(listing.entries), store)
+    files = [file for report in reports for file in report.files]
+    quarantine = [file for report in reports for file in report.quarantine]
+    duplicates = find_duplicates(store, files)
+    touched = {leak.shard for leak in duplicates.leaks}
+    is_rewritten = sum(file.bytes for file in files if file.path in touched) <= MAX_REWRITE_BYTES
+    if duplicates.leaks and is_rewritten:
+        changes = drop_rows([(leak.shard, leak.row) for leak in duplicates.leaks])
+        # one attempt name for all drivers of this run: they would write the same bytes
+        files = rewrite_touched(store, run_id, files, "leaks-dropped", changes)
+    counts = _count(listing, reports, duplicates)
+    rows = sum(file.rows for file in files) - (0 if is_rewritten else len(duplicates.leaks))
+    check_counts(counts, rows)
+    catalog = make_catalog(
+        stage=plan.stage,
+        key=plan.key,
+        run_id=run_id,
+        files=files,
+        shard_list=write_shard_list(store, run_id, files, quarantine),
+        sources={source.name: plan.key},
+        locations={source.name: source.uri},
+        task="single",
+        preprocess=make_preprocess(config.image, _largest_side(receipts)).to_json(),
+        split=split_plan.to_json(),
+        counts=counts,
+        config=config.model_dump(mode="json"),
+    )
+    catalog["duplicates"] = duplicates.to_json()
+    catalog["ignored"] = dict(listing.ignored)
+    catalog["flags"] = _flags(receipts)
+    if duplicates.leaks and not is_rewritten:
+        catalog = _with_patch(store, run_id, catalog, duplicates)
+    return catalog
+
+
+def check_counts(counts: Mapping[str, int], live_rows: int) -> None:
+    """Hold the law: members in = rows written + quarantined + dropped by policy.
+
+    Raises:
+        DataError: they do not add up, which is never the data's fault.
+    """
+    out = counts["written"] + counts["quarantined"] + counts["dropped"]
+    if counts["members"] != out or counts["written"] != live_rows:
+        raise DataError(
+            f"{counts['members']:,} members were listed, and {counts['written']:,} written + {counts['quarantined']:,}"
+            f" quarantined + {counts['dropped']:,} dropped are {out:,}, with {live_rows:,} live rows",
+            mend="the source changed while it was read, or this is a bug; ingest again into a new --out",
+        )
+
+
+def _count(listing: Listing, reports: Sequence[UnitReport], duplicates: Duplicates) -> dict[str, int]:
+    dropped = len(duplicates.leaks)
+    counts = {
+        "members": len(listing.entries),
+        "written": sum(report.counts["written"] for report in reports) - dropped,
+        "quarantined": sum(report.counts["quarantined"] for report in reports),
+        "dropped": dropped,
+        "ignored": sum(listing.ignored.values()),
+    }
+    return counts | {f"quarantined.{reason}": number for reason, number in sorted(_reasons(reports).items())}
+
+
+def _reasons(reports: Sequence[UnitReport]) -> Counter[str]:
+    reasons: Counter[str] = Counter()
+    for report in reports:
+        for name, number in report.counts.items():
+            if name.startswith("quarantined."):
+                reasons[name.removeprefix("quarantined.")] += number
+    return reasons
+
+
+def _flags(receipts: Mapping[int, Mapping[str, Any]]) -> dict[str, int]:
+    flags: Counter[str] = Counter()
+    for receipt in receipts.values():
+        flags.update(receipt["flags"])
+    return dict(sorted(flags.items()))
+
+
+def _largest_side(receipts: Mapping[int, Mapping[str, Any]]) -> int:
+    return max((int(receipt["largest_side_px"]) for receipt in receipts.values()), default=0)
+
+
+def _with_patch(store: Storage, run_id: str, catalog: Catalog, duplicates: Duplicates) -> Catalog:
+    """Leave large shards as they are and mark their leaks by a patch."""
+    unpublished = Dataset(store.uri, 0, catalog)
+    changes = [Change(leak.image_id, "live", False, "LEAK") for leak in duplicates.leaks]
+    return add_patch(unpublished, run_id, resolve_changes(unpublished, changes))

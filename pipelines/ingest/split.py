@@ -1,0 +1,175 @@
+"""Which split an image goes to: a pure function of its id, its label and a small plan made from the listing.
+
+Every decision is a comparison of the image's hash with two cut-offs, so that the plan stays small, travels with the
+units, and holds for images that are appended later.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.errors import ConfigError
+from pipelines.ingest.config import SplitConfig
+from pipelines.sources.base import Entry
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("test", "val", "train")
+"""In the order of the hash: the lowest hashes are test, the highest train."""
+
+HASH_BITS = 64
+NO_LABEL = ""
+"""Key of the cut-offs for images without a label, and for labels that the plan has not seen."""
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """The decision for every image: `cutoffs` per label are (end of test, end of val) on the hash's scale.
+
+    `given` names the splits that the source decides; with it, cut-offs apply only to images given as train.
+    """
+
+    by: str
+    seed: int
+    shares: Mapping[str, float]
+    cutoffs: Mapping[str, tuple[int, int]]
+    given: tuple[str, ...] = ()
+
+    def split_of(self, image_id: str, label: str | None = None, given_split: str | None = None) -> str:
+        """Return "train", "val" or "test"."""
+        if self.given and given_split != "train":
+            return given_split or "train"
+        test_end, val_end = self.cutoffs.get(label or NO_LABEL) or self.cutoffs[NO_LABEL]
+        value = split_hash(self.seed, image_id)
+        return "test" if value < test_end else "val" if value < val_end else "train"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; cut-offs as 16 hex digits, since many readers of JSON round large integers."""
+        return {
+            "by": self.by,
+            "seed": self.seed,
+            "shares": dict(self.shares),
+            "given": list(self.given),
+            "cutoffs": {label: [f"{value:016x}" for value in pair] for label, pair in sorted(self.cutoffs.items())},
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> SplitPlan:
+        """Build from `to_json`'s values."""
+        cutoffs = {label: (int(pair[0], 16), int(pair[1], 16)) for label, pair in values["cutoffs"].items()}
+        return cls(values["by"], values["seed"], dict(values["shares"]), cutoffs, tuple(values["given"]))
+
+
+@dataclass
+class _Deficits:
+    """How many images each split is owed so far, over the classes already decided."""
+
+    owed: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0.0))
+
+    def count(self, number: int, shares: Mapping[str, float]) -> dict[str, int]:
+        """Divide the images of one class: floors first, each left-over to the split that is owed most."""
+        counts = {split: int(shares[split] * number + 1e-9) for split in SPLITS}
+        for split in SPLITS:
+            self.owed[split] += shares[split] * number - counts[split]
+        left = number - sum(counts.values())
+        if counts["train"] == 0 and left > 0 and shares["train"] > 0:
+            self._give("train", counts)  # a class that cannot be learned need not be measured
+            left -= 1
+        for _ in range(left):
+            # ties go to train, which is last in SPLITS: a split without a share is never owed anything
+            self._give(max(reversed(SPLITS), key=lambda split: self.owed[split]), counts)
+        return counts
+
+    def _give(self, split: str, counts: dict[str, int]) -> None:
+        counts[split] += 1
+        self.owed[split] -= 1
+
+
+def split_hash(seed: int, image_id: str) -> int:
+    """Return the 64-bit hash that orders images within a split plan."""
+    return int.from_bytes(hashlib.sha256(f"split\0{seed}\0{image_id}".encode()).digest()[: HASH_BITS // 8], "big")
+
+
+def make_split_plan(entries: Sequence[Entry], config: SplitConfig) -> SplitPlan:
+    """Return the plan for a listing; the order of entries does not matter.
+
+    Raises:
+        ConfigError: `by: given` where images have no given split, or `by: stratified` where none has a label.
+    """
+    usable = [entry for entry in entries if not entry.reason]
+    by = _resolve_by(usable, config)
+    shares = config.shares()
+    given: tuple[str, ...] = ()
+    if by == "given":
+        given = tuple(split for split in SPLITS if any(entry.given_split == split for entry in usable))
+        shares = _carved_shares(shares, given)
+        usable = [entry for entry in usable if entry.given_split == "train"]
+    cutoffs = {NO_LABEL: _nominal(shares)}
+    if by != "hash":
+        cutoffs |= _stratified_cutoffs(usable, config.seed, shares)
+    return SplitPlan(by, config.seed, shares, cutoffs, given)
+
+
+def _resolve_by(entries: Sequence[Entry], config: SplitConfig) -> str:
+    has_given = bool(entries) and all(entry.given_split for entry in entries)
+    has_labels = any(entry.label is not None for entry in entries)
+    if config.by == "given" and not has_given:
+        missing = next((entry.key for entry in entries if not entry.given_split), "")
+        raise ConfigError(
+            f"split.by is given, and {missing} lies in no train, val or test folder",
+            mend="split.by=stratified divides the images by class",
+        )
+    if config.by == "stratified" and not has_labels:
+        raise ConfigError(
+            "split.by is stratified, and no image has a label (a class folder)", mend="split.by=hash needs no labels"
+        )
+    if config.by != "auto":
+        return config.by
+    return "given" if has_given else "stratified" if has_labels else "hash"
+
+
+def _carved_shares(shares: Mapping[str, float], given: Sequence[str]) -> dict[str, float]:
+    """Return the shares by which images given as train are divided: what the source lacks is carved out of them."""
+    carved = {split: 0.0 if split in given and split != "train" else shares[split] for split in SPLITS}
+    for split in SPLITS:
+        if split not in given and carved[split] > 0 and "train" in given and split != "train":
+            logger.warning("the source has no %s split: it is carved out of its training images", split)
+    total = sum(carved.values())
+    return {split: share / total for split, share in carved.items()}
+
+
+def _nominal(shares: Mapping[str, float]) -> tuple[int, int]:
+    scale = 1 << HASH_BITS
+    return int(shares["test"] * scale), int((shares["test"] + shares["val"]) * scale)
+
+
+def _stratified_cutoffs(entries: Iterable[Entry], seed: int, shares: Mapping[str, float]) -> dict[str, tuple[int, int]]:
+    hashes: dict[str, list[int]] = defaultdict(list)
+    for entry in entries:
+        if entry.label is not None:
+            hashes[entry.label].append(split_hash(seed, entry.image_id))
+    deficits = _Deficits()
+    nominal = _nominal(shares)
+    cutoffs = {}
+    for label in sorted(hashes, key=lambda name: split_hash(seed, name)):
+        values = sorted(hashes[label])
+        counts = deficits.count(len(values), shares)
+        ends = (counts["test"], counts["test"] + counts["val"])
+        test_end, val_end = (_cutoff(values, end, goal) for end, goal in zip(ends, nominal, strict=True))
+        cutoffs[label] = (test_end, max(test_end, val_end))
+        assert bisect.bisect_left(values, test_end) == ends[0]
+        assert bisect.bisect_left(values, cutoffs[label][1]) == ends[1]
+    return cutoffs
+
+
+def _cutoff(values: Sequence[int], end: int, nominal: int) -> int:
+    """Return the cut-off nearest to the nominal one that leaves exactly `end` sorted hashes below it."""
+    lowest = values[end - 1] + 1 if end else 0
+    highest = values[end] if end < len(values) else 1 << HASH_BITS
+    return max(lowest, min(nominal, highest))

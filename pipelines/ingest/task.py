@@ -1,0 +1,80 @@
+"""The Ray side of ingesting: Ray Data hands out units, a task returns a receipt, image bytes never come back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pipelines import errors
+from pipelines.errors import DataError, PipelineError
+from pipelines.image.header import RefusedImage
+from pipelines.ingest.unit import IngestJob, ingest_unit
+from pipelines.sources.base import Unit
+
+_MAX_BLOCKS = 10_000
+_ALONE_TIMEOUT_S = 60.0
+
+
+def run_units(job: IngestJob, units: Sequence[Unit]) -> Iterator[dict[str, Any]]:
+    """Yield the receipt of each unit as it is done, in whatever order.
+
+    Raises:
+        PipelineError: what stopped a unit.
+    """
+    import ray.data
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    rows = [{"unit": unit.to_text()} for unit in units]
+    reports = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS)).map(
+        ingest_row, fn_kwargs={"job": job}, num_cpus=1
+    )
+    for row in reports.iter_rows():
+        report: dict[str, Any] = json.loads(row["report"])
+        if fault := report.get("fault"):
+            kind = getattr(errors, fault["kind"], DataError)
+            raise kind(fault["what"], where=fault["where"], mend=fault["mend"])
+        yield report
+
+
+def ingest_row(row: dict[str, Any], job: IngestJob) -> dict[str, str]:
+    """Ingest the unit in a row and return its receipt as JSON.
+
+    A fault that a user can mend comes back as words: raised here, Ray would wrap it and its exit code be lost.
+    """
+    unit = Unit.from_text(row["unit"])
+    try:
+        report = ingest_unit(unit, job, try_alone)
+    except PipelineError as error:
+        fault = {"kind": type(error).__name__, "what": error.what, "where": error.where, "mend": error.mend}
+        report = {"unit": unit.index, "fault": fault}
+    return {"report": json.dumps(report)}
+
+
+def try_alone(data: bytes) -> RefusedImage | None:
+    """Decode one image in a Ray process of its own, which may die; return why it must be refused, if so."""
+    import ray
+
+    task = ray.remote(num_cpus=0, max_retries=0)(_decode_here).remote(data)
+    try:
+        ray.get(task, timeout=_ALONE_TIMEOUT_S)
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        return RefusedImage("KILLED_WORKER", f"the process that decoded it died ({type(error).__name__})")
+    except ray.exceptions.GetTimeoutError:
+        ray.cancel(task, force=True)
+        return RefusedImage("TIMEOUT", f"not decoded within {_ALONE_TIMEOUT_S:.0f} s")
+    return None
+
+
+def _decode_here(data: bytes) -> None:
+    from pipelines.image.decode import decode_image
+
+    with contextlib.suppress(RefusedImage):  # harmless: the unit refuses it again, with its own limits
+        decode_image(data)

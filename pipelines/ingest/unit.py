@@ -1,0 +1,126 @@
+"""One unit in one task: read, take through the image path, write; image bytes never leave the process."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.dataset.receipt import write_receipt
+from pipelines.dataset.writer import ShardWriter
+from pipelines.image.header import RefusedImage
+from pipelines.ingest.config import ImageConfig
+from pipelines.ingest.quality import measure
+from pipelines.ingest.split import SplitPlan
+from pipelines.ingest.stored import StoredImage, make_stored_image
+from pipelines.sources.base import Member, Source, Unit
+from pipelines.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+KILLS_BEFORE_CARE = 2
+
+Alone = Callable[[bytes], "RefusedImage | None"]
+"""Tries one image in another process; returns why it must be refused, or None when it did no harm."""
+
+
+@dataclass(frozen=True)
+class IngestJob:
+    """All that a task needs to know; plain values, so that it travels to any node."""
+
+    source: Source
+    out: str
+    run_id: str
+    image: ImageConfig
+    split_plan: SplitPlan
+
+
+def ingest_unit(unit: Unit, job: IngestJob, alone: Alone | None = None) -> dict[str, Any]:
+    """Read one unit, write its shards (one per split) and quarantine rows, and return the receipt that stands.
+
+    Files are invisible until a catalog names them, so a unit that is retried or run twice does no harm. An
+    unreadable image never raises: it becomes a quarantine row that keeps its reason.
+
+    Args:
+        unit: what to read.
+        job: the run that it belongs to.
+        alone: tries one image in another process. It is used when this unit was begun twice without an end, which
+            is how an image that kills its process is found.
+    """
+    store = Storage.open(job.out)
+    attempt = secrets.token_hex(4)
+    begun = _begin_attempt(store, job.run_id, unit.index, attempt)
+    careful = alone if begun >= KILLS_BEFORE_CARE else None
+    if careful is not None:
+        logger.warning("unit %d was begun %d times without an end: its images are tried alone", unit.index, begun)
+    writer = ShardWriter(store, job.run_id, unit.index, attempt)
+    largest_side_px, flags = 0, Counter[str]()
+    for member in job.source.open(unit):
+        try:
+            if member.data is None:
+                raise RefusedImage(member.reason or "UNREADABLE", member.message)
+            if careful is not None and (refusal := careful(member.data)) is not None:
+                raise refusal
+            image = make_stored_image(member.data, member.key, job.image)
+        except RefusedImage as refused:  # this type only: a bug of ours must still stop the job
+            writer.quarantine(_quarantine_row(member, refused, job))
+            continue
+        row = _row(member, image, job)
+        largest_side_px = max(largest_side_px, row["width"], row["height"])
+        flags.update(row["flags"])
+        writer.append(job.split_plan.split_of(member.image_id, member.label, member.given_split), row)
+    report = {
+        **writer.close().to_json(),
+        "members": len(unit.entries),
+        "largest_side_px": largest_side_px,
+        "flags": dict(sorted(flags.items())),
+    }
+    return write_receipt(store, job.run_id, unit.index, report)
+
+
+def _begin_attempt(store: Storage, run_id: str, index: int, attempt: str) -> int:
+    """Note that an attempt at a unit begins; return how many were begun before it."""
+    folder = f"_work/{run_id}/attempts/unit-{index:06d}"
+    begun = len(store.list(folder))
+    store.put(f"{folder}/{attempt}", b"")
+    return begun
+
+
+def _row(member: Member, image: StoredImage, job: IngestJob) -> dict[str, Any]:
+    height, width = image.pixels.shape[:2]
+    return {
+        "image": {"bytes": image.data, "path": member.key},
+        "label": member.label,
+        "image_id": member.image_id,
+        "source": job.source.name,
+        "key": member.key,
+        "occurrence": member.occurrence,
+        "width": width,
+        "height": height,
+        "source_format": image.source_format,
+        "source_width": image.source_width,
+        "source_height": image.source_height,
+        "source_sha256": image.source_sha256,
+        "stored_sha256": image.stored_sha256,
+        "flags": [*image.flags, *member.flags],
+        **measure(image.pixels)._asdict(),
+    }
+
+
+def _quarantine_row(member: Member, refused: RefusedImage, job: IngestJob) -> dict[str, Any]:
+    return {
+        "source": job.source.name,
+        "key": member.key,
+        "occurrence": member.occurrence,
+        "image_id": member.image_id,
+        "label": member.label,
+        "split": job.split_plan.split_of(member.image_id, member.label, member.given_split),
+        "reason": refused.reason,
+        "message": refused.message,
+        "bytes_sha256": None if member.data is None else hashlib.sha256(member.data).hexdigest(),
+        "size_bytes": member.size,
+    }
