@@ -44,7 +44,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         mean, variance, total = _global_moments(x.detach(), self.world)
         has_batch = total > 1  # stays on the device: asking for it here would make a GPU wait
         with torch.no_grad():
-            rate = self.rate * has_batch
+            rate = has_batch.to(mean.dtype) * self.rate
             unbiased = variance * (total / (total - 1).clamp(min=1))
             self.running_mean += rate * (mean.to(self.running_mean.dtype) - self.running_mean)
             self.running_var += rate * (unbiased.to(self.running_var.dtype) - self.running_var)

@@ -38,6 +38,12 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def take_from_first(self, tensor: Tensor) -> Tensor:
+        """Overwrite a tensor with rank 0's, in place, and return it."""
+        if self.size > 1:
+            dist.broadcast(tensor, src=0)
+        return tensor
+
     def gather(self, tensor: Tensor) -> Tensor:
         """Return the tensors of all processes stacked by rank, (size, ...)."""
         if self.size == 1:
@@ -70,7 +76,7 @@ class World:
         """Give every process the parameters and buffers of rank 0, so that all start from the same bits."""
         if self.size > 1:
             tensors = [value.detach() for value in network.state_dict().values()]
-            _in_one_message(tensors, lambda flat: dist.broadcast(flat, src=0))
+            _in_one_message(tensors, self.take_from_first)
 
 
 def split_trace(trace: int) -> list[float]:

@@ -43,6 +43,8 @@ _LOGGER = logging.getLogger(__name__)
 
 OnEpoch = Callable[[EpochRecord], bool]
 """Called with each finished epoch; False ends the run after it."""
+OpenRows = Callable[..., SplitRows]
+"""`SplitRows`, or what stands in for it: a sweep keeps decoded splits from one trial to the next."""
 
 _SYNC_S = 1.0
 """Seconds between the moments when workers add up their figures and agree what to do."""
@@ -67,7 +69,12 @@ class FitOutcome:
 
 
 def fit_local(
-    config: TrainConfig, run: Storage, *, on_epoch: OnEpoch | None = None, device: str = "auto"
+    config: TrainConfig,
+    run: Storage,
+    *,
+    on_epoch: OnEpoch | None = None,
+    device: str = "auto",
+    open_rows: OpenRows = SplitRows,
 ) -> FitOutcome:
     """Train in this process alone, from the newest checkpoint in `run` if there is one.
 
@@ -76,22 +83,29 @@ def fit_local(
         run: storage of the run.
         on_epoch: called after each epoch; False ends the run.
         device: `auto`, `cpu`, `cuda` or another torch name.
+        open_rows: opens a split, given what `SplitRows` is given.
 
     Raises:
         InputError: the dataset cannot be trained on.
         DataError: the loss stopped being a number, an image cannot be decoded, or the checkpoints are of another run.
     """
-    return fit(config, run, world=World(), device=resolve_device(device), on_epoch=on_epoch)
+    return fit(config, run, world=World(), device=resolve_device(device), on_epoch=on_epoch, open_rows=open_rows)
 
 
 def fit(
-    config: TrainConfig, run: Storage, *, world: World, device: torch.device, on_epoch: OnEpoch | None = None
+    config: TrainConfig,
+    run: Storage,
+    *,
+    world: World,
+    device: torch.device,
+    on_epoch: OnEpoch | None = None,
+    open_rows: OpenRows = SplitRows,
 ) -> FitOutcome:
     """Train as one of the processes of `world`; every one of them calls this. `on_epoch` is called by rank 0."""
     newest = _agree_on_checkpoint(run, world, device)
     if newest and read_cursor(newest).epoch >= config.epochs:  # do not even read the data
         return _outcome(config, run, newest)
-    return _Loop(config, run, world, device, newest).run_epochs(on_epoch)
+    return _Loop(config, run, world, device, newest, open_rows).run_epochs(on_epoch)
 
 
 def read_outcome(config: TrainConfig, run: Storage) -> FitOutcome | None:
@@ -120,11 +134,17 @@ class _Loop:
     """One process's part of a run."""
 
     def __init__(
-        self, config: TrainConfig, run: Storage, world: World, device: torch.device, newest: Checkpoint | None
+        self,
+        config: TrainConfig,
+        run: Storage,
+        world: World,
+        device: torch.device,
+        newest: Checkpoint | None,
+        open_rows: OpenRows,
     ) -> None:
         self.config, self.run, self.world, self.device = config, run, world, device
         dataset = open_dataset(config.dataset)
-        self.train_rows, self.val_rows = self._open_rows(dataset)
+        self.train_rows, self.val_rows = self._open_rows(dataset, open_rows)
         mean, std = dataset.mean_std("train")
         self.normalise = Normalise(mean, usable_std(std), device)
         self.feed = TrainFeed(self.train_rows, config, world, mean)
@@ -313,17 +333,17 @@ class _Loop:
         self._mark_s = time.perf_counter()
         cursor.elapsed_s += self._mark_s - started_s
 
-    def _open_rows(self, dataset: Dataset) -> tuple[SplitRows, SplitRows]:
+    def _open_rows(self, dataset: Dataset, open_rows: OpenRows) -> tuple[SplitRows, SplitRows]:
         config = self.config
         limit_bytes = config.cache_limit_mb << 20
         threads = config.loader_threads or torch.get_num_threads()
         windows = window_groups_of(config.global_batch_size, self.world)
-        train = SplitRows(dataset, "train", limit_bytes=limit_bytes, threads=threads, window_groups=windows)
+        train = open_rows(dataset, "train", limit_bytes=limit_bytes, threads=threads, window_groups=windows)
         missing = np.setdiff1d(np.arange(len(dataset.classes)), train.targets)
         if len(missing) and self.world.rank == 0:
             names = ", ".join(dataset.classes[index] for index in missing[:5])
             _LOGGER.warning("%d classes have no row in train and cannot be learnt: %s", len(missing), names)
-        return train, SplitRows(dataset, "val", limit_bytes=limit_bytes, threads=threads)
+        return train, open_rows(dataset, "val", limit_bytes=limit_bytes, threads=threads)
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Pass batches on and add up the time spent waiting for them."""

@@ -57,8 +57,11 @@ def load_state_tensors(network: nn.Module, optimizer: torch.optim.Optimizer, ten
                 f"the checkpoint's optimiser state {key} of shape {tuple(tensor.shape)} fits no parameter here",
                 mend="the checkpoint is of another network: choose another --out",
             )
-        # AdamW's fused kernel wants its step counters where the parameters are.
-        optimizer.state[parameter][slot] = tensor.to(parameter.device).clone()
+        if tensor.ndim:
+            # In the parameter's own memory layout: fused kernels walk both as plain memory.
+            optimizer.state[parameter][slot] = torch.empty_like(parameter).detach().copy_(tensor)
+        else:  # AdamW's step counter, which its fused kernel wants where the parameter is
+            optimizer.state[parameter][slot] = tensor.to(parameter.device).clone()
 
 
 def _trained(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -1,8 +1,9 @@
-"""Datasets of a few tiny images, written with the dataset room's own writer, and configs that train on them in a second."""
+"""Datasets of a few tiny images, written by the dataset room's writer, and configs that train on them in a second."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def make_config(dataset: str, **changes: Any) -> TrainConfig:
         "tracking": {"enabled": False},
         "use_gpu": False,
     }
-    return TrainConfig.model_validate_json(__import__("json").dumps(values | changes))
+    return TrainConfig.model_validate_json(json.dumps(values | changes))
 
 
 def _row(key: str, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> dict[str, Any]:

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.errors import ConfigError, DataError, InputError, StorageError
+from pipelines.storage import Storage
+from pipelines.train import loop
+from pipelines.train.checkpoint import committed_steps, load_latest
+from pipelines.train.collectives import World
+from pipelines.train.config import TrainConfig
+from pipelines.train.loop import FitOutcome, fit, fit_local, read_outcome
+from pipelines.train.records import EpochRecord, read_progress, read_records
+from pipelines.train.state import AVERAGE, OPTIMIZER, WEIGHTS
+from tests.unit.train.tiny import make_config, write_dataset
+from tests.unit.train.worlds import in_threads
+
+
+class Killed(BaseException):
+    """Ends a run where it stands, past every handler."""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_dataset(tmp_path_factory.mktemp("dataset"))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Storage:
+    return Storage.open(tmp_path / "run")
+
+
+def fit_on_cpu(config: TrainConfig, run: Storage, **options: Any) -> FitOutcome:
+    return fit_local(config, run, device="cpu", **options)
+
+
+def final_files(run: Storage) -> dict[str, bytes]:
+    newest = load_latest(run)
+    assert newest is not None
+    return {name: newest.files[name] for name in (WEIGHTS, OPTIMIZER, AVERAGE) if name in newest.files}
+
+
+def kill_after_checkpoint(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Let every step be checkpointed and die right after the given one."""
+    saved = 0
+    save = loop.save_checkpoint
+
+    def save_and_die(*arguments: Any) -> None:
+        nonlocal saved
+        save(*arguments)
+        saved += 1
+        if saved == number:
+            raise Killed
+
+    monkeypatch.setattr(loop, "save_checkpoint", save_and_die)
+
+
+def test_it_learns_and_leaves_records_and_checkpoints(dataset: str, run: Storage) -> None:
+    config = make_config(dataset, epochs=5)
+    outcome = fit_on_cpu(config, run)
+    assert outcome.epochs == 5
+    assert not outcome.stopped
+    assert outcome.best.val_top1 == 1.0
+    assert outcome.records[-1].train_loss < 0.5 * outcome.records[0].train_loss
+    assert [record.step for record in outcome.records] == [4, 8, 12, 16, 20]  # 72 rows in batches of 20
+    assert outcome.records == read_records(run, 9)
+    assert committed_steps(run)[-2:] == [16, 20]
+    assert outcome.best.step in committed_steps(run)
+    progress = read_progress(run)
+    assert progress is not None
+    assert (progress["images"], progress["total"], progress["epoch"]) == (360, 360, 5)
+
+
+@pytest.mark.parametrize("changes", [
+    {"augment": {"shift_px": 1, "mixup_alpha": 0.3}, "ema_decay": 0.8, "label_smoothing": 0.1},
+    {"optimizer": {"name": "adamw", "lr": 0.01, "clip_norm": 0.5}},
+])  # fmt: skip
+def test_resumed_at_any_step_is_never_stopped_bit_for_bit(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(loop, "_SYNC_S", 0.0)
+    config = make_config(dataset, checkpoint_every_s=0.0, **changes)
+    whole = Storage.open(tmp_path / "whole")
+    expected = fit_on_cpu(config, whole)
+    for number in (1, 2, 4, 5, 7, 8):  # 4 and 8 are the ends of the epochs
+        run = Storage.open(tmp_path / f"killed-{number}")
+        with monkeypatch.context() as patch:
+            kill_after_checkpoint(patch, number)
+            with pytest.raises(Killed):
+                fit_on_cpu(config, run)
+        outcome = fit_on_cpu(config, run)
+        assert final_files(run) == final_files(whole)
+        assert [record.id_trace for record in outcome.records] == [record.id_trace for record in expected.records]
+        for ours, theirs in zip(outcome.records, expected.records, strict=True):
+            assert (ours.val_loss, ours.train_top1, ours.lr) == (theirs.val_loss, theirs.train_top1, theirs.lr)
+            assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-12)
+
+
+def test_killed_again_and_again_it_still_ends_the_same(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_SYNC_S", 0.0)
+    config = make_config(dataset, checkpoint_every_s=0.0)
+    whole, run = Storage.open(tmp_path / "whole"), Storage.open(tmp_path / "run")
+    fit_on_cpu(config, whole)
+    for _ in range(8):
+        with monkeypatch.context() as patch:
+            kill_after_checkpoint(patch, 1)
+            with pytest.raises(Killed):
+                fit_on_cpu(config, run)
+    assert fit_on_cpu(config, run).epochs == 2
+    assert final_files(run) == final_files(whole)
+
+
+def test_a_damaged_checkpoint_costs_one_and_changes_nothing(
+    dataset: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(dataset, epochs=3)
+    whole, run = Storage.open(tmp_path / "whole"), Storage.open(tmp_path / "run")
+    fit_on_cpu(config, whole)
+    fit_on_cpu(config, run, on_epoch=lambda record: record.epoch < 2)
+    weights = bytearray(run.read("checkpoints/step-00000008/weights.safetensors"))
+    weights[-5] ^= 1
+    run.put("checkpoints/step-00000008/weights.safetensors", bytes(weights))
+    assert fit_on_cpu(config, run).epochs == 3
+    assert "step-00000008 is damaged: the SHA-256 of weights.safetensors differs; going back" in caplog.text
+    assert final_files(run) == final_files(whole)
+
+
+def test_two_and_three_workers_walk_the_same_way(dataset: str, tmp_path: Path) -> None:
+    config = make_config(dataset, ema_decay=0.5, augment={"shift_px": 1, "mixup_alpha": 0.3})
+
+    def train(size: int) -> list[EpochRecord]:
+        run = Storage.open(tmp_path / str(size))
+        return in_threads(size, lambda world: fit(config, run, world=world, device=torch.device("cpu")))[0].records
+
+    alone = train(1)
+    for size in (2, 3):
+        for ours, theirs in zip(train(size), alone, strict=True):
+            assert ours.id_trace == theirs.id_trace
+            assert ours.train_top1 == theirs.train_top1
+            assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-4)
+            assert ours.val_loss == pytest.approx(theirs.val_loss, rel=1e-3)
+
+
+def test_another_number_of_workers_takes_over_at_a_checkpoint(dataset: str, tmp_path: Path) -> None:
+    config = make_config(dataset)
+    run = Storage.open(tmp_path / "run")
+
+    def train(size: int, on_epoch: Callable[[EpochRecord], bool] | None = None) -> FitOutcome:
+        return in_threads(
+            size, lambda world: fit(config, run, world=world, device=torch.device("cpu"), on_epoch=on_epoch)
+        )[0]
+
+    assert train(3, on_epoch=lambda _: False).stopped
+    outcome = train(2)
+    alone = fit_on_cpu(config, Storage.open(tmp_path / "alone"))
+    assert [record.id_trace for record in outcome.records] == [record.id_trace for record in alone.records]
+    assert outcome.records[-1].val_loss == pytest.approx(alone.records[-1].val_loss, rel=1e-3)
+
+
+def test_on_epoch_stops_the_run_and_it_can_go_on(dataset: str, run: Storage) -> None:
+    config = make_config(dataset, epochs=3)
+    seen: list[int] = []
+
+    def stop_after_first(record: EpochRecord) -> bool:
+        seen.append(record.epoch)
+        return False
+
+    outcome = fit_on_cpu(config, run, on_epoch=stop_after_first)
+    assert (outcome.epochs, outcome.stopped, seen) == (1, True, [1])
+    standing = read_outcome(config, run)
+    assert standing is not None
+    assert standing.stopped
+    outcome = fit_on_cpu(config, run, on_epoch=lambda record: seen.append(record.epoch) is None)
+    assert (outcome.epochs, outcome.stopped, seen) == (3, False, [1, 2, 3])
+
+
+def test_a_finished_run_is_not_trained_again(dataset: str, run: Storage) -> None:
+    config = make_config(dataset)
+    first = fit_on_cpu(config, run)
+    assert fit_on_cpu(config, run, on_epoch=lambda _: pytest.fail("an epoch was trained")) == first
+
+
+def test_a_loss_that_is_no_number_stops_the_run(dataset: str, run: Storage) -> None:
+    config = make_config(dataset, optimizer={"lr": 1e30}, schedule={"name": "constant", "warmup_epochs": 0})
+    with pytest.raises(DataError, match=r"the loss became (nan|inf) before step \d+, in epoch 1") as caught:
+        fit_on_cpu(config, run)
+    assert "lower optimizer.lr (1e+30)" in caught.value.mend
+    assert committed_steps(run) == []
+
+
+def test_checkpoints_of_other_data_are_refused(dataset: str, tmp_path: Path, run: Storage) -> None:
+    fit_on_cpu(make_config(dataset), run, on_epoch=lambda _: False)
+    other = write_dataset(tmp_path / "other", counts={"train": {"a": 20, "b": 20, "c": 20}, "val": {"a": 3, "b": 3}})
+    with pytest.raises(DataError, match=r"the checkpoint of step 4 is of dataset '[0-9a-f]{64}', and this run's is"):
+        fit_on_cpu(make_config(other), run)
+    with pytest.raises(DataError, match=r"the checkpoint of step 4 is of network .*'width': 1\.0.*'width': 2\.0"):
+        fit_on_cpu(
+            make_config(dataset, model={"depths": [1, 1], "channels": [8, 16], "width": 2.0, "stem": "cifar"}), run
+        )
+
+
+def test_a_failing_checkpoint_store_is_survived_until_the_end(
+    dataset: str, run: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save = loop.save_checkpoint
+
+    def save_unless(steps: set[int]) -> Callable[..., None]:
+        def guarded(storage: Storage, step: int, files: dict[str, bytes]) -> None:
+            if step in steps:
+                raise StorageError("the disk is full")
+            save(storage, step, files)
+
+        return guarded
+
+    monkeypatch.setattr(loop, "save_checkpoint", save_unless({4}))
+    assert fit_on_cpu(make_config(dataset), run).epochs == 2
+    assert "the checkpoint of step 4 could not be written; training goes on" in caplog.text
+    monkeypatch.setattr(loop, "save_checkpoint", save_unless({8}))
+    with pytest.raises(StorageError, match="the disk is full"):
+        fit_on_cpu(make_config(dataset), run.child("again"))
+
+
+def test_a_batch_larger_than_the_dataset_is_one_short_batch(dataset: str, run: Storage) -> None:
+    outcome = fit_on_cpu(make_config(dataset, global_batch_size=500), run)
+    assert [record.step for record in outcome.records] == [1, 2]
+
+
+def test_one_class_is_refused(tmp_path: Path, run: Storage) -> None:
+    address = write_dataset(tmp_path / "one", counts={"train": {"a": 9}, "val": {"a": 3}})
+    with pytest.raises(InputError, match=r"the dataset has 1 class \(a\); telling classes apart takes at least two"):
+        fit_on_cpu(make_config(address), run)
+
+
+def test_a_class_missing_in_train_is_said(tmp_path: Path, run: Storage, caplog: pytest.LogCaptureFixture) -> None:
+    address = write_dataset(tmp_path / "gap", counts={"train": {"a": 9, "c": 9}, "val": {"a": 3, "b": 3}})
+    assert fit_on_cpu(make_config(address), run).epochs == 2
+    assert "1 classes have no row in train and cannot be learnt: b" in caplog.text
+
+
+def test_a_dataset_without_val_is_refused(tmp_path: Path, run: Storage) -> None:
+    address = write_dataset(tmp_path / "no-val", counts={"train": {"a": 9, "b": 9}})
+    with pytest.raises(InputError, match="has no split 'val'"):
+        fit_on_cpu(make_config(address), run)
+
+
+def test_unlabelled_rows_are_refused(tmp_path: Path, run: Storage) -> None:
+    address = write_dataset(tmp_path / "unlabelled", labelled=False)
+    with pytest.raises(InputError, match=r"72 of 72 rows in split 'train' of .* have no label"):
+        fit_on_cpu(make_config(address), run)
+
+
+def test_more_workers_than_a_batch_has_rows_are_refused(dataset: str, run: Storage) -> None:
+    config = make_config(dataset, global_batch_size=2)
+    with pytest.raises(ConfigError, match="3 workers cannot share 2 lanes"):
+        in_threads(3, lambda world: fit(config, run, world=world, device=torch.device("cpu")))
+
+
+def test_a_network_that_does_not_fit_is_refused(dataset: str, run: Storage) -> None:
+    with pytest.raises(ConfigError, match=r"model\.num_classes is 7: the data has 3 classes"):
+        fit_on_cpu(make_config(dataset, model={"depths": [1], "num_classes": 7}), run)
+    with pytest.raises(ConfigError, match=r"model\.in_channels is 1; datasets hold RGB images"):
+        fit_on_cpu(make_config(dataset, model={"depths": [1], "in_channels": 1}), run)
+
+
+def test_the_world_is_one_without_a_process_group() -> None:
+    assert World.current() == World(0, 1)

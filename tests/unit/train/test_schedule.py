@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.train.config import ScheduleConfig
+from pipelines.train.schedule import rate_at
+
+schedules = st.builds(
+    ScheduleConfig,
+    name=st.sampled_from(["cosine", "one_cycle", "constant"]),
+    warmup_epochs=st.floats(0, 12),
+    start_fraction=st.floats(0, 1),
+    final_fraction=st.floats(0, 1),
+)
+
+
+def rates(schedule: ScheduleConfig, steps_per_epoch: int, epochs: int) -> list[float]:
+    return [
+        rate_at(schedule, step=step, steps_per_epoch=steps_per_epoch, epochs=epochs)
+        for step in range(steps_per_epoch * epochs)
+    ]
+
+
+@given(schedules, st.integers(1, 40), st.integers(1, 10))
+def test_no_step_jumps_further_than_its_slope_allows(
+    schedule: ScheduleConfig, steps_per_epoch: int, epochs: int
+) -> None:
+    values = rates(schedule, steps_per_epoch, epochs)
+    last = max(1, len(values) - 1)
+    warmup = min(schedule.warmup_epochs * steps_per_epoch, last)
+    # The steepest a rise or a fall can be: straight over its own length, half a cosine pi/2 times that.
+    steepest = max(1 / max(warmup, 1), 1.6 / max(last - warmup, 1))
+    assert all(0 <= value <= 1 for value in values)
+    for before, after in pairwise(values):
+        assert abs(after - before) <= steepest + 1e-9
+
+
+def test_one_cycle_starts_peaks_and_ends_where_it_says() -> None:
+    schedule = ScheduleConfig(name="one_cycle", warmup_epochs=2, start_fraction=0.2, final_fraction=0.05)
+    values = rates(schedule, steps_per_epoch=10, epochs=10)
+    assert values[0] == pytest.approx(0.2)
+    assert values[20] == max(values) == 1.0
+    assert values[-1] == pytest.approx(0.05)
+    assert values[60] == pytest.approx(1 - 0.95 * 40 / 79)
+
+
+def test_cosine_is_half_way_in_the_middle() -> None:
+    values = rates(ScheduleConfig(name="cosine", warmup_epochs=0), steps_per_epoch=101, epochs=1)
+    assert (values[0], values[50], values[100]) == pytest.approx((1.0, 0.5, 0.0))
+
+
+def test_a_warm_up_longer_than_the_run_still_reaches_the_peak() -> None:
+    assert rates(ScheduleConfig(warmup_epochs=50), steps_per_epoch=4, epochs=1)[-1] == 1.0
+
+
+def test_a_run_of_one_step_trains_at_the_peak_or_the_warm_up() -> None:
+    assert rates(ScheduleConfig(name="constant", warmup_epochs=0), steps_per_epoch=1, epochs=1) == [1.0]
+    assert rates(ScheduleConfig(name="cosine", warmup_epochs=1), steps_per_epoch=1, epochs=1) == [0.1]
