@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import urllib.error
 import urllib.request
@@ -96,6 +97,8 @@ def job_client(address: str) -> Iterator[Any]:
     facts = probe(address)
     import ray
 
+    for name in ("ray.dashboard", "ray._private.runtime_env"):  # each upload would be told in three lines
+        logging.getLogger(name).setLevel(logging.WARNING)
     if facts.ray_version != ray.__version__:
         raise ClusterError(
             f"the cluster at {facts.address} runs Ray {facts.ray_version}, this machine Ray {ray.__version__}",

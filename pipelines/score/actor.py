@@ -10,7 +10,7 @@ from pipelines.errors import PipelineError
 from pipelines.image.header import RefusedImage
 from pipelines.score.model import PackageRef, load_model
 from pipelines.score.unit import FailedAlone, ScoreJob, score_unit
-from pipelines.sources.base import Entry, Unit
+from pipelines.sources.base import Unit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +35,7 @@ class UnitScorer:
         """
         reports: list[dict[str, Any]] = []
         for text in batch["unit"]:
-            unit = decode_unit(str(text))
+            unit = Unit.from_text(str(text))
             try:
                 reports.append(self._score(unit))
             except PipelineError as error:
@@ -47,21 +47,6 @@ class UnitScorer:
         model = load_model(self._job.package)
         alone = functools.partial(predict_alone, self._job.package)
         return score_unit(unit, self._job, model, alone)
-
-
-def encode_unit(unit: Unit) -> str:
-    """Return a unit as JSON, so that a row of the Ray dataset is plain text: no pickle, and each unit travels once."""
-    return json.dumps([unit.index, unit.entries])
-
-
-def decode_unit(text: str) -> Unit:
-    """Return the unit that `encode_unit` wrote."""
-    index, entries = json.loads(text)
-    return Unit(index, tuple(_entry(values) for values in entries))
-
-
-def _entry(values: list[Any]) -> Entry:
-    return Entry._make(tuple(value) if isinstance(value, list) else value for value in values)
 
 
 def predict_alone(package: PackageRef, data: bytes) -> np.ndarray:

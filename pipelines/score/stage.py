@@ -93,8 +93,9 @@ def _score(
 
     earlier = sum(int(receipt["members"]) for receipt in receipts.values())
     done = 0
+    begun_s = time.monotonic()
     with ray_session(config.ray) as session:
-        started_s = time.monotonic()  # Ray's own start is not counted; the actors' loading of torch is
+        started_s = time.monotonic()  # Ray's own start is told apart; the actors' loading of torch is in the rate
         with Progress(sum(len(unit.entries) for unit in units), label="score") as progress:
             progress.start_at(earlier)
             for receipt in _reports(config, session, job, units, missing):
@@ -102,7 +103,11 @@ def _score(
                 done += int(receipt["members"])
                 progress.advance(int(receipt["members"]))
         elapsed_s = time.monotonic() - started_s
-    return {"images_per_s": round(done / max(elapsed_s, 1e-9), 1), "elapsed_s": round(elapsed_s, 1)}
+    return {
+        "images_per_s": round(done / max(elapsed_s, 1e-9), 1),
+        "elapsed_s": round(elapsed_s, 1),
+        "ray_start_s": round(started_s - begun_s, 1),
+    }
 
 
 def _reports(
@@ -117,7 +122,7 @@ def _reports(
     from ray.data import ActorPoolStrategy, DataContext
 
     from pipelines.capacity import check_fits
-    from pipelines.score.actor import UnitScorer, encode_unit
+    from pipelines.score.actor import UnitScorer
 
     num_gpus = 1 if config.use_gpu else 0
     room = session.num_gpus if config.use_gpu else session.num_cpus
@@ -132,7 +137,7 @@ def _reports(
     context.print_on_execution_start = False
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    rows = [{"unit": encode_unit(units[index])} for index in missing]
+    rows = [{"unit": units[index].to_text()} for index in missing]
     reports = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS)).map_batches(
         UnitScorer,
         batch_size=1,
@@ -204,13 +209,10 @@ def _prove(
 
 
 def _sweep(store: Storage, run_id: str, receipts: dict[int, dict[str, Any]]) -> None:
-    """Delete, after publishing, what only the run itself needed: lost attempts, notes of attempts, the package copy."""
+    """Delete, after publishing, what only the run itself needed: receipts, lost attempts, the copy of the package."""
     named = {receipt["file"]["path"] for receipt in receipts.values()}
-    for file in store.list(f"data/{run_id}"):
-        if file.path not in named and "/part-" in file.path:
-            store.delete(file.path)
-    for folder in ("attempts", "package"):
-        for file in store.list(f"_work/{run_id}/{folder}"):
+    for file in [*store.list(f"data/{run_id}"), *store.list(f"_work/{run_id}")]:
+        if file.path not in named and "/_shards-" not in file.path:
             store.delete(file.path)
 
 

@@ -8,7 +8,6 @@ from PIL import Image
 from pipelines.dataset.receipt import read_receipts
 from pipelines.errors import DataError
 from pipelines.image.preprocess import Preprocess
-from pipelines.score.actor import decode_unit, encode_unit
 from pipelines.score.model import Model, PackageRef
 from pipelines.score.unit import FailedAlone, ScoreJob, begin_attempt, score_unit
 from pipelines.sources.base import Found, Source, Unit, make_listing, member_of
@@ -209,10 +208,3 @@ def test_a_source_that_loses_a_member_is_caught(tmp_path):
     with pytest.raises(DataError, match="7 members were read, and 8 stand against them"):
         score_unit(source.units()[0], job(source, tmp_path), model())
     assert read_receipts(Storage.open(tmp_path), RUN) == {}
-
-
-def test_units_travel_as_plain_text():
-    source = MemorySource(MIXED)
-    unit = source.units()[0]
-    assert decode_unit(encode_unit(unit)) == unit
-    assert isinstance(decode_unit(encode_unit(unit)).entries[4].flags, tuple)
