@@ -137,8 +137,8 @@ def test_refusals_survive_pickle() -> None:
 
 
 def test_unknown_field_names_the_nearest() -> None:
-    with pytest.raises(SpecError, match=r"widht is 2: ModelSpec has no such field; did you mean width\?"):
-        ModelSpec.from_json({"widht": 2})
+    with pytest.raises(SpecError, match=r"depths_ is 2: ModelSpec has no such field; did you mean depths\?"):
+        ModelSpec.from_json({"depths_": 2})
 
 
 def test_settling_for_images() -> None:
