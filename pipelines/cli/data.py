@@ -66,12 +66,13 @@ def show(dataset: str, samples: int, as_json: bool) -> None:
         for row in split.get("samples", ()):
             click.echo(f"{name}  {row['image_id']}  {render.clean(str(row['label']))}  {render.clean(row['key'])}")
     reference = f"{facts['uri']}@v{facts['version']}"
-    first = next(iter(facts["splits"]), "train")
+    first = "train" if "train" in facts["splits"] else next(iter(facts["splits"]), "train")
     render.next_steps([f"resnet data files {reference} --split {first}", f"resnet train {reference}"])
 
 
 def _show_splits(facts: dict[str, Any]) -> None:
-    names = list(facts["splits"])
+    usual = ("train", "val", "test")
+    names = sorted(facts["splits"], key=lambda name: (usual.index(name) if name in usual else len(usual), name))
     click.echo()
     rows: list[list[object]] = []
     for label in facts["classes"][:_CLASSES_SHOWN]:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from pipelines.config.strict import StrictModel, runtime_field
 from pipelines.errors import ConfigError
 from pipelines.ingest.config import IngestConfig, SplitConfig
+from pipelines.ingest.split import SplitPlan, make_split_plan
+from pipelines.sources.base import Entry, Found, image_id, make_listing
 from pipelines.stage_output import (
     Plan,
     StageResult,
@@ -39,6 +41,7 @@ OUTPUT_VERSION = 1
 ARCHIVE = "digits.zip"
 PLANTED = "planted.json"
 _FIXED_TIME = (2000, 1, 1, 0, 0, 0)
+_TRUNCATED_BYTES = 60  # of 137: signature and header are whole, the pixels are not
 _LEVELS = 16  # grey levels of the data set are 0 to 16
 
 
@@ -126,25 +129,49 @@ def make_members(config: DemoConfig) -> tuple[dict[str, bytes], Planted]:
     images, labels = digits.images, digits.target
     clean = {f"{labels[i]}/{i:04d}.png": encode_grey_png(_grey(images[i])) for i in range(len(labels))}
     typical = _most_typical(images, labels)
-    truncated = f"{labels[typical[0]]}/truncated.png"
-    for position, index in enumerate(typical):
+    # Moving one image shifts the cut-offs of its classes a little: candidates come from the clean listing's plan,
+    # and only the whole archive's own plan decides.
+    guess = _plan_of(clean, config)
+
+    def guessed(key: str) -> str:
+        return guess.split_of(image_id(config.source_name, key.encode(), 0), key.partition("/")[0])
+
+    for place, index in enumerate(typical):
         true, wrong = str(labels[index]), str((int(labels[index]) + 1) % 10)
         old, new = f"{true}/{index:04d}.png", f"{wrong}/{index:04d}.png"
-        members = {(new if key == old else key): data for key, data in clean.items()}
-        members[truncated] = clean[f"{labels[typical[0]]}/{typical[0]:04d}.png"][:60]
-        if _splits(members, config).get(new) != "test":
+        if guessed(new) != "test":
             continue
-        for other in typical[position + 1 :]:
+        for other in typical[place + 1 :]:
             original = f"{labels[other]}/{other:04d}.png"
             copy = f"{labels[other]}/copy-of-{other:04d}.png"
-            whole = dict(sorted({**members, copy: members[original]}.items()))
-            splits = _splits(whole, config)
+            if (guessed(original), guessed(copy)) != ("train", "test"):
+                continue
+            members = {(new if key == old else key): data for key, data in clean.items()}
+            truncated = f"{labels[other]}/truncated.png"
+            members |= {truncated: clean[original][:_TRUNCATED_BYTES], copy: clean[original]}
+            members = dict(sorted(members.items()))
+            splits = splits_of(members, config)
             if (splits[original], splits[copy], splits[new]) == ("train", "test", "test"):
-                return whole, Planted(truncated, copy, original, new, true, wrong)
+                return members, Planted(truncated, copy, original, new, true, wrong)
     raise ConfigError(
         f"the demo's faults cannot be planted: no image lies in test with split {config.split.model_dump(mode='json')}",
         mend="give train and test a share, for example ingest.split.test=0.2",
     )
+
+
+def splits_of(members: Mapping[str, bytes], config: DemoConfig) -> dict[str, str]:
+    """Return the split that ingest will give each member of the archive."""
+    plan_made = _plan_of(members, config)
+    entries = _entries(members, config)
+    return {entry.key: plan_made.split_of(entry.image_id, entry.label, entry.given_split) for entry in entries}
+
+
+def _plan_of(members: Mapping[str, bytes], config: DemoConfig) -> SplitPlan:
+    return make_split_plan(_entries(members, config), config.split)
+
+
+def _entries(members: Mapping[str, bytes], config: DemoConfig) -> tuple[Entry, ...]:
+    return make_listing(config.source_name, [Found(key.encode(), len(data)) for key, data in members.items()]).entries
 
 
 def make_zip(members: Mapping[str, bytes]) -> bytes:

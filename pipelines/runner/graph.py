@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines.config.strict import StrictModel
 from pipelines.errors import ConfigError
+from pipelines.registry.selection import best_on_val
 from pipelines.runner import config as schema
 from pipelines.runner.config import RunConfig
 
@@ -72,7 +73,7 @@ def check_stage(nodes: tuple[Node, ...], stage: str, flag: str) -> None:
 
 def stage_config(config: RunConfig, stage: str, made: Mapping[str, Made]) -> StrictModel:
     """Return a stage's section with its references replaced by what the stages before it made."""
-    source = made[DEMO].catalog["archive_uri"] if DEMO in made else config.source
+    source = f"{made[DEMO].out}/{made[DEMO].catalog['archive']}" if DEMO in made else config.source
     dataset = _dataset(made)
     if stage == "ingest":
         return config.ingest.model_copy(update={"source": source})
@@ -100,9 +101,9 @@ def stage_config(config: RunConfig, stage: str, made: Mapping[str, Made]) -> Str
 
 
 def best(made: Mapping[str, Made]) -> Made:
-    """Return the candidate for registration: the higher top-1 on `val` of train and tune; a tie goes to train."""
-    candidates = [made[stage] for stage in ("train", "tune") if stage in made]
-    return max(candidates, key=lambda one: float(one.catalog["best"]["val_top1"]))
+    """Return the candidate for registration, the best on `val` of train and tune; a tie goes to train."""
+    candidates = {stage: made[stage] for stage in ("train", "tune") if stage in made}
+    return candidates[best_on_val({stage: one.catalog for stage, one in candidates.items()})]
 
 
 def _dataset(made: Mapping[str, Made]) -> str:
