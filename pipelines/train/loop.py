@@ -31,7 +31,7 @@ from pipelines.train.config import TrainConfig
 from pipelines.train.ema import WeightAverage
 from pipelines.train.feed import Batch, SplitRows, TrainFeed, evaluation_batches, window_groups_of
 from pipelines.train.mixing import blend, mixup_shares
-from pipelines.train.network import make_network, settle_spec
+from pipelines.train.network import is_channels_last_safe, make_network, settle_spec
 from pipelines.train.optimizer import make_optimizer, set_rate
 from pipelines.train.precision import resolve_device, resolve_precision
 from pipelines.train.records import EpochRecord, read_records, write_progress, write_record
@@ -151,6 +151,7 @@ class _Loop:
         spec = settle_spec(config.model, dataset.classes, self.train_rows.image_shape)
         self.precision = resolve_precision(config.precision, device)
         network = make_network(spec, seed=config.seed, world=world, device=device, channels_last=config.channels_last)
+        self._channels_last = config.channels_last and is_channels_last_safe(network, device)
         self.state = TrainState(
             network=network,
             optimizer=make_optimizer(network, config.optimizer),
@@ -207,7 +208,7 @@ class _Loop:
         )
         set_rate(state.optimizer, config.optimizer.lr * rate)
         targets = self._moved(batch.targets)
-        images = self.normalise(self._moved(batch.pixels), channels_last=config.channels_last)
+        images = self.normalise(self._moved(batch.pixels), channels_last=self._channels_last)
         with self.precision.autocast():
             if batch.partner_pixels is None:
                 logits = state.network(images)
@@ -241,7 +242,7 @@ class _Loop:
         assert batch.partner_targets is not None
         config, epoch = self.config, self.state.cursor.epoch + 1
         shares = mixup_shares(batch.hashes, config.augment.mixup_alpha, seed=config.seed, epoch=epoch).to(self.device)
-        partners = self.normalise(self._moved(batch.partner_pixels), channels_last=config.channels_last)
+        partners = self.normalise(self._moved(batch.partner_pixels), channels_last=self._channels_last)
         logits = self.state.network(blend(images, partners, shares))
         own, other = self._losses(logits, targets), self._losses(logits, self._moved(batch.partner_targets))
         return logits, shares * own + (1 - shares) * other
@@ -308,7 +309,7 @@ class _Loop:
         network.eval()
         with torch.no_grad(), self.precision.autocast():
             for batch in evaluation_batches(self.val_rows, self.world, size):
-                images = self.normalise(self._moved(batch.pixels), channels_last=self.config.channels_last)
+                images = self.normalise(self._moved(batch.pixels), channels_last=self._channels_last)
                 targets = self._moved(batch.targets)
                 logits = torch.func.functional_call(network, weights, (images,)).float()
                 right = (logits.argmax(1) == targets).sum()
