@@ -255,11 +255,16 @@ def _example(fault: ErrorDetails) -> str:
 def _keys_at(cls: type[BaseModel], path: Sequence[str]) -> Iterator[str]:
     """Yield the keys that the schema knows at a path, through nested models and dataclasses."""
     here: Any = cls
+    is_key = False
     for part in path:
+        if is_key:  # a key of a mapping, `space.<any>`: what stands under it was found with the mapping
+            is_key = False
+            continue
         fields = getattr(here, "model_fields", None) or getattr(here, "__dataclass_fields__", {})
         field = fields.get(part)
         annotation = getattr(field, "annotation", None) or getattr(field, "type", None)
         if get_origin(annotation) is not None:
+            is_key = get_origin(annotation) is dict
             annotation = next((arg for arg in get_args(annotation) if hasattr(arg, "model_fields")), None)
         here = annotation
     yield from getattr(here, "model_fields", None) or getattr(here, "__dataclass_fields__", {})

@@ -1,0 +1,1 @@
+"""Sweeps: many trainings over sampled depths, widths and learning rates, weak ones stopped early, the best kept."""

@@ -1,0 +1,38 @@
+"""What a sweep would do: its key from the config and the dataset's fingerprint, and where its output goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.errors import ConfigError
+from pipelines.stage_output import Plan, default_out, stage_key
+from pipelines.train.plan import plan as plan_training
+from pipelines.tune.config import TuneConfig
+from pipelines.tune.space import sample_params
+
+OUTPUT_VERSION = 1
+STAGE = "tune"
+
+
+@dataclass(frozen=True)
+class TunePlan(Plan):
+    """The plan, and the dataset version that every trial is pinned to."""
+
+    dataset: str = ""
+    """Absolute address and version, as `open_dataset` takes it anywhere."""
+
+
+def plan(config: TuneConfig) -> TunePlan:
+    """Return the plan: the dataset's catalog is read, nothing else.
+
+    Raises:
+        ConfigError: no dataset is named, or the space holds too few points.
+        InputError: there is no such dataset or version.
+    """
+    if not config.train.dataset:
+        raise ConfigError("train.dataset is missing", mend="name one: resnet tune CONFIG --dataset DATASET")
+    if config.space:
+        sample_params(config, config.space)  # too small a space is refused before anything is written
+    training = plan_training(config.train)
+    key = stage_key(STAGE, config, training.inputs, OUTPUT_VERSION)
+    return TunePlan(STAGE, key, training.inputs, config.out or default_out(STAGE, key), dataset=training.dataset)

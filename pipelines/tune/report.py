@@ -1,0 +1,29 @@
+"""What a sweep shows of itself: its leaderboard as rows and the pictures of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.plots.figures import leaderboard
+from pipelines.plots.sweeps import sweep_curves, sweep_slices
+from pipelines.storage import Storage
+
+
+def ranked(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the trials of a catalog, best first; those without a figure last, in their order."""
+    return sorted(
+        trials, key=lambda trial: (trial["val_top1"] is None, -(trial["val_top1"] or 0.0), trial["val_loss"] or 0.0)
+    )
+
+
+def draw_pictures(storage: Storage, trials: Sequence[dict[str, Any]]) -> dict[str, bytes]:
+    """Write the pictures of a sweep into its output folder and return them by path."""
+    pictures = {
+        "figures/leaderboard.png": leaderboard(trials).data,
+        "figures/values.png": sweep_slices(trials).data,
+        "figures/curves.png": sweep_curves(trials).data,
+    }
+    for path, data in pictures.items():
+        storage.put(path, data)
+    return pictures

@@ -1,0 +1,217 @@
+"""The tuning stage: plan, trials, MLflow runs, the best trial's package, pictures, the catalog last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from pipelines.errors import DataError, InputError
+from pipelines.ray_runtime import ray_session
+from pipelines.stage_output import RUN, StageResult, open_run, publish_catalog, read_catalog
+from pipelines.storage import Storage
+from pipelines.tracking import RUN_KEY_TAG, RunLog, TrackingConfig, refuse_local_store, resolve_uri
+from pipelines.tune.config import TuneConfig
+from pipelines.tune.plan import STAGE, TunePlan
+from pipelines.tune.plan import plan as make_plan
+from pipelines.tune.search import Asha
+from pipelines.tune.space import TrialPlan, make_trials
+from pipelines.tune.sweep import TRIALS, Sweep, SweepLog, best_record
+
+if TYPE_CHECKING:
+    from pipelines.dataset.reader import Dataset
+
+
+@dataclass(frozen=True)
+class TuneResult(StageResult):
+    """A finished sweep."""
+
+
+def run(config: TuneConfig) -> TuneResult:
+    """Run a sweep and publish its leaderboard and the best trial's model.
+
+    Killed at any moment and started again with the same config, it runs no finished trial again and goes on with
+    unfinished ones from their last checkpoints, in the same MLflow runs.
+
+    Raises:
+        ConfigError: the space is too small, or none of the sampled trainings is possible.
+        InputError: there is no dataset, it cannot be trained on, or `out` holds something else.
+        DataError: every trial failed.
+        ClusterError: not even one trial fits the cluster.
+    """
+    plan = make_plan(config)
+    store = Storage.open(plan.out)
+    catalog = read_catalog(store)
+    if catalog is not None and catalog["key"] == plan.key:
+        return _result(plan, store, catalog, skipped=True)
+    trials = _plan_trials(config, plan)
+    standing = open_run(store, STAGE, plan.key, {"dataset": plan.dataset})
+    place = hashlib.sha256(store.uri.encode()).hexdigest()[:16]
+    with _open_log(config, plan, store, standing, place) as log:
+        _log_start(log, config, plan)
+        asha = None
+        if config.scheduler == "asha":
+            asha = Asha(
+                grace_epochs=config.grace_epochs,
+                reduction_factor=config.reduction_factor,
+                max_epochs=config.train.epochs,
+            )
+        sweep = Sweep(trials, store, asha, SweepLog(config.tracking, log.run_id, f"{plan.key}-{place}"))
+        if sweep.unfinished():
+            _run_trials(config, sweep)
+        catalog = _publish(config, plan, store, sweep, trials, log)
+    return _result(plan, store, catalog, skipped=False)
+
+
+def _run_trials(config: TuneConfig, sweep: Sweep) -> None:
+    with ray_session(config.ray) as session:
+        if config.tracking.enabled:
+            refuse_local_store(resolve_uri(config.tracking), session.num_nodes)
+        from pipelines.tune.drive import run_trials  # it imports Ray Tune, which Ray's settings must precede
+
+        run_trials(config, sweep, session)
+
+
+def _plan_trials(config: TuneConfig, plan: TunePlan) -> list[TrialPlan]:
+    """Sample every trial and fit it to the data, before Ray is started."""
+    from pipelines.dataset.reader import open_dataset
+
+    dataset = open_dataset(plan.dataset)
+    # A trial records nothing itself: the driver does, from what the trial leaves in its folder.
+    update = {"dataset": plan.dataset, "out": "", "tracking": TrackingConfig(enabled=False)}
+    pinned = config.model_copy(update={"train": config.train.model_copy(update=update)})
+    return make_trials(pinned, image_size_px=_input_size_px(dataset), num_classes=len(dataset.classes))
+
+
+def _input_size_px(dataset: Dataset) -> int:
+    """Return the shorter side of what networks will see, from the first training image."""
+    from pipelines.image.preprocess import Preprocess, prepare_stored
+
+    if not dataset.row_groups("train"):
+        raise InputError(f"{dataset.ref} has no rows in split 'train'", mend="ingest images into it first")
+    images = dataset.read_group("train", 0, ["image"]).column("image").combine_chunks()
+    pixels = prepare_stored(images.field("bytes")[0].as_py(), Preprocess.from_json(dataset.preprocess))
+    return int(min(pixels.shape[:2]))
+
+
+def _publish(
+    config: TuneConfig, plan: TunePlan, store: Storage, sweep: Sweep, trials: Sequence[TrialPlan], log: RunLog
+) -> dict[str, Any]:
+    """Choose the best trial, write its model, pictures and the catalog."""
+    from pipelines.train.model import MODEL, write_model
+    from pipelines.train.state import Best
+    from pipelines.tune.report import draw_pictures, ranked
+
+    board = [_row(sweep, plan_of.trial) for plan_of in trials]
+    usable = [row for row in ranked(board) if row["val_top1"] is not None and row["status"] in ("finished", "stopped")]
+    if not usable:
+        reasons = [row["reason"] for row in board if row["status"] == "failed"]
+        raise DataError(
+            f"all {len(board)} trials failed; the first: {reasons[0] if reasons else board[0]['reason']}",
+            where=store.address("journal"),
+            mend="mend the cause and run the same command again: failed trials are then tried again",
+        )
+    winner = usable[0]
+    record = best_record(sweep.records[winner["id"]])
+    training = next(trial.config for trial in trials if trial.trial == winner["id"])
+    assert record is not None
+    assert training is not None
+    best = Best(record.epoch, record.step, record.val_top1, record.val_loss)
+    description = write_model(training, sweep.run_of(winner["id"]), best, train_key=plan.key)
+    for path, data in draw_pictures(store, board).items():
+        log.log_file(path, data)
+    log.log_file("trials.json", json.dumps(board, indent=1).encode())
+    log.log_metrics({"best_val_top1": record.val_top1, "best_epoch": record.epoch}, step=0)
+    log.log_params({"best": {"trial": winner["id"], **winner["params"]}})
+    log.log_tags({"weights_sha256": description["weights_sha256"], "best_trial": winner["id"]})
+    return publish_catalog(
+        store,
+        {
+            "stage": STAGE,
+            "key": plan.key,
+            "run_id": f"{plan.key}-0",
+            "mlflow_run_id": log.run_id,
+            "inputs": plan.inputs,
+            "dataset": description["dataset"],
+            "model": {
+                "path": f"{TRIALS}/{winner['id']}/{MODEL}",
+                "weights_sha256": description["weights_sha256"],
+                "spec": description["spec"],
+            },
+            "best": {
+                "trial": winner["id"],
+                "epoch": record.epoch,
+                "val_top1": record.val_top1,
+                "val_loss": record.val_loss,
+                "params": winner["params"],
+                "mlflow_run_id": winner["mlflow_run_id"],
+            },
+            "trials": board,
+            "config": config.model_dump(mode="json"),
+        },
+    )
+
+
+def _row(sweep: Sweep, trial: str) -> dict[str, Any]:
+    """Return a trial as the catalog lists it."""
+    entry, records = sweep.entries[trial], sweep.records.get(trial, [])
+    best = best_record(records)
+    return {
+        "id": trial,
+        "params": entry.params,
+        "status": entry.status,
+        "reason": entry.reason,
+        "epochs": entry.epochs,
+        "val_top1": best.val_top1 if best else None,
+        "val_loss": best.val_loss if best else None,
+        "best_epoch": best.epoch if best else 0,
+        "elapsed_s": records[-1].elapsed_s if records else 0.0,
+        "mlflow_run_id": entry.mlflow_run_id,
+        "curve": [[record.epoch, record.val_top1] for record in records],
+    }
+
+
+def _open_log(config: TuneConfig, plan: TunePlan, store: Storage, standing: dict[str, Any], place: str) -> RunLog:
+    """Open the sweep's MLflow run, the standing one where there is one, and keep its id in run.json."""
+    log = RunLog.open(
+        config.tracking,
+        run_name=f"tune {Path(store.uri).name}",
+        run_id=str(standing.get("mlflow_run_id", "")),
+        tags={RUN_KEY_TAG: f"{plan.key}-{place}", "stage": STAGE, "key": plan.key, "out": store.uri},
+    )
+    if log.run_id and standing.get("mlflow_run_id") != log.run_id:
+        store.put(RUN, json.dumps({**standing, "mlflow_run_id": log.run_id}, indent=1).encode())
+    return log
+
+
+def _log_start(log: RunLog, config: TuneConfig, plan: TunePlan) -> None:
+    values = config.model_dump(mode="json", exclude={"tracking": True, "ray": True, "train": {"tracking", "ray"}})
+    log.log_params(values)
+    log.log_file("config.yaml", yaml.safe_dump(values, sort_keys=False).encode())
+    uri, _, version = plan.dataset.rpartition("@")
+    log.log_dataset(Path(uri).name, f"{uri}@{version}", plan.inputs["dataset"], "training")
+
+
+def _result(plan: TunePlan, store: Storage, catalog: dict[str, Any], *, skipped: bool) -> TuneResult:
+    from pipelines.plots.figures import describe_params
+
+    counts = Counter(trial["status"] for trial in catalog["trials"])
+    figures: dict[str, float | int | str] = {
+        "val_top1": catalog["best"]["val_top1"],
+        "best": f"trial {catalog['best']['trial']}: {describe_params(catalog['best']['params'])}",
+        "trials": len(catalog["trials"]),
+        **{status: counts[status] for status in ("finished", "stopped", "failed", "refused") if counts[status]},
+        "model": store.address(catalog["model"]["path"]),
+        "mlflow_run_id": catalog["mlflow_run_id"],
+    }
+    commands = (
+        f"resnet evaluate {plan.out} {catalog['dataset']['uri']}",
+        f"resnet score ARCHIVE --model {plan.out}/{catalog['model']['path']} --out PREDICTIONS",
+    )
+    return TuneResult(STAGE, plan.out, plan.key, skipped, figures, commands)

@@ -1,0 +1,225 @@
+"""The driver's side of a sweep: it reads what trials leave in their folders, decides, and writes it down.
+
+Trials write their own folders and nothing else; journal and MLflow are written here alone, by one process.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from pipelines.progress import Progress
+from pipelines.storage import Storage
+from pipelines.tracking import RUN_KEY_TAG, RunLog, TrackingConfig
+from pipelines.train.checkpoint import committed_steps
+from pipelines.train.config import TrainConfig
+from pipelines.train.records import EpochRecord, read_record
+from pipelines.tune.journal import Journal, Status, TrialEntry
+from pipelines.tune.search import Asha
+from pipelines.tune.space import TrialPlan
+
+_LOGGER = logging.getLogger(__name__)
+
+TRIALS = "trials"
+
+
+@dataclass(frozen=True)
+class SweepLog:
+    """Where trials are recorded in MLflow: below the sweep's own run."""
+
+    tracking: TrackingConfig
+    parent_run_id: str
+    key: str
+    """Key of the sweep at its place; with the trial's name it finds the trial's run again."""
+
+    def open(self, entry: TrialEntry) -> RunLog:
+        """Create or resume a trial's run."""
+        log = RunLog.open(
+            self.tracking,
+            run_name=f"trial {entry.trial}",
+            run_id=entry.mlflow_run_id,
+            parent_run_id=self.parent_run_id,
+            tags={RUN_KEY_TAG: f"{self.key}-{entry.trial}", "stage": "trial", "trial": entry.trial},
+        )
+        log.log_params(entry.params)
+        return log
+
+
+@dataclass
+class _Trial:
+    """A trial that has not ended."""
+
+    plan: TrialPlan
+    entry: TrialEntry
+    run: Storage
+    records: list[EpochRecord] = field(default_factory=list)
+    log: RunLog | None = None
+    logged: set[int] = field(default_factory=set)
+
+
+class Sweep:
+    """The state of a sweep while it runs; all of it can be had again from the output folder.
+
+    Args:
+        trials: every trial of the sweep.
+        storage: output folder.
+        asha: the stopping rule; None lets every trial have all its epochs.
+        log: where trials are recorded.
+    """
+
+    def __init__(self, trials: Sequence[TrialPlan], storage: Storage, asha: Asha | None, log: SweepLog) -> None:
+        self.entries: dict[str, TrialEntry] = {}
+        self.records: dict[str, list[EpochRecord]] = {}
+        self._open: dict[str, _Trial] = {}
+        self._stopped: set[str] = set()
+        self._storage = storage
+        self._journal = Journal(storage)
+        self._asha = asha
+        self._log = log
+        self._progress: Progress | None = None
+        for plan in trials:
+            self._resume(plan)
+        if asha is not None:
+            self._replay(asha)
+
+    def run_of(self, trial: str) -> Storage:
+        """Return the storage of a trial's run folder."""
+        return self._storage.child(f"{TRIALS}/{trial}")
+
+    def unfinished(self) -> list[TrialPlan]:
+        """Return the trials that have to be run, in order."""
+        return [trial.plan for trial in self._open.values()]
+
+    def show(self, progress: Progress) -> None:
+        """Keep a progress line over trials from now on."""
+        self._progress = progress
+        progress.start_at(len(self.entries) - len(self._open))
+
+    def should_stop(self, trial: str, epoch: int, val_top1: float) -> bool:
+        """Return whether a trial ends after this epoch because it has fallen behind."""
+        if self._asha is None or not self._asha.should_stop(trial, epoch, val_top1):
+            return False
+        self._stopped.add(trial)
+        return True
+
+    def is_stopped(self, trial: str) -> bool:
+        """Return whether `should_stop` has ended the trial."""
+        return trial in self._stopped
+
+    def follow(self, trial: str) -> None:
+        """Pick up the epoch records that a trial has written since the last time."""
+        standing = self._open[trial]
+        self._read_new(standing)
+        self._log_new(standing)
+        if self._progress is not None:
+            best = max((r.val_top1 for records in self.records.values() for r in records), default=0.0)
+            self._progress.advance(0, best=f"{best:.1%}", trial=f"{trial} epoch {len(standing.records)}")
+
+    def end(self, trial: str, status: Status, reason: str = "") -> None:
+        """Write down what became of a trial; MLflow first, so that what the journal calls ended is whole there."""
+        standing = self._open[trial]
+        self._read_new(standing)
+        self._log_new(standing)
+        if status == "stopped" and not reason and standing.records:
+            last = standing.records[-1]
+            reason = f"behind at epoch {last.epoch} with {last.val_top1:.1%}"
+        assert standing.log is not None
+        standing.log.log_tags({"status": status, "reason": reason})
+        standing.log.end("FAILED" if status == "failed" else "FINISHED")
+        entry = with_records(standing.entry, standing.records)
+        self._set(replace(entry, status=status, reason=reason, mlflow_run_id=standing.log.run_id))
+        del self._open[trial]
+        if status == "failed":
+            _LOGGER.warning("trial %s failed: %s", trial, reason)
+        if self._progress is not None:
+            self._progress.advance(1)
+
+    def close(self) -> None:
+        """Mark the runs of trials that are still open as interrupted; a rerun of the sweep goes on with them."""
+        for standing in self._open.values():
+            if standing.log is not None:
+                standing.log.end("KILLED")
+
+    def _resume(self, plan: TrialPlan) -> None:
+        entry = self._journal.open(plan.trial, plan.params)
+        if plan.config is None:
+            if entry.status != "refused":
+                entry = replace(entry, status="refused", reason=plan.refusal)
+                self._journal.write(entry)
+                _LOGGER.warning("trial %s is not run: %s", plan.trial, plan.refusal)
+            self.entries[plan.trial] = entry
+            return
+        standing = _Trial(plan, entry, self.run_of(plan.trial))
+        self.entries[plan.trial] = entry
+        self.records[plan.trial] = standing.records
+        self._read_new(standing)
+        if not entry.is_over:
+            if entry.status == "failed":
+                self._set(replace(entry, status="running", reason=""))
+                standing.entry = self.entries[plan.trial]
+            self._open[plan.trial] = standing
+
+    def _replay(self, asha: Asha) -> None:
+        """Give the rule what was recorded before, then let it decide on trials that a crash left at a rung."""
+        undecided = {}
+        for trial, records in self.records.items():
+            curve = [(record.epoch, record.val_top1) for record in records]
+            standing = self._open.get(trial)
+            # Without its checkpoint, an epoch has to be done again before the trial can end there.
+            if standing and records and records[-1].step in committed_steps(standing.run):
+                undecided[trial] = curve.pop()
+            asha.replay({trial: curve})
+        for trial, (epoch, val_top1) in undecided.items():
+            if self.should_stop(trial, epoch, val_top1):
+                self.end(trial, "stopped")
+
+    def _read_new(self, standing: _Trial) -> None:
+        while (record := read_record(standing.run, len(standing.records) + 1)) is not None:
+            standing.records.append(record)
+
+    def _log_new(self, standing: _Trial) -> None:
+        if standing.log is None:
+            standing.log = self._log.open(standing.entry)
+            standing.logged = standing.log.logged_steps("val_top1")
+            if standing.log.run_id != standing.entry.mlflow_run_id:
+                standing.entry = replace(standing.entry, mlflow_run_id=standing.log.run_id)
+                self._set(standing.entry)
+        for record in standing.records:
+            if record.epoch not in standing.logged:
+                standing.log.log_metrics(record.metrics(), step=record.epoch)
+                standing.logged.add(record.epoch)
+
+    def _set(self, entry: TrialEntry) -> None:
+        self._journal.write(entry)
+        self.entries[entry.trial] = entry
+
+
+def with_records(entry: TrialEntry, records: Sequence[EpochRecord]) -> TrialEntry:
+    """Return the entry with the epochs done and the best of them; of equal top-1 the lower loss counts."""
+    best = best_record(records)
+    if best is None:
+        return entry
+    return replace(entry, epochs=records[-1].epoch, val_top1=best.val_top1, best_epoch=best.epoch)
+
+
+def best_record(records: Sequence[EpochRecord]) -> EpochRecord | None:
+    """Return the epoch whose weights a training keeps: highest top-1 on val, then lowest loss, then the first."""
+    return max(records, key=lambda r: (r.val_top1, -r.val_loss, -r.epoch), default=None)
+
+
+def trial_job(plan: TrialPlan, run: Storage, *, workers: int, cpus: int, use_gpu: bool, timeout_s: float) -> str:
+    """Return all that a trial's process needs to know, as JSON text."""
+    assert isinstance(plan.config, TrainConfig)
+    config = plan.config.model_copy(update={"num_workers": workers, "cpus_per_worker": cpus, "out": run.uri})
+    return json.dumps(
+        {
+            "trial": plan.trial,
+            "config": config.model_dump(mode="json"),
+            "run": run.uri,
+            "cpus": cpus,
+            "use_gpu": use_gpu,
+            "timeout_s": timeout_s,
+        }
+    )
