@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -118,6 +120,23 @@ def open_client(uri: str) -> MlflowClient:
     if uri.startswith(_SQLITE):
         _create_database(Path(uri.removeprefix(_SQLITE).partition("?")[0]))
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextlib.contextmanager
+def process_wide(uri: str) -> Iterator[None]:
+    """Make `uri` the store that MLflow's own code falls back to; what stood before comes back afterwards.
+
+    A SQL registry looks a model's files up through a client without an address, whatever the caller's address is.
+    """
+    safe_environment()
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")  # MLflow keeps it equal to what was set in the process
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # None unsets
 
 
 def _create_database(path: Path) -> None:

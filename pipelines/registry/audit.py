@@ -42,6 +42,7 @@ class AuditRecord:
         total: rows it was measured on; 0 when a person decided.
         rows: fingerprint of those rows; empty when a person decided.
         user: who ran the command.
+        key: key of the registration; empty when a person decided.
         is_open: whether the move is under way, or was cut off.
     """
 
@@ -57,6 +58,7 @@ class AuditRecord:
     total: int
     rows: str
     user: str
+    key: str
     is_open: bool
 
     @property
@@ -74,7 +76,15 @@ class AuditRecord:
 
 
 def make_record(
-    *, alias: str, action: Action, version: str, before: str, moves: bool, reason: str, standing: Standing | None = None
+    *,
+    alias: str,
+    action: Action,
+    version: str,
+    before: str,
+    moves: bool,
+    reason: str,
+    standing: Standing | None = None,
+    key: str = "",
 ) -> AuditRecord:
     """Return a new record of now; it is open when the alias is to move."""
     return AuditRecord(
@@ -90,6 +100,7 @@ def make_record(
         total=standing.total if standing else 0,
         rows=standing.rows if standing else "",
         user=_user(),
+        key=key,
         is_open=moves,
     )
 

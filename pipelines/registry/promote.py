@@ -63,7 +63,9 @@ class Decision:
         }
 
 
-def compete(board: Board, alias: str, candidate: Standing, measure: Callable[[str], Standing]) -> Decision:
+def compete(
+    board: Board, alias: str, candidate: Standing, measure: Callable[[str], Standing], *, key: str = ""
+) -> Decision:
     """Let a candidate take the alias if it is strictly better than who holds it.
 
     Args:
@@ -71,9 +73,12 @@ def compete(board: Board, alias: str, candidate: Standing, measure: Callable[[st
         alias: the alias.
         candidate: the candidate's figures.
         measure: returns a version's figures on the candidate's rows; may take as long as an evaluation.
+        key: key of the registration; a command that was killed after its move finds the move by it.
     """
     for _ in range(_MAX_ROUNDS):
         before, settled = _survey(board, alias)
+        if before == candidate.version and (done := _own_move(board.read_records(), alias, candidate.version, key)):
+            return Decision(True, before, done.before, done.reason, done)
         verdict = _verdict(candidate, before, measure)
         if verdict.moves and board.read_alias(alias) != before:
             continue  # it changed while the champion was measured
@@ -85,6 +90,7 @@ def compete(board: Board, alias: str, candidate: Standing, measure: Callable[[st
             moves=verdict.moves,
             reason=verdict.reason,
             standing=candidate,
+            key=key,
         )
         board.write_record(record)
         if not verdict.moves:
@@ -100,7 +106,7 @@ def compete(board: Board, alias: str, candidate: Standing, measure: Callable[[st
             return Decision(True, candidate.version, before, verdict.reason, record.closed())
         reason = f"{verdict.reason}; version {rival.version} was promoted at the same time: {rival.reason}"
         return Decision(False, rival.version, before, reason, record.closed())
-    return _gave_up(board, alias, candidate)
+    return _gave_up(board, alias, candidate, key)
 
 
 def promote(board: Board, alias: str, version: str, reason: str) -> Decision:
@@ -169,7 +175,13 @@ def _rank(record: AuditRecord) -> tuple[int, int]:
     return record.correct, -int(record.version)  # of equal ones the older version
 
 
-def _gave_up(board: Board, alias: str, candidate: Standing) -> Decision:
+def _own_move(records: Sequence[AuditRecord], alias: str, version: str, key: str) -> AuditRecord | None:
+    """Return the record of the move that this very registration made before it was killed."""
+    own = [r for r in records if key and r.key == key and r.moves and (r.alias, r.version) == (alias, version)]
+    return own[-1] if own else None
+
+
+def _gave_up(board: Board, alias: str, candidate: Standing, key: str) -> Decision:
     champion = board.read_alias(alias)
     reason = f"the alias was moved by others {_MAX_ROUNDS} times while version {candidate.version} was compared"
     record = make_record(
@@ -180,6 +192,7 @@ def _gave_up(board: Board, alias: str, candidate: Standing) -> Decision:
         moves=False,
         reason=reason,
         standing=candidate,
+        key=key,
     )
     board.write_record(record)
     return Decision(False, champion, champion, reason, record)
