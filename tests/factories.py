@@ -6,8 +6,11 @@ import binascii
 import io
 import random
 import struct
+import tarfile
+import warnings
+import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -236,3 +239,58 @@ def write_class_folder(root: Path, images_per_class: dict[str, int], *, size: in
             picture = make_jpeg(seed * 1_000_003 + class_index * 10_007 + i, size, size)
             (root / name / f"{i:04d}.jpg").write_bytes(picture)
     return root
+
+
+def make_zip(members: Sequence[tuple[str | zipfile.ZipInfo, bytes]], method: int = zipfile.ZIP_STORED) -> bytes:
+    """Return a zip; equal names are written twice without a word."""
+    out = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(out, "w", method) as archive:
+        warnings.simplefilter("ignore", UserWarning)
+        for name, data in members:
+            archive.writestr(name, data)
+    return out.getvalue()
+
+
+def make_tar(members: Sequence[tuple[str, bytes] | tarfile.TarInfo], *, tar_format: int = tarfile.PAX_FORMAT) -> bytes:
+    """Return a tar of files, and of whatever a TarInfo describes (links, devices)."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tar_format) as archive:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                archive.addfile(member)
+                continue
+            info = tarfile.TarInfo(member[0])
+            info.size = len(member[1])
+            archive.addfile(info, io.BytesIO(member[1]))
+    return out.getvalue()
+
+
+def tar_link(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    """Return a member that is no file: a link, a device or a pipe."""
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def zip_link(name: str) -> zipfile.ZipInfo:
+    """Return the head of a member that says it is a symbolic link."""
+    info = zipfile.ZipInfo(name)
+    info.create_system, info.external_attr = 3, 0o120777 << 16
+    return info
+
+
+def overlapping_zip(count: int) -> bytes:
+    """Return a zip whose directory lists one megabyte many times: a few bytes that would unpack to gigabytes."""
+    whole = make_zip([("k.jpg", bytes(2**20))], zipfile.ZIP_DEFLATED)
+    directory_at, end_at = whole.find(b"PK\x01\x02"), whole.find(b"PK\x05\x06")
+    directory = whole[directory_at:end_at] * count
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count, count, len(directory), directory_at, 0)
+    return whole[:directory_at] + directory + end
+
+
+def sparse_tar(size: int) -> bytes:
+    """Return a pax tar of one sparse file that would unpack to `size` zeros."""
+    info = tarfile.TarInfo("GNUSparseFile.0/s.jpg")
+    info.size = 512
+    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(size)}
+    return info.tobuf(tarfile.PAX_FORMAT) + b"1\n0\n0\n".ljust(512, b"\0") + bytes(1024)

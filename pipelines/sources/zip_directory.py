@@ -99,10 +99,10 @@ def parse_directory(directory: bytes, count: int, prefix: int, address: str) -> 
                 mend="such archives unpack to many times their size on purpose; do not use it",
             )
     # a member's bytes end where the next one starts; its own header does not tell how long its local header is
-    ends = [following.offset for following in members[1:]]
+    ends = [*(following.offset for following in members[1:]), 1 << 62]
     return [
         one._replace(extent=min(end - one.offset, one.extent + 2 * 65_536))
-        for one, end in zip(members, [*ends, 1 << 62], strict=True)
+        for one, end in zip(members, ends, strict=False)
         if not (one.name.endswith(b"/") and one.size == 0)
     ]
 
