@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.errors import InputError, NotFound, RegistryError
 from pipelines.package.describe import DESCRIPTION_FILE, DESCRIPTION_TAG, WEIGHTS_TAG, parse_description
 from pipelines.storage import Storage
-from pipelines.tracking import TrackingConfig, open_client, resolve_uri
+from pipelines.tracking import TrackingConfig, open_client, process_wide, resolve_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -80,7 +80,8 @@ def read_artifact(uri: str, name: str, tracking: TrackingConfig) -> bytes:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    with tempfile.TemporaryDirectory(prefix="resnet-package-") as folder:
+    # A SQL registry looks a version's files up through the process-wide store, whatever address it is given.
+    with tempfile.TemporaryDirectory(prefix="resnet-package-") as folder, process_wide(store):
         try:
             path = mlflow.artifacts.download_artifacts(
                 artifact_uri=f"{uri}/artifacts/{name}", dst_path=folder, tracking_uri=store, registry_uri=store
