@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from pipelines.plots.canvas import FONT_SIZE, axis_labels, render, shorten, style_axes, whole_numbers
 from pipelines.plots.palette import Palette
+from pipelines.plots.params import describe_params
 from pipelines.plots.picture import Picture
 
 if TYPE_CHECKING:
@@ -175,16 +176,6 @@ def class_balance(counts: Mapping[str, Mapping[str, int]]) -> Picture:
             _legend(axes, palette, len(splits))
 
     return render(draw, WIDTH, 110 + 26 * max(3, len(names)) if len(names) <= MAX_CLASS_BARS else 360)
-
-
-def describe_params(params: Mapping[str, Any]) -> str:
-    """Write sampled values in one short line: the last part of each path and a rounded value."""
-    return " · ".join(f"{path.rpartition('.')[2]} {format_value(value)}" for path, value in params.items())
-
-
-def format_value(value: object) -> str:
-    """Write one sampled value: floats with three significant digits, the rest as it is."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _column(records: Sequence[Mapping[str, Any]], name: str) -> npt.NDArray[np.float64]:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.plots.canvas import axis_labels, render, shorten, style_axes, whole_numbers
-from pipelines.plots.figures import WIDTH, format_value
+from pipelines.plots.figures import WIDTH
 from pipelines.plots.palette import Palette
+from pipelines.plots.params import format_value
 from pipelines.plots.picture import Picture
 
 if TYPE_CHECKING:

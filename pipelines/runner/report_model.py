@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.plots.figures import confusion_matrix, describe_params, leaderboard, reliability, training_curves
+from pipelines.plots.figures import confusion_matrix, leaderboard, reliability, training_curves
 from pipelines.plots.page import Cell, Fact, FigureCard, Meter, Page, Tile
+from pipelines.plots.params import describe_params
 from pipelines.plots.picture import Picture
 from pipelines.plots.sweeps import sweep_curves, sweep_slices
 from pipelines.runner import graph, report_images

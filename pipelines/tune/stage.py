@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipelines.errors import DataError, InputError
+from pipelines.plots.params import describe_params
 from pipelines.ray_runtime import ray_session
 from pipelines.stage_output import RUN, StageResult, open_run, publish_catalog, read_catalog
 from pipelines.storage import Storage
@@ -199,8 +200,6 @@ def _log_start(log: RunLog, config: TuneConfig, plan: TunePlan) -> None:
 
 
 def _result(plan: TunePlan, store: Storage, catalog: dict[str, Any], *, skipped: bool) -> TuneResult:
-    from pipelines.plots.figures import describe_params
-
     counts = Counter(trial["status"] for trial in catalog["trials"])
     figures: dict[str, float | int | str] = {
         "val_top1": catalog["best"]["val_top1"],

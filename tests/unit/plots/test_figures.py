@@ -11,6 +11,7 @@ from PIL import Image
 from pipelines.plots import figures, sweeps
 from pipelines.plots.canvas import shorten
 from pipelines.plots.palette import DARK, LIGHT
+from pipelines.plots.params import describe_params
 from pipelines.plots.picture import Picture
 
 RECORDS = [
@@ -118,7 +119,7 @@ def test_a_matrix_of_another_size_is_refused() -> None:
 
 def test_params_are_named_shortly() -> None:
     params = {"model.depth": 20, "optimizer.lr": 0.012345678, "schedule.name": "cosine"}
-    assert figures.describe_params(params) == "depth 20 · lr 0.0123 · name cosine"
+    assert describe_params(params) == "depth 20 · lr 0.0123 · name cosine"
 
 
 def test_long_names_are_cut_in_the_middle() -> None:
