@@ -1,0 +1,148 @@
+"""The split: pure, exact per class, fair over classes, stable for newcomers."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.errors import ConfigError
+from pipelines.ingest.config import SplitConfig
+from pipelines.ingest.split import SplitPlan, make_split_plan, split_hash
+from pipelines.sources.base import Entry, Found, make_listing
+
+
+def entries(keys: Sequence[str]) -> tuple[Entry, ...]:
+    return make_listing("source", [Found(key.encode(), 1) for key in keys]).entries
+
+
+def class_keys(counts: dict[str, int]) -> list[str]:
+    return [f"{name}/{i}.jpg" for name, count in counts.items() for i in range(count)]
+
+
+def divide(plan: SplitPlan, listed: Sequence[Entry]) -> dict[str, str]:
+    return {entry.key: plan.split_of(entry.image_id, entry.label, entry.given_split) for entry in listed}
+
+
+def counts_of(plan: SplitPlan, listed: Sequence[Entry]) -> Counter[str]:
+    return Counter(divide(plan, listed).values())
+
+
+def test_counts_are_exact_per_class() -> None:
+    listed = entries(class_keys({"a": 5000, "b": 50, "c": 10}))
+    plan = make_split_plan(listed, SplitConfig(train=0.8, val=0.1, test=0.1))
+    by_class = Counter((entry.label, divide(plan, [entry])[entry.key]) for entry in listed)
+    assert (by_class["a", "train"], by_class["a", "val"], by_class["a", "test"]) == (4000, 500, 500)
+    assert (by_class["b", "train"], by_class["b", "val"], by_class["b", "test"]) == (40, 5, 5)
+    assert (by_class["c", "train"], by_class["c", "val"], by_class["c", "test"]) == (8, 1, 1)
+    assert plan.by == "stratified"
+
+
+def test_many_small_classes_fill_every_split() -> None:
+    # plain largest remainder gives a thousand classes of five an empty test split
+    listed = entries(class_keys({f"class{i}": 5 for i in range(1000)}))
+    counts = counts_of(make_split_plan(listed, SplitConfig()), listed)
+    assert counts["train"] == 4000
+    assert abs(counts["val"] - 500) <= 1
+    assert abs(counts["test"] - 500) <= 1
+
+
+def test_a_class_of_one_is_for_training() -> None:
+    for seed in range(20):
+        listed = entries(class_keys({"a": 40, "rare": 1, "also": 1}))
+        where = divide(make_split_plan(listed, SplitConfig(seed=seed)), listed)
+        assert where["rare/0.jpg"] == where["also/0.jpg"] == "train"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(st.text("abcxyz07", min_size=1, max_size=4), st.integers(1, 40), min_size=1, max_size=12),
+       st.integers(0, 5), st.sampled_from([(0.1, 0.1), (0.0, 0.2), (0.25, 0.25), (0.3, 0.0)]))  # fmt: skip
+def test_split_is_a_function_of_ids_alone(counts: dict[str, int], seed: int, shares: tuple[float, float]) -> None:
+    config = SplitConfig(val=shares[0], test=shares[1], seed=seed)
+    listed = list(entries(class_keys(counts)))
+    plan = make_split_plan(listed, config)
+    where = divide(plan, listed)
+    random.Random(seed).shuffle(listed)
+    assert make_split_plan(listed, config) == plan
+    assert divide(SplitPlan.from_json(json.loads(json.dumps(plan.to_json()))), listed) == where
+    total = len(listed)
+    for split, share in config.shares().items():
+        # each class is off by less than one, and the deficits keep the sum near too
+        assert abs(sum(value == split for value in where.values()) - share * total) < len(counts) * 0.75 + 1
+        assert share > 0 or split not in where.values()
+
+
+def test_newcomers_leave_the_others_where_they_are() -> None:
+    listed = entries(class_keys({"a": 100}))
+    plan = make_split_plan(listed, SplitConfig())
+    before = divide(plan, listed)
+    more = entries(class_keys({"a": 3000, "new": 500}))
+    after = divide(plan, more)
+    assert {key: after[key] for key in before} == before
+    newcomers = Counter(value for key, value in after.items() if key not in before)
+    # cut-offs are the nominal shares clamped into their gap, so newcomers divide nearly as asked for
+    assert 0.7 < newcomers["train"] / len(after) < 0.9
+    assert Counter(after[key] for key in after if key.startswith("new/"))["test"] > 25
+
+
+def test_seed_changes_the_split() -> None:
+    listed = entries(class_keys({"a": 100}))
+    one, other = (divide(make_split_plan(listed, SplitConfig(seed=seed)), listed) for seed in (0, 1))
+    assert one != other
+
+
+def test_unlabelled_images_split_by_hash() -> None:
+    listed = entries([f"{i}.jpg" for i in range(3000)])
+    plan = make_split_plan(listed, SplitConfig())
+    assert plan.by == "hash"
+    counts = counts_of(plan, listed)
+    assert 250 < counts["test"] < 350
+    assert 250 < counts["val"] < 350
+
+
+def test_given_splits_stand() -> None:
+    keys = [f"{split}/{name}/{i}.jpg" for split in ("train", "val", "test") for name in "ab" for i in range(10)]
+    listed = entries(keys)
+    plan = make_split_plan(listed, SplitConfig())
+    assert plan.by == "given"
+    assert divide(plan, listed) == {key: key.partition("/")[0] for key in keys}
+
+
+def test_a_missing_given_split_is_carved_out_of_train(caplog: pytest.LogCaptureFixture) -> None:
+    keys = [f"{split}/{name}/{i}.jpg" for split in ("train", "test") for name in "ab" for i in range(90)]
+    listed = entries(keys)
+    plan = make_split_plan(listed, SplitConfig(train=0.8, val=0.1, test=0.1))
+    where = divide(plan, listed)
+    assert all(where[key] == "test" for key in keys if key.startswith("test"))
+    assert Counter(where[key] for key in keys if key.startswith("train")) == {"train": 160, "val": 20}
+    assert caplog.messages == ["the source has no val split: it is carved out of its training images"]
+
+
+def test_ways_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_split_plan(entries(["a/1.jpg"]), SplitConfig(by="given"))
+    assert str(caught.value) == (
+        "ConfigError: split.by is given, and a/1.jpg lies in no train, val or test folder\n"
+        "  mend:  split.by=stratified divides the images by class"
+    )
+    with pytest.raises(ConfigError, match=r"split.by is stratified, and no image has a label"):
+        make_split_plan(entries(["1.jpg"]), SplitConfig(by="stratified"))
+
+
+def test_shares_must_add_up() -> None:
+    with pytest.raises(ValueError, match=r"split.train \+ split.val \+ split.test is 1.1; it must be 1"):
+        SplitConfig(train=0.9)
+    with pytest.raises(ValueError, match=r"split.val \+ split.test is 1; nothing is left to train on"):
+        SplitConfig(val=0.5, test=0.5)
+    assert SplitConfig(test=0.2).train == 0.7
+    assert SplitConfig(test=0.2) == SplitConfig(train=0.7, val=0.1, test=0.2)
+
+
+def test_hash_is_pinned() -> None:
+    # datasets that stand depend on it
+    assert f"{split_hash(0, '00' * 16):016x}" == "dbf1a07308156ad1"
