@@ -8,7 +8,7 @@ from pipelines.cli import options, render
 
 EXAMPLES = (
     "resnet ingest photos.zip --out datasets/photos",
-    "resnet ingest photos/ --out s3://bucket/photos split.test=0.1 image.size=64",
+    "resnet ingest photos/ --out s3://bucket/photos split.test=0.1 image.size_px=64",
 )
 
 
