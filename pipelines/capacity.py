@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 
 from pipelines.errors import ClusterError, ConfigError
 
@@ -33,11 +34,29 @@ def worker_resources(cpus_per_worker: int = 1, *, use_gpu: bool = False, inside_
     return resources
 
 
-def cpus_per_worker(num_workers: int, cluster_cpus: float, *, requested: int = 0, reserve: int = 0) -> int:
-    """Return how many CPUs each of `num_workers` workers gets; an equal share of what is there unless requested."""
+def cpus_per_worker(
+    num_workers: int,
+    cluster_cpus: float,
+    *,
+    requested: int = 0,
+    reserve: int = 0,
+    node_cpus: Sequence[float] = (),
+) -> int:
+    """Return how many CPUs each of `num_workers` workers gets; an equal share of what is there unless requested.
+
+    Args:
+        num_workers: how many share.
+        cluster_cpus: CPUs of the whole cluster.
+        requested: what the user asked for; 0 for a share.
+        reserve: CPUs to leave for others.
+        node_cpus: CPUs of each node; a worker has to fit on one, so shares shrink until all of them do.
+    """
     if requested:
         return requested
-    return max(1, math.floor((cluster_cpus - reserve) / num_workers))
+    share = max(1, math.floor((cluster_cpus - reserve) / num_workers))
+    while share > 1 and node_cpus and sum(int(cpus // share) for cpus in node_cpus) < num_workers:
+        share -= 1
+    return share
 
 
 def tune_concurrency(cluster_cpus: float, workers_per_trial: int, cpus: int, *, limit: int = 0) -> int:

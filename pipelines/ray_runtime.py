@@ -41,12 +41,13 @@ class RayConfig(StrictModel):
 
 @dataclass(frozen=True)
 class RaySession:
-    """What the connected cluster has: CPUs and GPUs in all, number of nodes, and whether we started it."""
+    """What the connected cluster has: CPUs and GPUs in all, nodes, whether we started it, and the CPUs of each node."""
 
     num_cpus: float
     num_gpus: float
     num_nodes: int
     embedded: bool
+    node_cpus: tuple[float, ...] = ()
 
 
 @contextlib.contextmanager
@@ -123,4 +124,5 @@ def _describe(*, embedded: bool) -> RaySession:
 
     resources = ray.cluster_resources()
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    return RaySession(resources.get("CPU", 0.0), resources.get("GPU", 0.0), len(nodes), embedded)
+    node_cpus = tuple(float(node["Resources"].get("CPU", 0.0)) for node in nodes)
+    return RaySession(resources.get("CPU", 0.0), resources.get("GPU", 0.0), len(nodes), embedded, node_cpus)

@@ -55,7 +55,9 @@ def train_in_workers(
         PipelineError: what ended the training.
     """
     use_gpu = choose_gpu(config, session)
-    cpus = capacity.cpus_per_worker(config.num_workers, session.num_cpus, requested=config.cpus_per_worker)
+    cpus = capacity.cpus_per_worker(
+        config.num_workers, session.num_cpus, requested=config.cpus_per_worker, node_cpus=session.node_cpus
+    )
     resources = capacity.worker_resources(cpus, use_gpu=use_gpu, inside_tune=inside_tune)
     capacity.check_fits(
         what=f"training with {config.num_workers} workers",
@@ -96,7 +98,7 @@ def choose_gpu(config: TrainConfig, session: RaySession) -> bool:
             f"use_gpu is true for {config.num_workers} workers, and the cluster has {session.num_gpus:g} GPUs",
             mend="set use_gpu=false, or lower num_workers",
         )
-    if session.embedded:
+    if session.num_nodes == 1:  # workers run on this machine, with this torch
         if config.use_gpu is True:
             capacity.check_gpu(use_gpu=True)
         elif not warn_unusable_gpu():

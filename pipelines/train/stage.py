@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipelines import capacity
+from pipelines.dataset.order import make_lanes
 from pipelines.errors import ConfigError
 from pipelines.ray_runtime import ray_session
 from pipelines.stage_output import (
@@ -153,7 +154,7 @@ def _refuse_early(config: TrainConfig) -> None:
 
     if config.use_gpu is True and not (config.ray.address or os.environ.get("RAY_ADDRESS")):
         capacity.check_gpu(use_gpu=True)
-    lanes = min(64, config.global_batch_size)
+    lanes, _ = make_lanes(config.global_batch_size)
     if config.num_workers > lanes:
         raise ConfigError(
             f"num_workers is {config.num_workers}; a global batch of {config.global_batch_size} is shared by"

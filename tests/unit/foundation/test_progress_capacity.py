@@ -47,5 +47,8 @@ def test_worker_requests() -> None:
     assert worker_resources(2, use_gpu=True, inside_tune=True) == {"CPU": 1.98, "GPU": 1.0}
     assert cpus_per_worker(2, 5) == 2
     assert cpus_per_worker(3, 2) == 1
+    assert cpus_per_worker(1, 2, node_cpus=(1, 1)) == 1  # two nodes of one CPU have no room for a worker of two
+    assert cpus_per_worker(3, 12, node_cpus=(8, 4)) == 4
+    assert cpus_per_worker(3, 12, node_cpus=(7, 5)) == 3
     with pytest.raises(ClusterError, match="train needs 4 CPU, and the cluster has 2"):
         check_fits(what="train", need={"CPU": 4.0}, have={"CPU": 2.0})

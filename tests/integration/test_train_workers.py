@@ -1,0 +1,178 @@
+"""Training in real Ray Train workers: as many as there are, dying or not, they come to the same figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipelines.errors import ClusterError, ConfigError, DataError, InputError
+from pipelines.package.describe import parse_description
+from pipelines.ray_runtime import RayConfig, ray_session
+from pipelines.stage_output import read_catalog
+from pipelines.storage import Storage
+from pipelines.tracking import TrackingConfig, open_client
+from pipelines.train import stage
+from pipelines.train.checkpoint import load_latest
+from pipelines.train.config import TrainConfig
+from pipelines.train.group import train_in_workers
+from pipelines.train.loop import fit_local
+from pipelines.train.records import EpochRecord, read_records
+from pipelines.train.state import OPTIMIZER, WEIGHTS
+from resnet_models.state_dict import unpack_weights
+from tests.unit.train.tiny import make_config, write_dataset
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_dataset(tmp_path_factory.mktemp("dataset"))
+
+
+@pytest.fixture(scope="module")
+def tracking(mlflow_uri: str) -> dict[str, Any]:
+    return {"uri": mlflow_uri, "experiment": "train-workers"}
+
+
+def one_thread(dataset: str, **changes: Any) -> TrainConfig:
+    """One worker of one thread: sums in the same order as in this process, so the same bits."""
+    return make_config(dataset, cpus_per_worker=1, loader_threads=1, **changes)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_two_workers_publish_what_one_process_computes(
+    dataset: str, tracking: dict[str, Any], tmp_path: Path, threads: None
+) -> None:
+    config = one_thread(dataset, num_workers=2, epochs=3, ema_decay=0.9, out=str(tmp_path / "run"), tracking=tracking)
+    result = stage.run(config)
+    alone = fit_local(config, Storage.open(tmp_path / "alone"), device="cpu")
+
+    run = Storage.open(config.out)
+    catalog = read_catalog(run)
+    assert catalog is not None
+    for ours, theirs in zip(catalog["records"], alone.records, strict=True):
+        assert ours["id_trace"] == theirs.id_trace
+        assert ours["train_loss"] == pytest.approx(theirs.train_loss, rel=1e-4)
+        assert ours["val_loss"] == pytest.approx(theirs.val_loss, rel=1e-3)
+        assert ours["val_top1"] * 21 == pytest.approx(round(ours["val_top1"] * 21))  # 21 rows, each counted once
+
+    description = parse_description(run.read("model/model.json"), "model")
+    assert description["classes"] == ["a", "b", "c"]
+    assert description["train_key"] == catalog["key"] == result.key
+    assert description["weights_sha256"] == catalog["model"]["weights_sha256"]
+    assert set(unpack_weights(run.read("model/weights.safetensors"))) >= {"head.weight", "stem.norm.running_mean"}
+    assert run.read("figures/curves.png")[:4] == b"\x89PNG"
+    assert run.read("figures/mosaic.jpg")[:2] == b"\xff\xd8"
+
+    client = open_client(tracking["uri"])
+    mlflow_run = client.get_run(catalog["mlflow_run_id"])
+    assert mlflow_run.info.status == "FINISHED"
+    assert mlflow_run.data.params["optimizer.lr"] == "0.1"
+    history = client.get_metric_history(mlflow_run.info.run_id, "val_top1")
+    assert [metric.step for metric in history] == [1, 2, 3]
+    assert mlflow_run.inputs.dataset_inputs[0].dataset.digest == catalog["dataset"]["fingerprint"][:36]
+    names = {file.path for file in client.list_artifacts(mlflow_run.info.run_id, "figures")}
+    assert names == {"figures/curves.png", "figures/mosaic.jpg"}
+    assert result.figures["val_top1"] == catalog["best"]["val_top1"]
+
+    again = stage.run(config)
+    assert again.skipped
+    assert again.figures == result.figures
+    with pytest.raises(InputError, match=r"holds another train \(key [0-9a-f]{32}\)"):
+        stage.run(config.model_copy(update={"seed": 1}))
+
+
+def test_a_killed_worker_is_replaced_and_nothing_is_lost(dataset: str, tmp_path: Path, threads: None) -> None:
+    config = one_thread(dataset, epochs=40, checkpoint_every_s=0.0)
+    run = Storage.open(tmp_path / "run")
+    killed: list[int] = []
+    epochs: list[int] = []
+
+    def kill_once(record: EpochRecord) -> bool:
+        epochs.append(record.epoch)
+        if record.epoch >= 3 and not killed:
+            killed.extend(kill_train_workers())
+        return True
+
+    with ray_session(RayConfig()) as session:
+        train_in_workers(config, run, session, on_epoch=kill_once)
+    assert len(killed) == 1
+    assert epochs == list(range(1, 41))
+    whole = Storage.open(tmp_path / "whole")
+    expected = fit_local(config, whole, device="cpu")
+    assert [record.id_trace for record in read_records(run, 40)] == [record.id_trace for record in expected.records]
+    ours, theirs = load_latest(run), load_latest(whole)
+    assert ours is not None
+    assert theirs is not None
+    assert ours.files[WEIGHTS] == theirs.files[WEIGHTS]
+    assert ours.files[OPTIMIZER] == theirs.files[OPTIMIZER]
+
+
+def test_a_diverged_run_ends_at_once_in_our_own_words(dataset: str, tracking: dict[str, Any], tmp_path: Path) -> None:
+    config = make_config(
+        dataset,
+        out=str(tmp_path / "run"),
+        tracking=tracking,
+        optimizer={"lr": 1e30},
+        schedule={"name": "constant", "warmup_epochs": 0},
+    )
+    with pytest.raises(DataError, match=r"the loss became (nan|inf) before step \d+, in epoch 1"):
+        stage.run(config)
+    run_id = json.loads(Storage.open(config.out).read("run.json"))["mlflow_run_id"]
+    assert open_client(tracking["uri"]).get_run(run_id).info.status == "FAILED"
+
+
+def test_what_cannot_be_had_is_refused_before_workers_start(dataset: str, tmp_path: Path) -> None:
+    import torch
+
+    out = str(tmp_path / "run")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="use_gpu is true and torch can use no GPU here"):
+            stage.run(make_config(dataset, use_gpu=True, out=out))
+    with pytest.raises(ConfigError, match="num_workers is 21; a global batch of 20 is shared by 20 at most"):
+        stage.run(make_config(dataset, num_workers=21, out=out))
+    assert not Path(out).exists()
+    with pytest.raises(ClusterError, match="training with 3 workers needs 3 CPU, and the cluster has 2"):
+        stage.run(make_config(dataset, num_workers=3, out=out))
+
+
+def test_a_run_is_ended_early_by_its_follower(dataset: str, tmp_path: Path) -> None:
+    config = make_config(dataset, epochs=3000)
+    tracked = TrackingConfig(enabled=False)
+    outcome = stage.run_workers(
+        config.model_copy(update={"tracking": tracked}),
+        Storage.open(tmp_path / "run"),
+        on_epoch=lambda record: record.epoch < 2,
+    )
+    assert outcome.stopped
+    assert 2 <= outcome.epochs < 3000
+
+
+def kill_train_workers() -> list[int]:
+    """Kill the Ray Train workers that descend from this process, and nobody else's."""
+    killed = []
+    for child in psutil.Process().children(recursive=True):
+        try:
+            is_worker = "RayTrainWorker" in " ".join(child.cmdline())
+        except psutil.NoSuchProcess:
+            continue
+        if is_worker:
+            os.kill(child.pid, signal.SIGKILL)
+            killed.append(child.pid)
+    return killed
