@@ -1,0 +1,119 @@
+"""`resnet ingest`, killed without warning and run again: the same rows and fingerprint as uninterrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipelines.dataset import inspect
+from pipelines.dataset.reader import Dataset, open_dataset
+from tests import factories
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+NUM_IMAGES = 90
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write an archive of many units, with a bad file and copies that leak."""
+    root = tmp_path_factory.mktemp("kill")
+    files = [(f"{'abc'[i % 3]}/{i:03d}.png", factories.make_png(i, 700, 600)) for i in range(NUM_IMAGES)]
+    files += [(f"a/copy{i}.png", files[i][1]) for i in range(6)] + [("b/broken.jpg", b"no picture")]
+    (root / "photos.zip").write_bytes(factories.make_zip(files))
+    return root
+
+
+@contextlib.contextmanager
+def ingest(place: Path, out: str) -> Iterator[subprocess.Popen[str]]:
+    """Start the command; whatever it leaves running is ended."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli.main", "ingest", "photos.zip", "--out", out, "ray.num_cpus=1", "--json"],
+        cwd=place,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    family: list[psutil.Process] = []
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family = psutil.Process(process.pid).children(recursive=True)
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+        for child in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return dict(json.loads(out))
+
+
+def rows(dataset: Dataset) -> set[tuple[str, ...]]:
+    columns = ["image_id", "key", "label", "source_sha256", "stored_sha256"]
+    found = [
+        (split, *map(str, row.values()))
+        for split in dataset.splits
+        for row in dataset.table(split, columns).to_pylist()
+    ]
+    assert len(found) == len(set(found))
+    return set(found)
+
+
+def test_killed_driver_and_the_same_command_again(place: Path) -> None:
+    with ingest(place, "golden") as process:
+        finish(process)
+    golden = open_dataset(str(place / "golden"))
+    assert golden.catalog["counts"]["dropped"] > 0
+
+    with ingest(place, "killed") as process:
+        deadline = time.monotonic() + 120
+        while len(list((place / "killed").glob("_work/*/unit-*.json"))) < 2:
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        family = psutil.Process(process.pid).children(recursive=True)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(timeout=30)
+        for child in family:  # Ray's own processes end a while after their driver; the next run need not wait
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+    assert not (place / "killed" / "_versions").exists()
+    done = [json.loads(path.read_text()) for path in (place / "killed").glob("_work/*/unit-*.json")]
+    assert len(done) >= 2
+
+    with ingest(place, "killed") as process:
+        result = finish(process)
+    dataset = open_dataset(str(place / "killed"))
+    assert not result["skipped"]
+    assert dataset.fingerprint == golden.fingerprint
+    assert rows(dataset) == rows(golden)
+    assert dataset.catalog["counts"] == golden.catalog["counts"]
+    assert list(inspect.verify(dataset)) == []
+    names = {shard.path for shard in dataset.shards()}
+    untouched = {file["path"] for receipt in done for file in receipt["files"]}
+    # what was done is not done again: its shards live on, or were written anew without their leaks
+    assert all(path in names or f"{path.rpartition('-')[0]}-leaks-dropped.parquet" in names for path in untouched)
+    on_disk = {str(path.relative_to(place / "killed")) for path in (place / "killed" / "data").rglob("part-*")}
+    assert on_disk == names
+
+    with ingest(place, "killed") as process:
+        assert finish(process)["skipped"]
