@@ -6,12 +6,14 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pipelines.capacity import available_cpus
 from pipelines.config.strict import StrictModel, runtime_field
 from pipelines.errors import ClusterError
+from pipelines.redact import is_secret_name, redact
 
 _PASSED_PREFIXES = ("AWS_", "AZURE_", "GOOGLE_", "MLFLOW_", "RESNET_")
 
@@ -71,20 +73,47 @@ def ray_session(config: RayConfig | None = None) -> Iterator[RaySession]:
     if ray.is_initialized():
         yield _describe(embedded=False)
         return
-    try:
-        _connect(address, settings)
-        yield _describe(embedded=not address)
-    finally:
-        ray.shutdown()
+    # Ray prints on standard output when a worker dies; that stream belongs to results.
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            _connect(address, settings)
+            yield _describe(embedded=not address)
+        finally:
+            ray.shutdown()
 
 
 def worker_environment() -> dict[str, str]:
     """Return the environment that workers on other machines need: storage, tracking and quiet settings.
 
-    Workers of an embedded cluster inherit the driver's environment as it is.
+    Workers of an embedded cluster inherit the driver's environment as it is. Secrets are not in it: see
+    `_make_secrets_hook`.
     """
-    passed = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_PREFIXES)}
+    passed = {name: value for name, value in _passed().items() if not _is_secret(name, value)}
     return {**_QUIET, **passed}
+
+
+def _passed() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(_PASSED_PREFIXES)}
+
+
+def _is_secret(name: str, value: str) -> bool:
+    return is_secret_name(name) or redact(value) != value
+
+
+def _make_secrets_hook() -> dict[str, Callable[[], None]]:
+    """Return the part of a runtime environment that gives workers the driver's secrets; empty where it has none.
+
+    Ray writes `env_vars` into its logs and shows them on its dashboard. A hook travels as a function in the head's
+    memory, and only the workers of this job run it.
+    """
+    values = {name: value for name, value in _passed().items() if _is_secret(name, value)}
+    if not values:
+        return {}
+
+    def set_secrets() -> None:
+        os.environ.update(values)
+
+    return {"worker_process_setup_hook": set_secrets}
 
 
 def _connect(address: str, settings: RayConfig) -> None:
@@ -96,7 +125,8 @@ def _connect(address: str, settings: RayConfig) -> None:
     }
     try:
         if address:
-            ray.init(address=address, runtime_env={"env_vars": _not_in_job(worker_environment())}, **common)
+            environment = {"env_vars": _not_in_job(worker_environment()), **_make_secrets_hook()}
+            ray.init(address=address, runtime_env=environment, **common)
         else:
             ray.init(
                 address="local",

@@ -42,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(NUM_IMAGES):
             archive.writestr(f"{number:03d}.png", encode(make_pixels(number, 700, 600), "PNG"))
         archive.writestr("broken.jpg", b"no picture")
-    spec = ModelSpec(block="basic", depth=18, width=2.0, num_classes=len(CLASSES)).for_images(image_size_px=224)
+    spec = ModelSpec(block="basic", depth=18, width=0.5, num_classes=len(CLASSES)).for_images(image_size_px=224)
     preprocess = Preprocess(Geometry(256, "crop"), Geometry(224, "crop"))
     description = PackageDescription(spec, CLASSES, preprocess.to_json(), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     write_package(Storage.open(root / "package"), "", build(spec, seed=1).state_dict(), description)

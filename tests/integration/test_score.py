@@ -40,7 +40,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from resnet_models.resnet import build
     from resnet_models.spec import ModelSpec
 
-    spec = ModelSpec(depth=8, block="basic", width=8, num_classes=len(CLASSES)).for_images(image_size_px=32)
+    spec = ModelSpec(depth=8, block="basic", width=0.25, num_classes=len(CLASSES)).for_images(image_size_px=32)
     preprocess = Preprocess(Geometry(40, "fit"), Geometry(32, "crop"))
     folder = tmp_path_factory.mktemp("package")
     description = PackageDescription(spec, CLASSES, preprocess.to_json(), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
