@@ -14,7 +14,6 @@ import tempfile
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -54,7 +53,7 @@ def run_trials(config: TuneConfig, sweep: Sweep, session: RaySession) -> None:
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    share = divide(config, len(sweep.unfinished()), session, largest_node_cpus())
+    share = divide(config, len(sweep.unfinished()), session)
     jobs = [
         trial_job(
             plan,
@@ -79,7 +78,7 @@ def run_trials(config: TuneConfig, sweep: Sweep, session: RaySession) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def divide(config: TuneConfig, num_trials: int, session: RaySession, node_cpus: float) -> Share:
+def divide(config: TuneConfig, num_trials: int, session: RaySession) -> Share:
     """Share the cluster out over the trials that are left.
 
     One CPU for each of many trials does more in the same time than many CPUs for each of a few; so CPUs are doubled
@@ -94,18 +93,14 @@ def divide(config: TuneConfig, num_trials: int, session: RaySession, node_cpus: 
     use_gpu = choose_gpu(training, session)
     if use_gpu:
         at_once = min(at_once, max(1, math.floor(session.num_gpus / workers)))
-    cpus = config.cpus_per_worker or max(
-        1, min(math.floor(node_cpus), math.floor(session.num_cpus / at_once / workers))
+    cpus = capacity.cpus_per_worker(
+        at_once * workers, session.num_cpus, requested=config.cpus_per_worker, node_cpus=session.node_cpus
     )
     if workers > 1:
         return Share(cpus, use_gpu, capacity.tune_concurrency(session.num_cpus, workers, cpus, limit=at_once))
-    capacity.check_fits(what="a trial of one worker", need={"CPU": float(cpus)}, have={"CPU": node_cpus})
+    largest = max(session.node_cpus, default=session.num_cpus)  # a process cannot span two nodes
+    capacity.check_fits(what="a trial of one worker", need={"CPU": float(cpus)}, have={"CPU": largest})
     return Share(cpus, use_gpu, max(1, min(at_once, math.floor(session.num_cpus / cpus))))
-
-
-def largest_node_cpus() -> float:
-    """Return the CPUs of the largest node: a process cannot span two."""
-    return max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
 
 
 def _make_tuner(

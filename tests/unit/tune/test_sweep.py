@@ -1,0 +1,152 @@
+"""The driver's side of a sweep over folders written by hand: what is run, stopped, tried again, left alone."""
+
+import json
+import uuid
+from typing import Any
+
+import pytest
+
+from pipelines.config.load import load_config
+from pipelines.storage import Storage
+from pipelines.tracking import TrackingConfig
+from pipelines.train.config import TrainConfig
+from pipelines.train.records import EpochRecord, write_record
+from pipelines.tune.journal import Journal, TrialEntry
+from pipelines.tune.search import Asha
+from pipelines.tune.space import TrialPlan
+from pipelines.tune.sweep import Sweep, SweepLog, best_record, trial_job
+
+LOG = SweepLog(TrackingConfig(enabled=False), "", "key")
+
+
+@pytest.fixture
+def storage() -> Storage:
+    return Storage.open(f"memory://{uuid.uuid4().hex}/sweep")
+
+
+def record(epoch: int, top1: float, *, loss: float = 1.0) -> EpochRecord:
+    return EpochRecord(
+        epoch=epoch,
+        step=10 * epoch,
+        train_loss=1.0,
+        train_top1=0.5,
+        val_loss=loss,
+        val_top1=top1,
+        lr=0.1,
+        images_per_s=100.0,
+        elapsed_s=1.0,
+        data_wait_fraction=0.0,
+        id_trace="0" * 16,
+    )
+
+
+def write_trial(storage: Storage, trial: str, figures: list[float], *, checkpointed: bool = True) -> None:
+    run = storage.child(f"trials/{trial}")
+    for epoch, figure in enumerate(figures, start=1):
+        write_record(run, record(epoch, figure))
+        if checkpointed or epoch < len(figures):
+            run.put(f"checkpoints/step-{10 * epoch:08d}/COMMIT", b"{}")
+
+
+def plans(*params: dict[str, Any], refused: str = "") -> list[TrialPlan]:
+    made = [TrialPlan(f"{i + 1:04d}", p, TrainConfig(dataset="d")) for i, p in enumerate(params)]
+    return made + ([TrialPlan(f"{len(made) + 1:04d}", {"model.depth": 21}, None, refused)] if refused else [])
+
+
+def names(sweep: Sweep) -> list[str]:
+    return [plan.trial for plan in sweep.unfinished()]
+
+
+def asha() -> Asha:
+    return Asha(grace_epochs=2, reduction_factor=3, max_epochs=9)
+
+
+def entries(storage: Storage) -> dict[str, dict[str, Any]]:
+    return {file.path[-9:-5]: json.loads(storage.read(file.path)) for file in storage.list("journal")}
+
+
+def test_a_fresh_sweep_runs_every_trial_and_writes_down_its_end(storage: Storage) -> None:
+    sweep = Sweep(plans({"a": 1}, {"a": 2}), storage, asha(), LOG)
+    assert names(sweep) == ["0001", "0002"]
+    assert {entry["status"] for entry in entries(storage).values()} == {"running"}
+    write_trial(storage, "0001", [0.2, 0.6, 0.5])
+    sweep.follow("0001")
+    sweep.end("0001", "finished")
+    assert names(sweep) == ["0002"]
+    ended = entries(storage)["0001"]
+    assert (ended["status"], ended["epochs"], ended["val_top1"], ended["best_epoch"]) == ("finished", 3, 0.6, 2)
+
+
+def test_ended_trials_are_left_alone_and_failed_ones_tried_again(storage: Storage) -> None:
+    journal = Journal(storage)
+    for number, status in enumerate(["finished", "stopped", "failed", "running"], start=1):
+        journal.open(f"{number:04d}", {"a": number})
+        journal.write(TrialEntry(f"{number:04d}", {"a": number}, status=status, reason="why"))  # type: ignore[arg-type]
+    sweep = Sweep(plans(*({"a": number} for number in range(1, 5))), storage, asha(), LOG)
+    assert names(sweep) == ["0003", "0004"]
+    assert entries(storage)["0003"]["status"] == "running"
+    assert entries(storage)["0003"]["reason"] == ""
+    assert entries(storage)["0001"]["reason"] == "why"
+
+
+def test_impossible_trials_are_written_down_and_never_run(storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
+    sweep = Sweep(plans({"a": 1}, refused="model: depth is 21: no"), storage, asha(), LOG)
+    assert names(sweep) == ["0001"]
+    assert entries(storage)["0002"]["status"] == "refused"
+    assert entries(storage)["0002"]["reason"] == "model: depth is 21: no"
+    assert "trial 0002 is not run: model: depth is 21: no" in caplog.text
+
+
+def test_a_trial_left_at_its_rung_is_decided_on_resume(storage: Storage) -> None:
+    write_trial(storage, "0001", [0.2, 0.6, 0.7])
+    write_trial(storage, "0002", [0.1, 0.3])
+    write_trial(storage, "0003", [0.9])
+    sweep = Sweep(plans({"a": 1}, {"a": 2}, {"a": 3}), storage, asha(), LOG)
+    assert names(sweep) == ["0001", "0003"]
+    stopped = entries(storage)["0002"]
+    assert (stopped["status"], stopped["reason"]) == ("stopped", "behind at epoch 2 with 30.0%")
+    assert sweep.is_stopped("0002")
+
+
+def test_an_epoch_without_its_checkpoint_decides_nothing_yet(storage: Storage) -> None:
+    write_trial(storage, "0001", [0.2, 0.6])
+    write_trial(storage, "0002", [0.1, 0.3], checkpointed=False)
+    sweep = Sweep(plans({"a": 1}, {"a": 2}), storage, asha(), LOG)
+    assert names(sweep) == ["0001", "0002"]
+
+
+def test_a_sweep_without_a_stopping_rule_stops_nothing(storage: Storage) -> None:
+    sweep = Sweep(plans({"a": 1}, {"a": 2}), storage, None, LOG)
+    assert sweep.should_stop("0001", 2, 0.9) is False
+    assert sweep.should_stop("0002", 2, 0.1) is False
+
+
+def test_a_failed_trial_keeps_its_reason_and_says_so(storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
+    sweep = Sweep(plans({"a": 1}), storage, asha(), LOG)
+    sweep.end("0001", "failed", "the loss became nan")
+    assert entries(storage)["0001"]["reason"] == "the loss became nan"
+    assert entries(storage)["0001"]["val_top1"] is None
+    assert "trial 0001 failed: the loss became nan" in caplog.text
+
+
+def test_the_best_epoch_is_the_one_whose_weights_are_kept() -> None:
+    records = [record(1, 0.5), record(2, 0.9, loss=0.4), record(3, 0.9, loss=0.3), record(4, 0.9, loss=0.3)]
+    best = best_record(records)
+    assert best is not None
+    assert best.epoch == 3
+    assert best_record([]) is None
+
+
+def test_a_job_holds_all_that_a_process_needs(storage: Storage) -> None:
+    config = load_config(TrainConfig, None, ["dataset=d@v1", "model.depth=14", "num_workers=5"])
+    job = json.loads(trial_job(TrialPlan("0007", {}, config), storage, workers=2, cpus=3, use_gpu=False, timeout_s=9.0))
+    training = TrainConfig.model_validate_json(json.dumps(job["config"]))
+    assert (training.num_workers, training.cpus_per_worker, training.out) == (2, 3, storage.uri)
+    assert (training.model.depth, training.dataset) == (14, "d@v1")
+    assert {key: job[key] for key in ("trial", "run", "cpus", "use_gpu", "timeout_s")} == {
+        "trial": "0007",
+        "run": storage.uri,
+        "cpus": 3,
+        "use_gpu": False,
+        "timeout_s": 9.0,
+    }
