@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from pipelines.config.strict import output_values
 from pipelines.errors import InputError
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.plan import Inputs, plan_of, resolve
+from pipelines.package.resolve import REGISTRY_SCHEME
 from pipelines.stage_output import Plan, StageResult, open_run, publish_catalog, read_catalog
 from pipelines.storage import Storage
 
@@ -40,9 +42,10 @@ def run(config: EvaluateConfig) -> EvaluateResult:
     out = Storage.open(planned.out)
     standing = read_catalog(out)
     if standing is not None and standing.get("key") == planned.key:
-        return _result(planned, standing, skipped=True)
+        return _result(config, planned, standing, skipped=True)
     open_run(out, "evaluate", planned.key, {})
-    return _result(planned, publish_catalog(out, _evaluate(config, inputs, planned, out)), skipped=False)
+    catalog = publish_catalog(out, _evaluate(config, inputs, planned, out))
+    return _result(config, planned, catalog, skipped=False)
 
 
 def _evaluate(config: EvaluateConfig, inputs: Inputs, planned: Plan, out: Storage) -> dict[str, Any]:
@@ -131,17 +134,20 @@ def make_predictions(answers: Answers) -> bytes:
     return buffer.getvalue()
 
 
-def _result(planned: Plan, catalog: dict[str, Any], *, skipped: bool) -> EvaluateResult:
+def _result(config: EvaluateConfig, planned: Plan, catalog: dict[str, Any], *, skipped: bool) -> EvaluateResult:
     metrics = catalog["metrics"]
     shown = ("top1", "top1_low", "top1_high", "top5", "ece", "log_loss", "macro_f1", "labelled_rows")
     out = Storage.open(planned.out)
-    opener = (f"python -m webbrowser {out.address(PAGE)}",) if out.is_local else ()
+    commands = [f"python -m webbrowser {shlex.quote(out.address(PAGE))}"] if out.is_local else []
+    if not config.model.startswith(REGISTRY_SCHEME) and config.split not in ("train", "val"):
+        model, folder = shlex.quote(config.model), shlex.quote(planned.out)
+        commands.append(f"resnet models register {model} --name NAME --evaluation {folder}")
     return EvaluateResult(
         stage="evaluate",
         out=planned.out,
         key=planned.key,
         skipped=skipped,
         figures={name: metrics[name] for name in shown},
-        next_commands=opener,
+        next_commands=tuple(commands),
         split_fingerprint=str(catalog["dataset"]["split_fingerprint"]),
     )

@@ -12,7 +12,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -42,8 +42,8 @@ class AuditRecord:
         total: rows it was measured on; 0 when a person decided.
         rows: fingerprint of those rows; empty when a person decided.
         user: who ran the command.
-        key: key of the registration; empty when a person decided.
         is_open: whether the move is under way, or was cut off.
+        key: key of the registration; empty when a person decided.
     """
 
     record_id: str
@@ -58,8 +58,8 @@ class AuditRecord:
     total: int
     rows: str
     user: str
-    key: str
     is_open: bool
+    key: str = ""
 
     @property
     def tag(self) -> str:
@@ -73,6 +73,10 @@ class AuditRecord:
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
         return asdict(self)
+
+
+_FIELDS = frozenset(field.name for field in fields(AuditRecord))
+"""Others are of a newer release, and are left out."""
 
 
 def make_record(
@@ -119,8 +123,9 @@ def _parse(tags: Mapping[str, str]) -> Iterable[AuditRecord]:
     for name, value in tags.items():
         if name.startswith(AUDIT_PREFIX):
             try:
-                yield AuditRecord(**json.loads(value))
-            except (ValueError, TypeError):
+                values = json.loads(value)
+                yield AuditRecord(**{field: values[field] for field in _FIELDS & values.keys()})
+            except (ValueError, TypeError, AttributeError):
                 continue  # edited by hand; it can't be trusted either way
 
 

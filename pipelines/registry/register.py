@@ -24,7 +24,7 @@ from pipelines.package.describe import DESCRIPTION_FILE, WEIGHTS_FILE
 from pipelines.redact import redact
 from pipelines.registry.config import RegisterConfig
 from pipelines.registry.plan import Inputs
-from pipelines.registry.tags import FILES_TAG, PACKAGE_TAG, package_tags, test_tags
+from pipelines.registry.tags import FILES_TAG, PACKAGE_TAG, figure_tags, package_tags
 from pipelines.storage import Storage
 from pipelines.tracking import open_experiment, process_wide
 
@@ -60,7 +60,7 @@ def register_package(client: MlflowClient, config: RegisterConfig, inputs: Input
         is_new = found is None
         if found is None:
             found = _create(client, config, inputs)
-        for tag, value in test_tags(inputs.evaluation, inputs.evaluation_uri).items():
+        for tag, value in figure_tags(inputs.evaluation, inputs.evaluation_uri).items():
             client.set_model_version_tag(config.name, str(found.version), tag, value)
         problems = check_files(found.name, str(found.version), dict(found.tags), inputs.store)
         if problems:
@@ -130,7 +130,7 @@ def _create(client: MlflowClient, config: RegisterConfig, inputs: Inputs) -> Mod
         run_id=run_id or None,
         tags={
             **package_tags(inputs, _files_of(model)),
-            **test_tags(inputs.evaluation, inputs.evaluation_uri),
+            **figure_tags(inputs.evaluation, inputs.evaluation_uri),
         },
         model_id=model.model_id,
     )

@@ -94,7 +94,7 @@ def _register(config: RegisterConfig, inputs: Inputs, planned: Plan, out: Storag
 
 def _measure(client: Any, config: RegisterConfig, inputs: Inputs, out: Storage, version: str) -> Standing:
     """Return a champion's figures on the candidate's rows: those it is tagged with, or a new evaluation's."""
-    from pipelines.registry.tags import evaluated_standing, tagged_standing, test_tags
+    from pipelines.registry.tags import evaluated_standing, figure_tags, tagged_standing
 
     wanted = inputs.evaluation["dataset"]
     tags = client.get_model_version(config.name, version).tags
@@ -115,7 +115,7 @@ def _measure(client: Any, config: RegisterConfig, inputs: Inputs, out: Storage, 
         )
     )
     catalog = read_catalog(folder) or {}
-    for tag, value in test_tags(catalog, folder.uri).items():
+    for tag, value in figure_tags(catalog, folder.uri).items():
         client.set_model_version_tag(config.name, version, tag, value)
     return evaluated_standing(version, catalog)
 

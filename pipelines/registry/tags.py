@@ -41,7 +41,7 @@ def package_tags(inputs: Inputs, files: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in tags.items() if value}
 
 
-def test_tags(evaluation: Mapping[str, Any], uri: str) -> dict[str, str]:
+def figure_tags(evaluation: Mapping[str, Any], uri: str) -> dict[str, str]:
     """Return the tags that say how a version did on the evaluated rows.
 
     Args:

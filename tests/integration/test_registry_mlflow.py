@@ -32,10 +32,10 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, mlflow_uri: str) -> Iterator[Path]:
-    """A dataset, and six trainings with their evaluations; the working directory must stay empty."""
+    """A dataset, and five trainings with their evaluations; the working directory must stay empty."""
     root = tmp_path_factory.mktemp("registry")
     make_dataset(root / "data")
-    for seed in range(6):
+    for seed in range(5):
         make_training(root / f"train-{seed}", seed=seed)
         evaluate(evaluation(root, mlflow_uri, seed))
     before = Path.cwd()
@@ -44,6 +44,27 @@ def world(tmp_path_factory: pytest.TempPathFactory, mlflow_uri: str) -> Iterator
     yield root
     os.chdir(before)
     assert list((root / "cwd").iterdir()) == []
+
+
+@pytest.fixture(autouse=True)
+def quick_save(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, world: Path) -> None:
+    """Let MLflow write a model folder once and copy it from then on, with the package's own two files in it.
+
+    It takes seconds each time; the test that runs the registered model goes the whole way.
+    """
+    if "answers_like_the_training" in request.node.name:
+        return
+    real: Callable[..., Path] = register._save
+
+    def save(scratch: Path, inputs: Any, *args: Any) -> Path:
+        if not (world / "saved").exists():
+            shutil.copytree(real(scratch, inputs, *args), world / "saved")
+        shutil.copytree(world / "saved", scratch / "copy")
+        for name in ("weights.safetensors", "model.json"):
+            shutil.copy(Path(inputs.package.uri, name), scratch / "copy" / "artifacts" / name)
+        return scratch / "copy"
+
+    monkeypatch.setattr(register, "_save", save)
 
 
 def evaluation(root: Path, uri: str, seed: int, data: str = "data") -> EvaluateConfig:
@@ -73,7 +94,7 @@ def correct_rows(world: Path, seed: int) -> int:
 @pytest.fixture(scope="module")
 def ranked(world: Path) -> list[int]:
     """Seeds from worst to best."""
-    return sorted(range(6), key=lambda seed: correct_rows(world, seed))
+    return sorted(range(5), key=lambda seed: correct_rows(world, seed))
 
 
 def test_first_version_worse_candidate_better_candidate(world: Path, mlflow_uri: str, ranked: list[int]) -> None:
@@ -223,21 +244,6 @@ class FaultyClient:
         return change
 
 
-@pytest.fixture
-def saved_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Let MLflow write the model folder once and copy it from then on: it takes seconds and is the same every time."""
-    real: Callable[..., Path] = register._save
-
-    def save(scratch: Path, *args: Any) -> Path:
-        if not (tmp_path / "saved").exists():
-            shutil.copytree(real(scratch, *args), tmp_path / "saved")
-        shutil.copytree(tmp_path / "saved", scratch / "copy")
-        return scratch / "copy"
-
-    monkeypatch.setattr(register, "_save", save)
-
-
-@pytest.mark.usefixtures("saved_once")
 @pytest.mark.parametrize("after", [False, True], ids=["before", "answer-lost"])
 def test_killed_at_every_change_and_run_again(
     world: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch, after: bool
