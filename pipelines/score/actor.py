@@ -1,12 +1,15 @@
-"""The Ray side of scoring a unit: an actor that holds the network, and the process that takes one image alone."""
+"""The Ray side of scoring: Ray Data hands units to actors that hold the network; images stay where they are read."""
 
 from __future__ import annotations
 
 import functools
 import json
+import logging
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import PipelineError
+from pipelines import errors
+from pipelines.errors import DataError, PipelineError
 from pipelines.image.header import RefusedImage
 from pipelines.score.model import PackageRef, load_model
 from pipelines.score.unit import FailedAlone, ScoreJob, score_unit
@@ -16,6 +19,39 @@ if TYPE_CHECKING:
     import numpy as np
 
 _ALONE_TIMEOUT_S = 120.0
+_MAX_BLOCKS = 10_000
+
+
+def run_units(job: ScoreJob, units: Sequence[Unit], *, num_actors: int, use_gpu: bool) -> Iterator[dict[str, Any]]:
+    """Yield the receipt of each unit as it is done, in whatever order.
+
+    Raises:
+        PipelineError: what stopped a unit.
+    """
+    import ray.data
+    from ray.data import ActorPoolStrategy, DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    rows = [{"unit": unit.to_text()} for unit in units]
+    reports = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS)).map_batches(
+        UnitScorer,
+        batch_size=1,
+        # One unit at a time: an actor that queued the next one would keep it from an idle neighbour.
+        compute=ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=1),
+        fn_constructor_kwargs={"job": job},
+        num_cpus=1,
+        num_gpus=1 if use_gpu else 0,
+    )
+    for row in reports.iter_rows():
+        report: dict[str, Any] = json.loads(row["report"])
+        if fault := report.get("fault"):
+            kind = getattr(errors, fault["kind"], DataError)
+            raise kind(fault["what"], where=fault["where"], mend=fault["mend"])
+        yield report
 
 
 class UnitScorer:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines import errors
-from pipelines.errors import DataError, PipelineError
+from pipelines.errors import DataError
 from pipelines.score.catalog import FORMAT, SPLIT, find_published, make_catalog, refuse_other_run
 from pipelines.score.config import ScoreConfig
-from pipelines.score.plan import check_pin, make_plan, pin_model
+from pipelines.score.plan import STAGE, check_pin, make_plan, pin_model
 from pipelines.stage_output import Plan, StageResult, open_run
 from pipelines.storage import Storage
 
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MAX_BLOCKS = 10_000
-
 
 @dataclass(frozen=True)
 class ScoreResult(StageResult):
@@ -35,7 +31,11 @@ class ScoreResult(StageResult):
     version: int = 1
 
 
-def run(config: ScoreConfig) -> ScoreResult:
+RunUnits = Callable[["ScoreJob", Sequence["Unit"]], Iterator[dict[str, Any]]]
+"""Scores units and yields their receipts in any order; Ray Data in the product, a plain loop in fast tests."""
+
+
+def run(config: ScoreConfig, run_units: RunUnits | None = None) -> ScoreResult:
     """Score every member of the archive exactly once and publish the predictions.
 
     Killed at any moment and started again, it goes on with the units that have no receipt. The model is pinned before
@@ -64,7 +64,7 @@ def run(config: ScoreConfig) -> ScoreResult:
     open_run(store, plan.stage, plan.key, {"run_id": run_id, "inputs": plan.inputs})
     receipts = read_receipts(store, run_id)
     rate: dict[str, float] = {}
-    if missing := [index for index in range(len(units)) if index not in receipts]:
+    if missing := [unit for unit in units if unit.index not in receipts]:
         if receipts:
             logger.info("score: %d of %d units stand from an earlier run", len(receipts), len(units))
         from pipelines.score.unit import ScoreJob
@@ -75,30 +75,40 @@ def run(config: ScoreConfig) -> ScoreResult:
         )
 
         job = ScoreJob(source, store.uri, run_id, package, config.top_k, config.batch_size)
-        rate = _score(config, job, units, missing, receipts)
+        rate = _score(config, job, missing, receipts, len(source.listing().entries), run_units)
     catalog = _prove(config, plan, store, run_id, receipts, source, model)
     version = publish_version(store, run_id, catalog)
-    _sweep(store, run_id, receipts)
     published = read_version(store, version, stage_format=FORMAT)
     assert published is not None
+    _sweep(store, run_id, published)
     return _result(plan, published, skipped=False, **rate)
 
 
 def _score(
-    config: ScoreConfig, job: ScoreJob, units: Sequence[Unit], missing: list[int], receipts: dict[int, dict[str, Any]]
+    config: ScoreConfig,
+    job: ScoreJob,
+    missing: Sequence[Unit],
+    receipts: dict[int, dict[str, Any]],
+    total: int,
+    run_units: RunUnits | None,
 ) -> dict[str, float]:
-    """Score the missing units on Ray, adding their receipts; return images per second and seconds."""
+    """Score the missing units, adding their receipts; return images per second, and Ray's start apart from it."""
+    if run_units is not None:
+        receipts.update({int(receipt["unit"]): receipt for receipt in run_units(job, missing)})
+        return {}
     from pipelines.progress import Progress
     from pipelines.ray_runtime import ray_session
+    from pipelines.score.actor import run_units as run_on_ray
 
     earlier = sum(int(receipt["members"]) for receipt in receipts.values())
     done = 0
     begun_s = time.monotonic()
     with ray_session(config.ray) as session:
-        started_s = time.monotonic()  # Ray's own start is told apart; the actors' loading of torch is in the rate
-        with Progress(sum(len(unit.entries) for unit in units), label="score") as progress:
+        started_s = time.monotonic()
+        num_actors = _count_actors(config, session, len(missing))
+        with Progress(total, label=STAGE) as progress:
             progress.start_at(earlier)
-            for receipt in _reports(config, session, job, units, missing):
+            for receipt in run_on_ray(job, missing, num_actors=num_actors, use_gpu=config.use_gpu):
                 receipts[int(receipt["unit"])] = receipt
                 done += int(receipt["members"])
                 progress.advance(int(receipt["members"]))
@@ -110,53 +120,22 @@ def _score(
     }
 
 
-def _reports(
-    config: ScoreConfig, session: RaySession, job: ScoreJob, units: Sequence[Unit], missing: list[int]
-) -> Iterator[dict[str, Any]]:
-    """Yield the receipt of each missing unit as it is done.
+def _count_actors(config: ScoreConfig, session: RaySession, num_units: int) -> int:
+    """Return how many actors to start: as asked for, or one per CPU or GPU, and no more than there are units.
 
     Raises:
-        PipelineError: what stopped a unit.
+        ClusterError: the cluster could never hold them.
     """
-    import ray.data
-    from ray.data import ActorPoolStrategy, DataContext
-
     from pipelines.capacity import check_fits
-    from pipelines.score.actor import UnitScorer
 
-    num_gpus = 1 if config.use_gpu else 0
     room = session.num_gpus if config.use_gpu else session.num_cpus
-    num_actors = min(config.num_actors or max(1, int(room)), len(missing))
+    num_actors = min(config.num_actors or max(1, int(room)), num_units)
     check_fits(
         what=f"scoring with {num_actors} actors",
-        need={"CPU": float(num_actors), "GPU": float(num_actors * num_gpus)},
+        need={"CPU": float(num_actors), "GPU": float(num_actors if config.use_gpu else 0)},
         have={"CPU": session.num_cpus, "GPU": session.num_gpus},
     )
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    for name in ("ray.data", "ray.data._internal"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    rows = [{"unit": units[index].to_text()} for index in missing]
-    reports = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS)).map_batches(
-        UnitScorer,
-        batch_size=1,
-        compute=ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=1),
-        fn_constructor_kwargs={"job": job},
-        num_cpus=1,
-        num_gpus=num_gpus,
-    )
-    for row in reports.iter_rows():
-        report: dict[str, Any] = json.loads(row["report"])
-        if fault := report.get("fault"):
-            raise _rebuild(fault)
-        yield report
-
-
-def _rebuild(fault: dict[str, str]) -> PipelineError:
-    kind = getattr(errors, fault["kind"], DataError)
-    error: PipelineError = kind(fault["what"], where=fault["where"], mend=fault["mend"])
-    return error
+    return num_actors
 
 
 def _prove(
@@ -208,11 +187,19 @@ def _prove(
     return catalog
 
 
-def _sweep(store: Storage, run_id: str, receipts: dict[int, dict[str, Any]]) -> None:
-    """Delete, after publishing, what only the run itself needed: receipts, lost attempts, the copy of the package."""
-    named = {receipt["file"]["path"] for receipt in receipts.values()}
+def _sweep(store: Storage, run_id: str, published: dict[str, Any]) -> None:
+    """Delete, after publishing, what only the run itself needed: receipts, lost attempts, the copy of the package.
+
+    What lives is asked of the published catalog and never of this process: another driver of the same run may have
+    published first, with other attempts.
+    """
+    from pipelines.dataset.shards import read_shard_list
+
+    named = set()
+    for entry in published["shard_lists"]:
+        named |= {entry["path"], *(shard.path for shard in read_shard_list(store, entry)[0])}
     for file in [*store.list(f"data/{run_id}"), *store.list(f"_work/{run_id}")]:
-        if file.path not in named and "/_shards-" not in file.path:
+        if file.path not in named:
             store.delete(file.path)
 
 
