@@ -247,7 +247,9 @@ def make_zip(members: Sequence[tuple[str | zipfile.ZipInfo, bytes]], method: int
     with warnings.catch_warnings(), zipfile.ZipFile(out, "w", method) as archive:
         warnings.simplefilter("ignore", UserWarning)
         for name, data in members:
-            archive.writestr(name, data)
+            # a fixed time: the bytes depend on the members alone
+            head = zipfile.ZipInfo(name, (2000, 1, 1, 0, 0, 0)) if isinstance(name, str) else name
+            archive.writestr(head, data, method)
     return out.getvalue()
 
 

@@ -25,7 +25,7 @@ def read_png_header(data: bytes, limits: Limits) -> ImageHeader:
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 12 + length
         if end > len(data):
-            raise RefusedImage("TRUNCATED", f"the PNG ends inside a {kind.decode('latin-1')} chunk")
+            raise RefusedImage("TRUNCATED", f"the PNG ends inside its {kind.decode('latin-1')} chunk")
         body = data[position + 8 : position + 8 + length]
         if not kind[0] & 0x20 and zlib.crc32(body, zlib.crc32(kind)) != struct.unpack_from(">I", data, end - 4)[0]:
             raise RefusedImage("CORRUPT", f"checksum of a {kind.decode('latin-1')} chunk is wrong")

@@ -164,8 +164,9 @@ def _warnings(catalog: Catalog) -> list[str]:
         if split not in catalog["splits"] and (split == "train" or shares[split] > 0):
             warnings.append(f"split {split} is empty: {catalog['rows']:,} images are too few for its share")
     duplicates = catalog["duplicates"]
-    if duplicates["label_conflicts"]:
-        warnings.append(f"{duplicates['label_conflicts']:,} pictures stand under different labels")
+    if conflicts := duplicates["label_conflicts"]:
+        stand = "pictures stand" if conflicts > 1 else "picture stands"
+        warnings.append(f"{conflicts:,} {stand} under different labels")
     return warnings
 
 

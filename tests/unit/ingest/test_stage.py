@@ -197,7 +197,7 @@ def test_labels_that_contradict_are_reported(folder: Path, tmp_path: Path) -> No
     dataset = ingest(folder, tmp_path / "out")
     (group,) = dataset.catalog["duplicates"]["conflicts"]
     assert {copy["label"] for copy in group} == {"cat", "dog"}
-    assert "1 pictures stand under different labels" in dataset.catalog["warnings"]
+    assert "1 picture stands under different labels" in dataset.catalog["warnings"]
 
 
 def test_a_class_with_one_image_warns(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
