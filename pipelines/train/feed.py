@@ -6,14 +6,16 @@ need it, from row groups kept encoded, one batch ahead of the step.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from pipelines.dataset.keyed import Hashes, id_trace, image_hashes
 from pipelines.dataset.order import WINDOW_GROUPS, EpochOrder, make_lanes
@@ -24,6 +26,8 @@ from pipelines.image.preprocess import Preprocess, prepare_stored
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
 from pipelines.train.transforms import Pixels, augment
+
+_LOGGER = logging.getLogger(__name__)
 
 Positions = npt.NDArray[np.int64]
 
@@ -167,6 +171,27 @@ class TrainFeed:
             epoch=epoch,
             mean=self.mean,
         )
+
+
+OpenRows = Callable[..., SplitRows]
+"""`SplitRows`, or what stands in for it: a sweep keeps decoded splits from one trial to the next."""
+
+
+def open_splits(
+    dataset: Dataset, config: TrainConfig, world: World, open_rows: OpenRows = SplitRows
+) -> tuple[SplitRows, SplitRows]:
+    """Return train and val of a dataset, and say which classes cannot be learnt."""
+    how = {
+        "limit_bytes": config.cache_limit_mb << 20,
+        "threads": config.loader_threads or torch.get_num_threads(),
+    }
+    windows = window_groups_of(config.global_batch_size, world)
+    train = open_rows(dataset, "train", window_groups=windows, **how)
+    missing = np.setdiff1d(np.arange(len(dataset.classes)), train.targets)
+    if len(missing) and world.rank == 0:
+        names = ", ".join(dataset.classes[index] for index in missing[:5])
+        _LOGGER.warning("%d classes have no row in train and cannot be learnt: %s", len(missing), names)
+    return train, open_rows(dataset, "val", **how)
 
 
 def evaluation_batches(rows: SplitRows, world: World, batch_size: int) -> Iterator[Batch]:

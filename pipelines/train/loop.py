@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.config.strict import output_values
-from pipelines.dataset.reader import Dataset, open_dataset
+from pipelines.dataset.reader import open_dataset
 from pipelines.errors import DataError, StorageError
 from pipelines.stage_output import canonical_json
 from pipelines.storage import Storage
@@ -29,7 +29,8 @@ from pipelines.train.checkpoint import Checkpoint, load_checkpoint, load_latest,
 from pipelines.train.collectives import World, join_trace, split_trace
 from pipelines.train.config import TrainConfig
 from pipelines.train.ema import WeightAverage
-from pipelines.train.feed import Batch, SplitRows, TrainFeed, evaluation_batches, window_groups_of
+from pipelines.train.evaluation import evaluate
+from pipelines.train.feed import Batch, OpenRows, SplitRows, TrainFeed, open_splits
 from pipelines.train.mixing import blend, mixup_shares
 from pipelines.train.network import is_channels_last_safe, make_network, settle_spec
 from pipelines.train.optimizer import make_optimizer, set_rate
@@ -43,15 +44,11 @@ _LOGGER = logging.getLogger(__name__)
 
 OnEpoch = Callable[[EpochRecord], bool]
 """Called with each finished epoch; False ends the run after it."""
-OpenRows = Callable[..., SplitRows]
-"""`SplitRows`, or what stands in for it: a sweep keeps decoded splits from one trial to the next."""
 
 _SYNC_S = 1.0
 """Seconds between the moments when workers add up their figures and agree what to do."""
 _PROGRESS_S = 2.0
 """Seconds between two notes of where the run is."""
-_EVALUATION_PIXELS = 1 << 19
-"""Pixels of an evaluation batch: 512 images of 32 pixels, 10 of 224."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,7 @@ class _Loop:
     ) -> None:
         self.config, self.run, self.world, self.device = config, run, world, device
         dataset = open_dataset(config.dataset)
-        self.train_rows, self.val_rows = self._open_rows(dataset, open_rows)
+        self.train_rows, self.val_rows = open_splits(dataset, config, world, open_rows)
         mean, std = dataset.mean_std("train")
         self.normalise = Normalise(mean, usable_std(std), device)
         self.feed = TrainFeed(self.train_rows, config, world, mean)
@@ -207,8 +204,7 @@ class _Loop:
             config.schedule, step=state.cursor.step, steps_per_epoch=self.feed.num_batches, epochs=config.epochs
         )
         set_rate(state.optimizer, config.optimizer.lr * rate)
-        targets = self._moved(batch.targets)
-        images = self.normalise(self._moved(batch.pixels), channels_last=self._channels_last)
+        images, targets = self._prepare(batch)
         with self.precision.autocast():
             if batch.partner_pixels is None:
                 logits = state.network(images)
@@ -231,6 +227,11 @@ class _Loop:
         self._rows += len(batch.targets)
         self._trace += batch.trace
         self._steps += 1
+
+    def _prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return images and targets on the device."""
+        images = self.normalise(self._moved(batch.pixels), channels_last=self._channels_last)
+        return images, self._moved(batch.targets)
 
     def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each row, in float32."""
@@ -274,7 +275,15 @@ class _Loop:
     def _finish_epoch(self) -> EpochRecord:
         """Evaluate the epoch, record it, checkpoint."""
         config, cursor, sums = self.config, self.state.cursor, self.state.cursor.sums
-        val_loss, val_top1 = self._evaluate()
+        val_loss, val_top1 = evaluate(
+            self.state.network,
+            self.state.kept_weights(),
+            self.val_rows,
+            self._prepare,
+            world=self.world,
+            device=self.device,
+            autocast=self.precision.autocast(),
+        )
         now_s = time.perf_counter()
         cursor.elapsed_s += now_s - self._mark_s
         record = EpochRecord(
@@ -300,24 +309,6 @@ class _Loop:
         self._save(is_final=cursor.epoch == config.epochs)
         return record
 
-    def _evaluate(self) -> tuple[float, float]:
-        """Return mean loss and top-1 of the weights that would be kept, over every row of val once."""
-        network, weights = self.state.network, self.state.kept_weights()
-        height, width = self.val_rows.image_shape
-        size = max(8, min(512, _EVALUATION_PIXELS // (height * width)))
-        totals = torch.zeros(2, device=self.device)
-        network.eval()
-        with torch.no_grad(), self.precision.autocast():
-            for batch in evaluation_batches(self.val_rows, self.world, size):
-                images = self.normalise(self._moved(batch.pixels), channels_last=self._channels_last)
-                targets = self._moved(batch.targets)
-                logits = torch.func.functional_call(network, weights, (images,)).float()
-                right = (logits.argmax(1) == targets).sum()
-                totals += torch.stack([F.cross_entropy(logits, targets, reduction="sum"), right])
-        network.train()
-        loss, right_rows = self.world.sum_values(totals.tolist(), self.device)
-        return loss / self.val_rows.num_rows, right_rows / self.val_rows.num_rows
-
     def _save(self, *, is_final: bool) -> None:
         """Write a checkpoint, by rank 0; a failure stops the run only where nothing would be left to keep."""
         self._checkpoint_s = started_s = time.perf_counter()
@@ -333,18 +324,6 @@ class _Loop:
             _LOGGER.warning("the checkpoint of step %d could not be written; training goes on: %s", cursor.step, error)
         self._mark_s = time.perf_counter()
         cursor.elapsed_s += self._mark_s - started_s
-
-    def _open_rows(self, dataset: Dataset, open_rows: OpenRows) -> tuple[SplitRows, SplitRows]:
-        config = self.config
-        limit_bytes = config.cache_limit_mb << 20
-        threads = config.loader_threads or torch.get_num_threads()
-        windows = window_groups_of(config.global_batch_size, self.world)
-        train = open_rows(dataset, "train", limit_bytes=limit_bytes, threads=threads, window_groups=windows)
-        missing = np.setdiff1d(np.arange(len(dataset.classes)), train.targets)
-        if len(missing) and self.world.rank == 0:
-            names = ", ".join(dataset.classes[index] for index in missing[:5])
-            _LOGGER.warning("%d classes have no row in train and cannot be learnt: %s", len(missing), names)
-        return train, open_rows(dataset, "val", limit_bytes=limit_bytes, threads=threads)
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Pass batches on and add up the time spent waiting for them."""
