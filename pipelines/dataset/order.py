@@ -13,9 +13,9 @@ statistics do not depend on the number of workers) there are G = B / ghost_size 
 lanes each; lane i belongs to group i mod G, and every group has exactly ghost_size rows in every full batch.
 
 Lanes without rows: in the short last batch, or where an epoch has fewer rows than lanes, a lane may give no rows. A
-worker all of whose lanes give none still takes part in the step: it adds zeros to the summed gradient, loss and row
-count (the step divides by the sum of row counts, not by the number of workers), runs no forward pass, and so leaves
-its batch norm statistics as they are; averages of running statistics over workers are weighted by row counts alike.
+worker all of whose lanes give none still takes part in the step, forward and backward over no rows: it adds zeros to
+the summed gradient, loss and row count (the step divides by the sum of row counts, not by the number of workers), and
+enters synchronised batch norm with weight 0, so that all workers keep the same running statistics.
 """
 
 from __future__ import annotations
