@@ -115,8 +115,8 @@ def open_client(uri: str) -> MlflowClient:
     safe_environment()
     from mlflow import MlflowClient
 
-    for name in ("mlflow.store.db.utils", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # a new store would print its 50 migrations
+    for name in ("mlflow.store.db.utils", "mlflow.store.model_registry", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # migrations, waiting for versions
     if uri.startswith(_SQLITE):
         _create_database(Path(uri.removeprefix(_SQLITE).partition("?")[0]))
     return MlflowClient(tracking_uri=uri, registry_uri=uri)

@@ -111,7 +111,7 @@ def _server(port: int, folder: Path) -> Iterator[None]:
     with (folder / "server.log").open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, cwd=folder)
     try:
-        deadline_s = time.monotonic() + 90
+        deadline_s = time.monotonic() + 240
         while True:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
