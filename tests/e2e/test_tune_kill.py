@@ -1,0 +1,135 @@
+"""`resnet tune`, its driver killed without warning and the same command given again: no finished trial runs twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from pipelines.tracking import open_client
+from tests.unit.train.tiny import make_config, write_dataset
+
+pytestmark = pytest.mark.e2e
+
+EPOCHS = 40
+TRIALS = 3
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tune-kill")
+    write_dataset(root / "dataset")
+    training = make_config("dataset", epochs=EPOCHS, loader_threads=1, checkpoint_every_s=0.0)
+    config = {
+        "train": training.model_dump(mode="json", exclude={"tracking", "ray", "dataset", "out"}),
+        "space": {"model.width": {"choice": [0.5, 1.0]}, "optimizer.lr": {"loguniform": [0.05, 0.2]}},
+        "num_trials": TRIALS,
+        "scheduler": "none",  # with every trial whole, the outcome does not hang on the kill's moment
+    }
+    (root / "tiny.yaml").write_text(yaml.safe_dump(config))
+    return root
+
+
+@contextlib.contextmanager
+def command(place: Path, out: str) -> Iterator[subprocess.Popen[str]]:
+    """Start the command in a session of its own; whatever it leaves running is ended."""
+    words = ["tune", "tiny.yaml", "--dataset", "dataset", "--out", out, "ray.num_cpus=1", "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli.main", *words],
+        cwd=place,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": f"sqlite:///{place}/mlflow.db"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    family: list[psutil.Process] = []
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family = psutil.Process(process.pid).children(recursive=True)
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+        for child in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
+    return dict(json.loads(out))
+
+
+def statuses(place: Path, out: str) -> dict[str, str]:
+    return {
+        path.stem: json.loads(path.read_text())["status"] for path in sorted((place / out / "journal").glob("*.json"))
+    }
+
+
+def record_files(place: Path, out: str, trial: str) -> list[Path]:
+    return sorted((place / out / "trials" / trial / "records").glob("epoch-*.json"))
+
+
+@pytest.mark.timeout(900)
+def test_a_killed_sweep_goes_on_and_runs_no_finished_trial_again(place: Path) -> None:
+    with command(place, "killed") as process:
+        deadline = time.monotonic() + 280
+        while len(record_files(place, "killed", "0002")) < 5:  # the first trial has ended, the second is under way
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        family = psutil.Process(process.pid).children(recursive=True)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        _, alive = psutil.wait_procs(family, timeout=30)
+        for straggler in alive:
+            straggler.kill()
+    before = statuses(place, "killed")
+    assert before["trial-0001"] == "finished"
+    assert before["trial-0002"] == "running"
+    assert not (place / "killed" / "_catalog.json").exists()
+    first_run = json.loads((place / "killed" / "run.json").read_text())
+    # The last record of a running trial may be written anew: its checkpoint may not have been whole.
+    standing = record_files(place, "killed", "0001") + record_files(place, "killed", "0002")[:-1]
+    stamps = {path: path.stat().st_mtime_ns for path in standing}
+    assert len(stamps) >= EPOCHS + 4
+
+    with command(place, "killed") as process:
+        result = finish(process)
+    assert not result["skipped"]
+    assert result["figures"]["finished"] == TRIALS
+    assert {path: path.stat().st_mtime_ns for path in standing} == stamps
+
+    client = open_client(f"sqlite:///{place}/mlflow.db")
+    [experiment] = [each for each in client.search_experiments() if each.name == "resnet-pipelines"]
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert [run.info.run_id for run in parents] == [first_run["mlflow_run_id"]] == [result["figures"]["mlflow_run_id"]]
+    assert len(runs) == 1 + TRIALS
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in runs:
+        if run not in parents:
+            steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "val_top1")]
+            assert steps == list(range(1, EPOCHS + 1))
+
+    with command(place, "whole") as process:
+        finish(process)
+    ours, theirs = (json.loads((place / out / "_catalog.json").read_text()) for out in ("killed", "whole"))
+    assert [trial["curve"] for trial in ours["trials"]] == [trial["curve"] for trial in theirs["trials"]]
+    assert ours["model"] == theirs["model"]
+    with command(place, "killed") as process:
+        assert finish(process)["skipped"]

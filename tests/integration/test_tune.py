@@ -1,0 +1,232 @@
+"""Sweeps on a real Ray: trials side by side, stopped early, dying, failing, resumed, in MLflow as a tree."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from pipelines.errors import DataError, InputError
+from pipelines.package.describe import parse_description
+from pipelines.stage_output import read_catalog
+from pipelines.storage import Storage
+from pipelines.tracking import open_client
+from pipelines.tune import stage
+from pipelines.tune.config import TuneConfig
+from pipelines.tune.stage import TuneResult
+from tests.unit.train.tiny import make_config, write_dataset
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
+
+SPACE = {"model.width": {"choice": [0.5, 1.0]}, "optimizer.lr": {"loguniform": [0.02, 0.3]}}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+def make_sweep(dataset: str, out: Path | str, mlflow_uri: str, **changes: Any) -> TuneConfig:
+    training = make_config(dataset, epochs=changes.pop("epochs", 3), **changes.pop("train", {}))
+    values = {
+        "train": training.model_dump(mode="json"),
+        "space": SPACE,
+        "num_trials": 3,
+        "out": str(out),
+        "tracking": {"uri": mlflow_uri, "experiment": "tune-tests"},
+    }
+    return TuneConfig.model_validate_json(json.dumps(values | changes))
+
+
+def journal(out: Path) -> dict[str, dict[str, Any]]:
+    return {path.stem[-4:]: json.loads(path.read_text()) for path in sorted((out / "journal").iterdir())}
+
+
+@pytest.fixture(scope="module")
+def swept(dataset: str, mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[TuneConfig, TuneResult]:
+    config = make_sweep(dataset, tmp_path_factory.mktemp("sweep") / "out", mlflow_uri)
+    return config, stage.run(config)
+
+
+def test_a_sweep_leaves_a_leaderboard_and_the_best_model(swept: tuple[TuneConfig, TuneResult]) -> None:
+    config, result = swept
+    store = Storage.open(config.out)
+    catalog = read_catalog(store)
+    assert catalog is not None
+    assert [trial["id"] for trial in catalog["trials"]] == ["0001", "0002", "0003"]
+    assert {trial["status"] for trial in catalog["trials"]} <= {"finished", "stopped"}
+    figures = [trial["val_top1"] for trial in catalog["trials"]]
+    assert catalog["best"]["val_top1"] == max(figures) == result.figures["val_top1"]
+    best = catalog["trials"][int(catalog["best"]["trial"]) - 1]
+    assert best["params"] == catalog["best"]["params"]
+    description = parse_description(store.read(f"{catalog['model']['path']}/model.json"), "model.json")
+    assert description["spec"]["width"] == best["params"]["model.width"]
+    assert description["metrics"]["val_top1"] == catalog["best"]["val_top1"]
+    assert description["train_key"] == result.key
+    for picture in ("leaderboard", "values", "curves"):
+        assert store.read(f"figures/{picture}.png").startswith(b"\x89PNG")
+    for trial in catalog["trials"]:
+        assert [epoch for epoch, _ in trial["curve"]] == list(range(1, trial["epochs"] + 1))
+
+
+def test_mlflow_holds_one_parent_and_a_child_for_each_trial(
+    swept: tuple[TuneConfig, TuneResult], mlflow_uri: str
+) -> None:
+    config, result = swept
+    catalog = read_catalog(Storage.open(config.out))
+    assert catalog is not None
+    client = open_client(mlflow_uri)
+    parent = client.get_run(str(result.figures["mlflow_run_id"]))
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["best_val_top1"] == result.figures["val_top1"]
+    assert parent.data.tags["best_trial"] == catalog["best"]["trial"]
+    children = client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'", max_results=50
+    )
+    assert {run.info.run_id for run in children} == {trial["mlflow_run_id"] for trial in catalog["trials"]}
+    for trial in catalog["trials"]:
+        run = client.get_run(trial["mlflow_run_id"])
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["status"] == trial["status"]
+        assert run.data.params["optimizer.lr"] == str(trial["params"]["optimizer.lr"])
+        points = client.get_metric_history(run.info.run_id, "val_top1")
+        assert [[point.step, point.value] for point in points] == trial["curve"]
+
+
+def test_the_same_sweep_again_is_skipped_without_heavy_imports(swept: tuple[TuneConfig, TuneResult]) -> None:
+    config, result = swept
+    code = """
+import sys
+from pipelines.tune.config import TuneConfig
+from pipelines.tune import stage
+result = stage.run(TuneConfig.model_validate_json(sys.stdin.read()))
+print(result.skipped, result.key, [name for name in ("torch", "ray", "mlflow", "pyarrow") if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=config.model_dump_json(),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+        timeout=120,
+    )
+    assert done.stdout.split() == ["True", result.key, "[]"], done.stderr
+
+
+def test_a_folder_of_another_sweep_is_refused(swept: tuple[TuneConfig, TuneResult]) -> None:
+    config, _ = swept
+    with pytest.raises(InputError, match="holds another tune"):
+        stage.run(config.model_copy(update={"seed": 5}))
+
+
+def test_a_sweep_goes_on_from_what_stands(dataset: str, mlflow_uri: str, tmp_path: Path) -> None:
+    """Ended trials keep their files; a running one goes on; MLflow shows every epoch once."""
+    config = make_sweep(dataset, tmp_path / "out", mlflow_uri, scheduler="none")
+    first = stage.run(config)
+    out = tmp_path / "out"
+    before = journal(out)
+    (out / "_catalog.json").unlink()
+    entry = before["0002"] | {"status": "running", "reason": "", "epochs": 0, "val_top1": None, "best_epoch": 0}
+    (out / "journal" / "trial-0002.json").write_text(json.dumps(entry))
+    for path in (out / "trials" / "0002").rglob("*"):  # as if killed after the first epoch
+        if path.is_file() and ("epoch-000001" not in path.name) and ("step-00000004" not in str(path)):
+            path.unlink()
+    untouched = {
+        path: path.stat().st_mtime_ns for path in (out / "trials").rglob("epoch-*.json") if "0002" not in str(path)
+    }
+    kept = (out / "trials" / "0002" / "records" / "epoch-000001.json").stat().st_mtime_ns
+
+    second = stage.run(config)
+
+    assert second.figures["mlflow_run_id"] == first.figures["mlflow_run_id"]
+    assert second.figures["val_top1"] == first.figures["val_top1"]
+    assert journal(out) == before
+    assert untouched == {path: path.stat().st_mtime_ns for path in untouched}
+    assert (out / "trials" / "0002" / "records" / "epoch-000001.json").stat().st_mtime_ns == kept
+    client = open_client(mlflow_uri)
+    for entry in before.values():
+        points = client.get_metric_history(entry["mlflow_run_id"], "val_top1")
+        assert [point.step for point in points] == [1, 2, 3]
+
+
+def test_a_trial_that_fails_is_marked_and_the_sweep_ends(dataset: str, mlflow_uri: str, tmp_path: Path) -> None:
+    space = {"optimizer.lr": {"choice": [0.1, 1e12]}}  # the loss of the second becomes inf or nan
+    config = make_sweep(dataset, tmp_path / "out", mlflow_uri, space=space, num_trials=2, epochs=2)
+    result = stage.run(config)
+    entries = journal(tmp_path / "out")
+    by_rate = {entry["params"]["optimizer.lr"]: entry for entry in entries.values()}
+    assert by_rate[0.1]["status"] == "finished"
+    assert by_rate[1e12]["status"] == "failed"
+    assert "the loss became" in by_rate[1e12]["reason"]
+    assert result.figures["failed"] == 1
+    assert open_client(mlflow_uri).get_run(by_rate[1e12]["mlflow_run_id"]).info.status == "FAILED"
+
+
+def test_a_sweep_in_which_all_fail_says_why_and_can_be_run_again(dataset: str, mlflow_uri: str, tmp_path: Path) -> None:
+    space = {"optimizer.lr": {"choice": [1e12, 1e13]}}
+    config = make_sweep(dataset, tmp_path / "out", mlflow_uri, space=space, num_trials=2, epochs=2)
+    with pytest.raises(DataError) as caught:
+        stage.run(config)
+    assert caught.value.what.startswith("all 2 trials failed; the first: the loss became")
+    assert "failed trials are then tried again" in caught.value.mend
+    assert not (tmp_path / "out" / "_catalog.json").exists()
+    assert {entry["status"] for entry in journal(tmp_path / "out").values()} == {"failed"}
+
+
+def test_a_process_that_dies_is_replaced_and_its_trial_goes_on(
+    dataset: str, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One trial's process is killed from inside at epoch 2, once; the trial still reaches its last epoch."""
+    import pipelines.tune.sweep as sweep_module
+
+    killed: list[int] = []
+    follow = sweep_module.Sweep.follow
+
+    def follow_and_kill(self: Any, trial: str) -> None:
+        follow(self, trial)
+        if not killed and len(self.records[trial]) == 2:
+            pids = [actor_pid for actor_pid in _trial_pids() if actor_pid not in killed]
+            killed.extend(pids)
+            for pid in pids:
+                os.kill(pid, 9)
+
+    monkeypatch.setattr(sweep_module.Sweep, "follow", follow_and_kill)
+    config = make_sweep(dataset, tmp_path / "out", mlflow_uri, scheduler="none", num_trials=2, epochs=4)
+    stage.run(config)
+    assert killed
+    assert [(entry["status"], entry["epochs"]) for entry in journal(tmp_path / "out").values()] == [("finished", 4)] * 2
+
+
+def _trial_pids() -> list[int]:
+    import psutil
+
+    mine = psutil.Process().children(recursive=True)
+    return [process.pid for process in mine if "ResourceTrainable" in " ".join(process.cmdline())]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_trials_of_two_workers_run_as_ray_train_runs(dataset: str, mlflow_uri: str, tmp_path: Path) -> None:
+    """On two CPUs: one trial at a time, the second ended early with its workers, nothing held afterwards."""
+    space = {"optimizer.lr": {"choice": [0.1, 1e-6]}}
+    config = make_sweep(
+        dataset, tmp_path / "out", mlflow_uri, workers_per_trial=2, num_trials=2, space=space, seed=3, grace_epochs=1
+    )
+    stage.run(config)
+    first, second = journal(tmp_path / "out").values()
+    assert first["params"]["optimizer.lr"] == 0.1  # the seed decides which comes first
+    assert (first["status"], first["epochs"]) == ("finished", 3)
+    assert second["status"] == "stopped"
+    assert second["reason"].startswith("behind at epoch 1 with ")
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != 2.0:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.2)
