@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipelines import capacity
-from pipelines.dataset.order import make_lanes
 from pipelines.errors import ConfigError
 from pipelines.ray_runtime import ray_session
 from pipelines.stage_output import (
@@ -32,8 +31,6 @@ from pipelines.train.records import EpochRecord
 
 if TYPE_CHECKING:
     from pipelines.train.loop import FitOutcome
-
-_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -150,10 +147,10 @@ def run_workers(
 
 def _refuse_early(config: TrainConfig) -> None:
     """Refuse what is known to fail before Ray and its workers are started."""
-    import os
-
     if config.use_gpu is True and not (config.ray.address or os.environ.get("RAY_ADDRESS")):
         capacity.check_gpu(use_gpu=True)
+    from pipelines.dataset.order import make_lanes
+
     lanes, _ = make_lanes(config.global_batch_size)
     if config.num_workers > lanes:
         raise ConfigError(
