@@ -12,7 +12,8 @@ from pipelines.errors import DataError
 _CLASSES_SHOWN = 20
 _PROBLEMS_SHOWN = 50
 _READ_WITH_PANDAS = (
-    "python -c 'import sys, pandas as p; print(p.concat(map(p.read_parquet, sys.argv[1:])).label.value_counts())'"
+    "python -c 'import sys, pandas as p;"
+    ' print(p.concat(map(p.read_parquet, sys.argv[1:])).drop(columns="image", errors="ignore"))\''
 )
 EXAMPLES = (
     "resnet data show datasets/photos",
@@ -113,10 +114,10 @@ def verify(dataset: str, as_json: bool) -> None:
 
 @command.command("files")
 @click.argument("dataset", metavar="DATASET[@vN]")
-@click.option("--split", default="train", show_default=True, help="The split whose files are listed.")
+@click.option("--split", default="", help="The split whose files are listed (default: train; predictions have one).")
 @options.as_json
 def files(dataset: str, split: str, as_json: bool) -> None:
-    """Print the live Parquet files of a split, one a line, for pandas, DuckDB, Spark or `datasets`."""
+    """Print the live Parquet files of a split or of predictions, one a line, for pandas, DuckDB, Spark, `datasets`."""
     from pipelines.dataset import inspect
 
     paths = inspect.files(dataset, split)
@@ -126,4 +127,5 @@ def files(dataset: str, split: str, as_json: bool) -> None:
     # Paths only, so that the output can be piped; the next commands go to stderr.
     for path in paths:
         click.echo(path)
-    render.note(f"next:\n  resnet data files {dataset} --split {split} | xargs {_READ_WITH_PANDAS}")
+    option = f" --split {split}" if split else ""
+    render.note(f"next:\n  resnet data files {dataset}{option} | xargs {_READ_WITH_PANDAS}")

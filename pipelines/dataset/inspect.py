@@ -104,9 +104,14 @@ def history(storage: Storage) -> list[dict[str, Any]]:
     return lines
 
 
-def files(reference: str, split: str) -> list[str]:
-    """Return the addresses of the live files of a split; see `Dataset.files`."""
-    return open_dataset(reference).files(split)
+def files(reference: str, split: str = "") -> list[str]:
+    """Return the addresses of the live files of a dataset's split, or of predictions; see `Dataset.files`.
+
+    Without a name it is the only split there is, else `train`.
+    """
+    opened = open_dataset(reference, stage_format=None)
+    only = opened.splits[0] if len(opened.splits) == 1 else "train"
+    return opened.files(split or only)
 
 
 def quarantined(dataset: Dataset) -> list[dict[str, Any]]:

@@ -282,15 +282,19 @@ class Dataset:
             ) from error
 
 
-def open_dataset(reference: str) -> Dataset:
+def open_dataset(reference: str, *, stage_format: str | None = DATASET_FORMAT) -> Dataset:
     """Open `DATASET` (its newest version) or `DATASET@v3`.
+
+    Args:
+        reference: the address, with or without a version.
+        stage_format: the `format` its catalog must have; None for any that lists files, such as predictions.
 
     Raises:
         InputError: there is no dataset or no such version, or it was purged.
     """
     uri, version = parse_ref(reference)
     storage = Storage.open(uri)
-    catalog = read_version(storage, version, stage_format=DATASET_FORMAT)
+    catalog = read_version(storage, version, stage_format=stage_format)
     if catalog is None:
         raise InputError(
             f"there is no dataset at {storage.uri}: no catalog is published there",

@@ -215,5 +215,5 @@ def _result(plan: Plan, catalog: dict[str, Any], *, skipped: bool, **rate: float
     }
     if catalog["reasons"]:
         figures["reasons"] = ", ".join(f"{reason} {number}" for reason, number in catalog["reasons"].items())
-    commands = (f"resnet data show {plan.out}", f"resnet data files {plan.out}")
+    commands = (f"resnet data files {plan.out}",)
     return ScoreResult(plan.stage, plan.out, plan.key, skipped, figures, commands, version=int(catalog["version"]))

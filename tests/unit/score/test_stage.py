@@ -245,6 +245,20 @@ def test_the_catalog_names_model_source_and_counts(archives, package, tmp_path):
     assert {row["model_sha256"] for row in rows(tmp_path / "out")} == {catalog["model"]["weights_sha256"]}
 
 
+def test_other_tools_get_the_files_and_find_every_row(archives, package, tmp_path):
+    import duckdb
+    import pandas as pd
+
+    from pipelines.dataset.inspect import files
+
+    run(archives["zip"], package, tmp_path / "out")
+    paths = files(str(tmp_path / "out"))
+    frame = pd.concat(map(pd.read_parquet, paths))
+    assert sorted(frame["key"]) == sorted(MEMBERS)
+    scored = duckdb.sql(f"select count(*) from read_parquet({paths}) where names[1] is not null").fetchall()
+    assert scored == [(40,)]
+
+
 def test_a_pinned_version_is_planned_without_a_registry(archives):
     pinned = ScoreConfig(archive=str(archives["zip"]), model="models:/birds/3", model_sha256="a" * 64)
     made = plan(pinned)
