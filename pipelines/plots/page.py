@@ -83,9 +83,18 @@ class Section:
         return self._add(f'<div class="block figures">{"".join(_figure(card) for card in cards)}</div>')
 
     def table(
-        self, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, caption: str = "", lead_row: int = -1
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[Cell]],
+        *,
+        caption: str = "",
+        lead_row: int = -1,
+        stack: bool = False,
     ) -> "Section":
-        """Append a table; numbers align right, `None` shows as a dash, row `lead_row` is emphasised."""
+        """Append a table; numbers align right, `None` shows as a dash, row `lead_row` is emphasised.
+
+        With `stack` a phone shows each row as a block, its cells one below the other: for rows of sentences.
+        """
         for row in rows:
             if len(row) != len(columns):
                 raise ValueError(f"a row of {len(row)} cells in a table of {len(columns)} columns: {row!r}")
@@ -99,8 +108,9 @@ class Section:
             for index, row in enumerate(rows)
         )
         title = f"<caption>{escape(caption)}</caption>" if caption else ""
+        kind = "block card table stack" if stack else "block card table"
         return self._add(
-            f'<div class="block card table" tabindex=0><table>{title}<thead><tr>{head}</tr></thead>'
+            f'<div class="{kind}" tabindex=0><table>{title}<thead><tr>{head}</tr></thead>'
             f"<tbody>{body}</tbody></table></div>"
         )
 

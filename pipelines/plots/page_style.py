@@ -59,6 +59,13 @@ th, td { padding: .6rem 1.25rem; text-align: left; vertical-align: top; unicode-
 thead th { color: var(--muted); font-weight: 500; font-size: .82rem; white-space: nowrap; border-top: 0; }
 .number { text-align: right; white-space: nowrap; }
 tr.lead td { font-weight: 650; } tr.lead td:first-child { box-shadow: inset 3px 0 0 var(--accent); }
+@media (max-width: 34rem) {
+  th, td { padding: .55rem .75rem; } caption { padding: .9rem .75rem .4rem; }
+  .stack thead { display: none; } .stack tr { display: block; padding: .6rem 0; border-top: 1px solid var(--line); }
+  .stack tbody tr:first-child { border-top: 0; }
+  .stack td { display: block; border: 0; padding: .1rem .9rem; overflow-wrap: anywhere; color: var(--muted); }
+  .stack td:first-child { color: var(--ink); font-weight: 600; }
+}
 .meter { display: inline-flex; align-items: center; gap: .6rem; }
 .meter i { width: clamp(3rem, 9vw, 7rem); height: .45rem; border-radius: 9px; background: var(--line);
   overflow: hidden; flex: none; }

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_PANELS = 6
+MAX_NAMED_VALUES, MAX_NAMED_RATES = 6, 3
+"""More different values than this make a scale of numbers; rates like 0.0515 need more room than 8 or 14."""
 LOG_RANGE = 20.0
 """Values that span more than this factor are drawn on a logarithmic axis."""
 
@@ -75,10 +77,13 @@ def _slice(axes: "Axes", palette: Palette, trials: Sequence[Mapping[str, Any]], 
     values = [trial["params"][path] for trial in here]
     scores = np.asarray([100 * float(trial["val_top1"]) for trial in here])
     positions: Sequence[float]
-    if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values) and len(set(values)) > 6:
+    few = MAX_NAMED_RATES if any(isinstance(v, float) for v in values) else MAX_NAMED_VALUES
+    if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values) and len(set(values)) > few:
         positions = [float(v) for v in values]
         if min(positions) > 0 and max(positions) / min(positions) > LOG_RANGE:
             axes.set_xscale("log")
+        else:
+            axes.locator_params(axis="x", nbins=3)  # a panel is a third of a phone's width
     else:  # few different values: equal steps, each named
         numbers = all(isinstance(v, (int, float)) for v in values)
         steps = sorted(set(values)) if numbers else sorted(set(values), key=str)

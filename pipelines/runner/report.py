@@ -44,7 +44,7 @@ def make_page(pipeline: RunConfig, made: Mapping[str, Made], repeat: str) -> Pag
     images = sum(int(split["rows"]) for split in splits.values())
     classes = made["ingest"].catalog["classes"]
     page = Page(
-        pipeline.name,
+        f"{pipeline.name}: run report",
         kicker="resnet-pipelines",
         lead=(
             f"{images:,} images of {len(classes)} classes became {registered['name']} version {registered['version']},"

@@ -8,16 +8,19 @@ from collections.abc import Mapping
 
 from pipelines.dataset import inspect
 from pipelines.dataset.reader import Dataset, open_dataset
+from pipelines.plots.contact_sheet import mosaic
 from pipelines.plots.figures import class_balance
 from pipelines.plots.page import Cell, FigureCard, Page, Tile
 from pipelines.runner import graph, report_images
 from pipelines.runner.config import SOURCE, RunConfig
 from pipelines.runner.graph import Made
 
-_TILES = 40
+_SAMPLES = 48
 _MAX_PER_CLASS = 4
+_SHEET_COLUMNS = 8
+_SHEET_PX = 440
 _REFUSED_SHOWN = 12
-_SCORED_SHOWN = 24
+_SCORED_SHOWN = 16
 _UNSEEN = ("test",)
 MISSED = "NOT CAUGHT"
 
@@ -43,19 +46,27 @@ def add_data(page: Page, pipeline: RunConfig, made: Mapping[str, Made]) -> None:
     ]
     section.table(["split", "images", "files", "bytes"], rows)
     mean, std = dataset.mean_std("train")
-    section.figures(
-        [
-            FigureCard(
-                class_balance(counts),
-                "Images per class and split",
-                f"Mean of the training pixels {_numbers(mean)}, standard deviation {_numbers(std)}, per channel, of 1.",
-            )
-        ]
-    )
-    classes = dataset.classes[:_TILES]
-    per_class = max(1, min(_MAX_PER_CLASS, _TILES // max(1, len(classes))))
+    classes = dataset.classes[:_SAMPLES]
+    per_class = max(1, min(_MAX_PER_CLASS, _SAMPLES // max(1, len(classes))))
     images = report_images.sample_classes(dataset, "train", per_class, classes)
-    section.images([Tile(image.picture, image.label) for image in images], title="Samples of the training split")
+    cards = [
+        FigureCard(
+            class_balance(counts),
+            "Images per class and split",
+            f"Training pixels have mean {_numbers(mean)} and standard deviation {_numbers(std)} on a scale of 0 to 1.",
+        )
+    ]
+    if images:
+        columns = min(_SHEET_COLUMNS, len(images))
+        side = max(max(image.pixels.shape[:2]) for image in images)
+        sheet = mosaic(
+            [image.pixels for image in images],
+            [image.label for image in images],
+            columns=columns,
+            scale=_SHEET_PX / columns / side,
+        )
+        cards.append(FigureCard(sheet, "Samples of each class", "From the training split, under their labels."))
+    section.figures(cards)
     _add_refused(page, dataset)
 
 
@@ -67,11 +78,12 @@ def _add_refused(page: Page, dataset: Dataset) -> None:
         return
     reasons = Counter(str(row["reason"]) for row in refused)
     words = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-    section.note(f"{len(refused):,} members were refused and kept apart with their reasons: {words}.", warn=True)
+    number = "1 member was" if len(refused) == 1 else f"{len(refused):,} members were"
+    section.note(f"{number} refused and kept apart: {words}.", warn=True)
     shown: list[list[Cell]] = [
         [row["key"], row["label"], row["reason"], row["message"]] for row in refused[:_REFUSED_SHOWN]
     ]
-    section.table(["member", "label", "reason", "what was found"], shown)
+    section.table(["member", "label", "reason", "what was found"], shown, stack=True)
 
 
 def add_planted(page: Page, made: Mapping[str, Made]) -> None:
@@ -107,7 +119,7 @@ def add_planted(page: Page, made: Mapping[str, Made]) -> None:
             else MISSED,
         ],
     ]
-    section.table(["fault", "member", "outcome"], rows)
+    section.table(["fault", "member", "outcome"], rows, stack=True)
 
 
 def live_keys(dataset: Dataset, keys: tuple[str, ...]) -> set[str]:
@@ -133,8 +145,8 @@ def add_scored(page: Page, pipeline: RunConfig, made: Mapping[str, Made]) -> Non
     scored = report_images.sample_scored(archive, name, predictions, known, _SCORED_SHOWN)
     section = page.section(
         "Scored archive",
-        f"{len(predictions):,} members of {archive.rpartition('/')[2]}, each exactly once;"
-        f" {len(failed):,} without a prediction, with the reason in their row.",
+        f"{len(predictions):,} members of {archive.rpartition('/')[2]}, each exactly once"
+        + (f"; {len(failed):,} of them without a prediction, and with the reason why." if failed else "."),
     )
     section.images(
         [Tile(one.picture, one.names[0], f"{one.probabilities[0]:.0%} sure · {one.key}") for one in scored],
@@ -142,7 +154,7 @@ def add_scored(page: Page, pipeline: RunConfig, made: Mapping[str, Made]) -> Non
     )
     if failed:
         rows: list[list[Cell]] = [[row["key"], row["reason"], row["message"]] for row in failed[:_REFUSED_SHOWN]]
-        section.table(["member", "reason", "what was found"], rows, caption="Without a prediction")
+        section.table(["member", "reason", "what was found"], rows, caption="Without a prediction", stack=True)
 
 
 def add_lineage(page: Page, made: Mapping[str, Made]) -> None:
@@ -150,14 +162,14 @@ def add_lineage(page: Page, made: Mapping[str, Made]) -> None:
     dataset, registered = open_made(made), made["register"].catalog
     section = page.section("Lineage", "An output's key is a hash of its settings and of its inputs' fingerprints.")
     rows: list[list[Cell]] = [[stage, one.key[:12], one.out] for stage, one in made.items()]
-    section.table(["stage", "key", "output"], rows)
+    section.table(["stage", "key", "output"], rows, stack=True)
     facts: list[list[Cell]] = [
         ["dataset", f"version {dataset.version}, fingerprint {dataset.fingerprint}"],
         ["test rows", dataset.split_fingerprint("test")],
         ["model", f"models:/{registered['name']}/{registered['version']}"],
         ["weights, SHA-256", registered["model"]["weights_sha256"]],
     ]
-    section.table(["what", "identity"], facts)
+    section.table(["what", "identity"], facts, stack=True)
 
 
 def add_commands(page: Page, pipeline: RunConfig, made: Mapping[str, Made], repeat: str) -> None:

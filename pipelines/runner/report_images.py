@@ -6,11 +6,15 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from pipelines.dataset.reader import Dataset
 from pipelines.dataset.shards import read_shard_list
 from pipelines.dataset.tables import open_parquet
 from pipelines.image.decode import decode_image
-from pipelines.image.sniff import RefusedImage
+from pipelines.image.header import RefusedImage
+from pipelines.image.resize import resize_pixels
 from pipelines.plots.picture import Picture, encode_picture
 from pipelines.sources.resolve import open_source
 from pipelines.storage import Storage
@@ -30,6 +34,8 @@ class Pictured:
     key: str
     label: str
     picture: Picture
+    pixels: npt.NDArray[np.uint8]
+    """The thumbnail, (H, W, 3)."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +48,8 @@ class Scored:
     picture: Picture
 
 
-def make_thumbnail(data: bytes) -> Picture | None:
-    """Return an image file's picture, at most 160 pixels a side; None for what cannot be decoded."""
-    from pipelines.image.resize import resize_pixels
-
+def make_thumbnail(data: bytes) -> npt.NDArray[np.uint8] | None:
+    """Return an image file's pixels (H, W, 3), at most 160 a side; None for what cannot be decoded."""
     try:
         pixels = decode_image(data).pixels
     except RefusedImage:
@@ -54,8 +58,13 @@ def make_thumbnail(data: bytes) -> Picture | None:
     shrink = max(height, width) / THUMB_PX
     if shrink > 1:
         pixels = resize_pixels(pixels, max(1, round(width / shrink)), max(1, round(height / shrink)))
+    return pixels
+
+
+def make_picture(pixels: npt.NDArray[np.uint8]) -> Picture:
+    """Return a thumbnail as a picture."""
     # JPEG would smear an 8 x 8 digit; larger ones as PNG would make the page heavy.
-    return encode_picture(pixels, media_type="image/png" if max(height, width) <= 64 else "image/jpeg", quality=82)
+    return encode_picture(pixels, media_type="image/png" if max(pixels.shape[:2]) <= 64 else "image/jpeg", quality=82)
 
 
 def sample_classes(dataset: Dataset, split: str, per_class: int, classes: Collection[str]) -> list[Pictured]:
@@ -91,9 +100,9 @@ def find_rows(dataset: Dataset, split: str, wanted: Collection[str]) -> dict[str
 def _pictured(rows: Iterable[Mapping[str, Any]]) -> list[Pictured]:
     images = []
     for row in rows:
-        picture = make_thumbnail(row["image"]["bytes"])
-        if picture is not None:
-            images.append(Pictured(row["image_id"], row["key"], str(row["label"]), picture))
+        pixels = make_thumbnail(row["image"]["bytes"])
+        if pixels is not None:
+            images.append(Pictured(row["image_id"], row["key"], str(row["label"]), make_picture(pixels), pixels))
     return images
 
 
@@ -103,7 +112,7 @@ def read_predictions(out: str, catalog: Mapping[str, Any]) -> dict[str, dict[str
     rows: dict[str, dict[str, Any]] = {}
     for entry in catalog["shard_lists"]:
         for shard in read_shard_list(storage, entry)[0]:
-            table = open_parquet(storage.open_file(shard.path), shard.path).read(columns=_PREDICTION_COLUMNS)
+            table = open_parquet(storage, shard.path).read(columns=_PREDICTION_COLUMNS)
             rows.update({row["image_id"]: row for row in table.to_pylist()})
     return rows
 
@@ -137,10 +146,10 @@ def sample_scored(
             is_known = member.image_id in known
             if is_known and len(seen) >= number:
                 continue
-            picture = make_thumbnail(member.data)
-            if picture is None:
+            pixels = make_thumbnail(member.data)
+            if pixels is None:
                 continue
-            scored = Scored(row["key"], tuple(row["names"]), tuple(row["probabilities"]), picture)
+            scored = Scored(row["key"], tuple(row["names"]), tuple(row["probabilities"]), make_picture(pixels))
             if is_known:
                 seen.append(scored)
             else:

@@ -25,19 +25,20 @@ def add_summary(page: Page, made: Mapping[str, Made]) -> None:
     evaluation, registered = made["evaluate"].catalog, made["register"].catalog
     metrics = evaluation["metrics"]
     facts = [
-        Fact(f"{metrics['top1']:.1%}", "of test images right (top-1)", "lead"),
-        Fact(_interval(evaluation), "95% interval of that figure"),
-        Fact(f"{float(graph.best(made).catalog['best']['val_top1']):.1%}", "on val, where it was chosen"),
+        Fact(f"{metrics['top1']:.1%}", f"of test images right; 95% interval {_interval(evaluation)}", "lead"),
+        Fact(f"{float(graph.best(made).catalog['best']['val_top1']):.1%}", "on val, where the network was chosen"),
+        Fact(f"{metrics['ece']:.1%}", "calibration error: how far sureness is off"),
+        Fact(f"v{registered['version']}", f"of {registered['name']}{_champion(registered)}"),
     ]
-    if "ece" in metrics:
-        facts.append(Fact(f"{metrics['ece']:.1%}", "calibration error: how far sureness is off"))
-    facts.append(Fact(f"v{registered['version']}", f"of {registered['name']}{_champion(registered)}"))
+    if "score" in made:
+        scored = made["score"].catalog["counts"]["scored"]
+        facts.append(Fact(f"{scored:,}", "images of an archive scored with it"))
     page.section("Result").facts(facts)
 
 
 def _interval(evaluation: Mapping[str, Any]) -> str:
     low, high = evaluation["metrics"]["top1_low"], evaluation["metrics"]["top1_high"]
-    return f"{low:.1%} to {high:.1%}"
+    return f"{100 * low:.1f}\u2013{high:.1%}"
 
 
 def _champion(registered: Mapping[str, Any]) -> str:
@@ -48,7 +49,9 @@ def add_training(page: Page, made: Mapping[str, Made]) -> None:
     """Add the curves of the plain training run and what its network saw."""
     train = made["train"]
     catalog, records = train.catalog, train.catalog["records"]
-    section = page.section("Training", describe_network(catalog))
+    rates = sorted(float(record["images_per_s"]) for record in records if record.get("images_per_s"))
+    pace = f" {len(records)} epochs at {rates[len(rates) // 2]:,.0f} images per second." if rates else ""
+    section = page.section("Training", describe_network(catalog) + pace)
     cards = [
         FigureCard(
             training_curves(records),
@@ -60,9 +63,6 @@ def add_training(page: Page, made: Mapping[str, Made]) -> None:
     if mosaic is not None:
         cards.append(FigureCard(mosaic, "What the network saw", "The first training images, augmented as they were."))
     section.figures(cards)
-    rate = [float(record["images_per_s"]) for record in records if record.get("images_per_s")]
-    if rate:
-        section.text(f"{len(records)} epochs at {sorted(rate)[len(rate) // 2]:,.0f} images per second.")
 
 
 def describe_network(catalog: Mapping[str, Any]) -> str:
@@ -78,18 +78,22 @@ def add_sweep(page: Page, made: Mapping[str, Made]) -> None:
     catalog = made["tune"].catalog
     trials = sorted(catalog["trials"], key=lambda trial: -(trial.get("val_top1") or -1.0))
     best = catalog["best"]
-    chosen = graph.best(made) is made["tune"]
+    plain = float(made["train"].catalog["best"]["val_top1"])
+    if graph.best(made) is made["tune"]:
+        verdict = "It was registered."
+    elif plain > best["val_top1"]:
+        verdict = "The plain training run above was better, and was registered."
+    else:
+        verdict = "The plain training run above was as good, and a tie stays with it."
     section = page.section(
         "Sweep",
         f"{len(trials)} trials; the best reached {best['val_top1']:.1%} on val with {describe_params(best['params'])}."
-        + (" It was registered." if chosen else " The plain training run was better, and was registered."),
+        f" {verdict}",
     )
-    cards = [
-        FigureCard(leaderboard(trials), "Leaderboard"),
-        FigureCard(sweep_slices(trials), "What each value did"),
-    ]
+    cards = [FigureCard(leaderboard(trials), "Leaderboard")]
     if any(trial.get("curve") for trial in trials):
         cards.append(FigureCard(sweep_curves(trials), "How the trials learned"))
+    cards.append(FigureCard(sweep_slices(trials), "What each value did"))
     section.figures(cards)
     rows: list[list[Cell]] = [
         [
@@ -123,7 +127,9 @@ def add_test(page: Page, made: Mapping[str, Made]) -> None:
             int(row["support"]),
             _meter(row["precision"]),
             _meter(row["recall"]),
-            f"{row['recall_low']:.0%} to {row['recall_high']:.0%}" if row.get("recall_low") is not None else None,
+            f"{100 * row['recall_low']:.0f}\u2013{row['recall_high']:.0%}"
+            if row.get("recall_low") is not None
+            else None,
         ]
         for row in catalog["per_class"][:_CLASSES_SHOWN]
     ]
@@ -162,6 +168,10 @@ def _classes(made: Mapping[str, Made]) -> list[str]:
 
 def _meter(value: object) -> Cell:
     return Meter(float(value), f"{float(value):.1%}") if isinstance(value, (int, float)) else None
+
+
+def _range(low: float | None, high: float | None) -> str | None:
+    return None if low is None or high is None else f"{100 * low:.0f}\u2013{high:.0%}"
 
 
 def _stored_picture(out: str, path: str, media_type: str) -> Picture | None:
