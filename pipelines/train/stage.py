@@ -70,6 +70,8 @@ def run(config: TrainConfig) -> TrainResult:
             log.log_file(path, data)
         log.log_metrics({"best_val_top1": outcome.best.val_top1, "best_epoch": outcome.best.epoch}, step=outcome.epochs)
         log.log_tags({"weights_sha256": description["weights_sha256"]})
+        # Before the catalog: a run killed in between is ended by the rerun, and a late run id still gets in.
+        log.end()
         catalog = publish_catalog(
             store,
             {

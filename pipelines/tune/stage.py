@@ -131,6 +131,8 @@ def _publish(
     log.log_metrics({"best_val_top1": record.val_top1, "best_epoch": record.epoch}, step=0)
     log.log_params({"best": {"trial": winner["id"], **winner["params"]}})
     log.log_tags({"weights_sha256": description["weights_sha256"], "best_trial": winner["id"]})
+    # Before the catalog: a run killed in between is ended by the rerun, and a late run id still gets in.
+    log.end()
     return publish_catalog(
         store,
         {
