@@ -260,3 +260,14 @@ def test_adding_to_a_run_that_is_gone_makes_no_new_one(store: FakeStore, caplog:
     assert store.runs == {}
     assert caplog.records[0].getMessage() == ("run gone is no longer in http://mlflow:5000; nothing is added to it")
     assert len(caplog.records) == 1
+
+
+def test_ending_delivers_so_that_a_late_run_id_can_be_kept(store: FakeStore) -> None:
+    store.fault = ConnectionError("refused")
+    with open_log() as log:
+        log.log_metrics({"loss": 1.0}, 0)
+        store.fault = None
+        log.end()
+        assert log.run_id == "run-0"
+    assert store.runs["run-0"].info.status == "FINISHED"
+    assert steps(store, "run-0", "loss") == [0]
