@@ -122,6 +122,13 @@ def _text_bomb(kind: bytes) -> bytes:
     return raw_png(8, 8, (b"\0" + bytes(24)) * 8, extra=png_chunk(kind, b"k\0\0" + packed))
 
 
+def _many_scans(count: int) -> bytes:
+    """Repeat the last scan of a progressive JPEG: a small file that keeps a decoder busy."""
+    whole = make_jpeg(progressive=True)
+    last = whole.rfind(b"\xff\xda")
+    return whole[:last] + whole[last:-2] * count + whole[-2:]
+
+
 def _sof(old: bytes, new: bytes) -> bytes:
     return make_jpeg().replace(old, new, 1)
 
@@ -226,6 +233,7 @@ def _greedy_cases() -> list[ImageCase]:
         ImageCase("jpeg-65500x1.jpg", lambda: encode(Image.new("RGB", (65_500, 1)), "JPEG"), "ASPECT"),
         ImageCase("tiff-2g-square.tif", lambda: raw_tiff(2**31 - 1, 2**31 - 1), "BOMB_PIXELS"),
         ImageCase("ppm-huge.ppm", lambda: b"P6 20000 20000 255\n" + bytes(99), "BOMB_PIXELS"),
+        ImageCase("jpeg-1000-scans.jpg", lambda: _many_scans(1_000), "BOMB_META"),
         ImageCase("png-text-bomb.png", lambda: _text_bomb(b"zTXt"), "BOMB_META"),
         ImageCase("png-profile-bomb.png", lambda: _text_bomb(b"iCCP"), "BOMB_META"),
     ]

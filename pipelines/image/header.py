@@ -32,6 +32,8 @@ class Limits:
     """Size of one text block or colour profile after decompression."""
     max_blocks: int = 65_536
     """Chunks, markers or blocks walked in one file."""
+    max_scans: int = 256
+    """Passes over the pixels of one progressive JPEG; encoders make about ten, a hostile file thousands."""
     min_side_px: int = 0
     """Shorter sides are refused as TOO_SMALL; 0 accepts all and flags sides below 8 as `tiny`."""
 

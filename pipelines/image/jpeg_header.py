@@ -7,6 +7,7 @@ from pipelines.image.ifd import BadDirectory, read_directory, read_layout, read_
 
 JPEG_FRAME_MARKERS = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 JPEG_PLAIN_MARKERS = frozenset({0xC0, 0xC1, 0xC2})
+JPEG_PROGRESSIVE_MARKERS = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 TAG_MPO_IMAGES = 0xB001
 
 
@@ -32,6 +33,8 @@ def read_jpeg_header(data: bytes, limits: Limits) -> ImageHeader:
     end = data.find(b"\xff\xd9", scan)  # entropy-coded bytes never hold FF D9: a true FF is followed by 00
     if end < 0:
         raise RefusedImage("TRUNCATED", "the JPEG has no end marker")
+    if found.frame_marker in JPEG_PROGRESSIVE_MARKERS and data.count(b"\xff\xda", scan) >= limits.max_scans:
+        raise RefusedImage("BOMB_META", f"more than {limits.max_scans} scans over the same pixels")
     if end + 2 < len(data) and found.frames == 1:
         found.flags.append("trailing_bytes")
     # libjpeg guesses the colour space from these; only the certain case takes the fast decoder

@@ -43,7 +43,7 @@ def test_fast_jpeg_refuses_what_pillow_refuses() -> None:
             is_read_by_pillow = True
         except (OSError, SyntaxError):
             is_read_by_pillow = False
-        if case.reason != "ASPECT":
+        if case.reason not in ("ASPECT", "BOMB_META"):
             assert is_read_by_pillow == (not case.reason), case.name
 
 
@@ -60,10 +60,10 @@ def test_small_jpeg_is_fast() -> None:
 
 
 def _elapsed_s(data: bytes) -> float:
-    started_s = time.perf_counter()
+    started_s = time.process_time()
     for _ in range(50):
         decode_image(data)
-    return (time.perf_counter() - started_s) / 50
+    return (time.process_time() - started_s) / 50
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])

@@ -17,12 +17,13 @@ CASES = factories.image_cases()
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.reason], ids=lambda case: case.name)
 def test_refused_with_its_code(case: factories.ImageCase) -> None:
-    started_s = time.perf_counter()
+    data = case.data
+    started_s = time.process_time()  # of this process: a busy machine must not fail the test
     with pytest.raises(RefusedImage) as caught:
-        decode_image(case.data)
+        decode_image(data)
     assert caught.value.reason == case.reason, caught.value.message
     assert caught.value.message
-    assert time.perf_counter() - started_s < 2
+    assert time.process_time() - started_s < 2
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.reason], ids=lambda case: case.name)
