@@ -23,6 +23,7 @@ _SIGNED_QUERY = re.compile(
     r"|AWSAccessKeyId|access_?token|api_?key|token|password|secret)=)[^&\s#]+",
     re.IGNORECASE,
 )
+_NO_SECRETS = re.compile(r"^(?:OLD)?PWD$|_(?:FILE|PATH|DIR|URL|URI)$", re.IGNORECASE)  # names that look like one
 _MIN_SECRET_LENGTH = 6  # shorter values ("1", "true", "admin") would redact ordinary text
 
 
@@ -41,16 +42,24 @@ def redact(text: str, *, name: str = "") -> str:
     """
     if name and is_secret_name(name) and text and not text.startswith("env:"):
         return REDACTED
-    text = _USERINFO.sub(REDACTED, text)
-    text = _SIGNED_QUERY.sub(rf"\g<name>{REDACTED}", text)
+    text = redact_address(text)
     for secret in environment_secrets():
         text = text.replace(secret, REDACTED)
     return text
 
 
+def redact_address(text: str) -> str:
+    """Return a text without the passwords and signatures of addresses in it; it depends on nothing but the text."""
+    return _SIGNED_QUERY.sub(rf"\g<name>{REDACTED}", _USERINFO.sub(REDACTED, text))
+
+
 def environment_secrets() -> list[str]:
     """Return the values of this process's environment variables whose names hold secrets, longest first."""
-    values = {value for name, value in os.environ.items() if is_secret_name(name) and len(value) >= _MIN_SECRET_LENGTH}
+    values = {
+        value
+        for name, value in os.environ.items()
+        if is_secret_name(name) and not _NO_SECRETS.search(name) and len(value) >= _MIN_SECRET_LENGTH
+    }
     return sorted(values, key=len, reverse=True)
 
 

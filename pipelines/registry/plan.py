@@ -9,7 +9,7 @@ from typing import Any
 from pipelines.errors import ConfigError, InputError
 from pipelines.evaluate.plan import package_digest
 from pipelines.package.resolve import REGISTRY_SCHEME, ResolvedPackage, read_description, resolve_ref
-from pipelines.redact import redact
+from pipelines.redact import redact_address
 from pipelines.registry.config import RegisterConfig
 from pipelines.stage_output import Plan, default_out, read_catalog, stage_key
 from pipelines.storage import Storage
@@ -55,7 +55,7 @@ def plan_of(config: RegisterConfig, inputs: Inputs) -> Plan:
         "model": inputs.digest,
         "evaluation": str(inputs.evaluation["key"]),
         "rows": str(inputs.evaluation["dataset"]["split_fingerprint"]),
-        "registry": redact(inputs.store),
+        "registry": redact_address(inputs.store),
     }
     key = stage_key("register", config, fingerprints, OUTPUT_VERSION)
     return Plan("register", key, fingerprints, config.out or default_out("register", key))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.redact import REDACTED, is_secret_name, redact
+from pipelines.redact import REDACTED, is_secret_name, redact, redact_address
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,15 @@ def test_value_of_a_secret_variable_is_hidden_wherever_it_appears(monkeypatch: p
 
 def test_plain_text_is_unchanged() -> None:
     assert redact("s3://bucket/data@v3 lr=0.1 a:b@c") == "s3://bucket/data@v3 lr=0.1 a:b@c"
+
+
+def test_the_working_directory_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PWD", "/home/me/photos")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/secrets")
+    assert redact("sqlite:////home/me/photos/runs/mlflow.db") == "sqlite:////home/me/photos/runs/mlflow.db"
+    assert redact("/var/run/secrets/x") == "/var/run/secrets/x"
+
+
+def test_redacted_address_does_not_depend_on_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANTED_SECRET", "mlflow.example")
+    assert redact_address("https://u:pw123@mlflow.example") == f"https://{REDACTED}@mlflow.example"
