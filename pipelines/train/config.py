@@ -46,7 +46,7 @@ class AugmentConfig(StrictModel):
     """Random changes of training images; each draw depends on (seed, epoch, image) alone."""
 
     flip: bool = True
-    """Mirror half of the images left to right; false for digits and letters."""
+    """Mirror half of the images left to right, each in every other epoch; false for digits and letters."""
     shift_px: int = Field(2, ge=0, le=64)
     """Shift by up to this many pixels each way, the border mirrored; 0: none."""
     cutout_px: int = Field(0, ge=0)

@@ -54,6 +54,14 @@ def test_flip_mirrors_about_half_of_the_images_and_leaves_the_rest() -> None:
     assert 70 < is_mirrored.sum() < 130
 
 
+def test_two_epochs_show_both_sides_of_every_image() -> None:
+    pixels, hashes = images(50), ids(50)
+    config = AugmentConfig(flip=True, shift_px=0)
+    first, second, third = (changed(pixels, hashes, config, epoch=epoch) for epoch in (1, 2, 3))
+    assert np.array_equal(first, second[:, :, ::-1])
+    assert np.array_equal(first, third)
+
+
 def test_shift_moves_by_whole_pixels_and_mirrors_the_border() -> None:
     pixels, hashes = images(300), ids(300)
     result = changed(pixels, hashes, AugmentConfig(flip=False, shift_px=2))
