@@ -94,29 +94,43 @@ def _run_missing(
     run_units: RunUnits | None,
 ) -> dict[str, float]:
     """Do the units that have no receipt, adding theirs; return images per second, and Ray's start apart from it."""
-    earlier = sum(int(receipt["members"]) for receipt in receipts.values())
     if run_units is not None:
-        receipts.update({int(receipt["unit"]): receipt for receipt in run_units(job, missing)})
+        _collect(config, run_units(job, missing), receipts, total)
         return {}
     from pipelines.ingest.task import run_units as run_on_ray
     from pipelines.ray_runtime import ray_session
 
     begun_s = time.monotonic()
-    done = 0
     with ray_session(config.ray):
         started_s = time.monotonic()
-        with Progress(total, label=STAGE) as progress:
-            progress.start_at(earlier)
-            for receipt in run_on_ray(job, missing):
-                receipts[int(receipt["unit"])] = receipt
-                done += int(receipt["members"])
-                progress.advance(int(receipt["members"]))
+        done = _collect(config, run_on_ray(job, missing), receipts, total)
         elapsed_s = time.monotonic() - started_s
     return {
         "images_per_s": round(done / max(elapsed_s, 1e-9), 1),
         "elapsed_s": round(elapsed_s, 1),
         "ray_start_s": round(started_s - begun_s, 1),
     }
+
+
+def _collect(
+    config: IngestConfig,
+    reports: Iterator[dict[str, Any]],
+    receipts: dict[int, Mapping[str, Any]],
+    total: int,
+) -> int:
+    """Add the receipts of units as they are done; return the members in them. Stops early once the budget is spent."""
+    done = 0
+    with Progress(total, label=STAGE) as progress:
+        progress.start_at(sum(int(receipt["members"]) for receipt in receipts.values()))
+        bad = sum(int(receipt["counts"]["quarantined"]) for receipt in receipts.values())
+        for receipt in reports:
+            receipts[int(receipt["unit"])] = receipt
+            done += int(receipt["members"])
+            bad += int(receipt["counts"]["quarantined"])
+            progress.advance(int(receipt["members"]))
+            if bad > config.max_quarantined_fraction * total:
+                break  # no later unit can mend it, and `check_budget` says what it was
+    return done
 
 
 def _check_whole(config: IngestConfig, source: Source, listing: Listing) -> None:

@@ -150,6 +150,21 @@ def test_too_many_bad_images_stop_the_ingest(folder: Path, tmp_path: Path) -> No
     assert dataset.catalog["counts"]["quarantined"] == 10
 
 
+def test_a_spent_budget_stops_early(folder: Path, tmp_path: Path, small_units: None) -> None:
+    for path in folder.rglob("*.jpg"):
+        path.write_bytes(b"text")
+    done: list[int] = []
+
+    def counting(job: IngestJob, units: Sequence[Unit]) -> Iterator[dict[str, Any]]:
+        for one in units:
+            done.append(one.index)
+            yield ingest_unit(one, job)
+
+    with pytest.raises(DataError, match=r"32 of 70 images cannot be used \(NOT_IMAGE 32\)"):
+        stage.run(IngestConfig(source=str(folder), out=str(tmp_path / "out")), counting)
+    assert done == [0]
+
+
 def test_not_one_readable_image(tmp_path: Path) -> None:
     (tmp_path / "set" / "cat").mkdir(parents=True)
     (tmp_path / "set" / "cat" / "1.jpg").write_bytes(b"text")
