@@ -48,7 +48,8 @@ def make_page(
     page = Page(
         "Evaluation",
         kicker="resnet-pipelines",
-        lead=f"{model} on split {split} of {dataset}: {metrics['labelled_rows']:,} labelled images, each once.",
+        lead=f"{_short(model)} on split {split} of {_short(dataset)}: {metrics['labelled_rows']:,} labelled images,"
+        " each once.",
     )
     page.section("Result").facts(
         [
@@ -68,6 +69,11 @@ def make_page(
     )
     _add_classes(page, summary)
     return page.render()
+
+
+def _short(address: str) -> str:
+    """Return the last two parts of an address: a whole one fills a phone's screen."""
+    return "/".join(address.rsplit("/", 2)[-2:])
 
 
 def _add_mistakes(page: Page, mistakes: Sequence[Mapping[str, Any]], images: Mapping[int, bytes]) -> None:
