@@ -23,7 +23,8 @@ header { padding-top: clamp(2.5rem, 7vw, 5rem); padding-bottom: clamp(1.25rem, 3
 header p.kicker { margin: 0 0 .6rem; color: var(--accent); font-weight: 600; font-size: .875rem; }
 h1 { margin: 0; font-size: clamp(1.9rem, 5.5vw, 3rem); line-height: 1.12; letter-spacing: -.022em;
   font-weight: 700; text-wrap: balance; overflow-wrap: anywhere; }
-header p.lead { margin: 1rem 0 0; max-width: 46rem; overflow-wrap: anywhere; color: var(--muted); font-size: clamp(1rem, 2vw, 1.15rem); }
+header p.lead { margin: 1rem 0 0; max-width: 46rem; overflow-wrap: anywhere;
+  color: var(--muted); font-size: clamp(1rem, 2vw, 1.15rem); }
 nav { position: sticky; top: 0; z-index: 1; background: var(--paper); border-bottom: 1px solid var(--line); }
 nav ul { display: flex; gap: clamp(1rem, 2.5vw, 1.75rem); margin: 0 auto; max-width: 72rem; list-style: none;
   overflow-x: auto; scrollbar-width: none; padding: 0 clamp(1rem, 4vw, 2.5rem); }
