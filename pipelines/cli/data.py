@@ -24,7 +24,7 @@ EXAMPLES = (
 
 @click.group("data", epilog=options.examples(*EXAMPLES))
 def command() -> None:
-    """Show, verify or list the files of a dataset (DATASET, or DATASET@v2 for one version)."""
+    """Show, verify, compact or export a dataset, or list its files (DATASET, or DATASET@v2 for one version)."""
 
 
 @command.command("show")
@@ -129,3 +129,39 @@ def files(dataset: str, split: str, as_json: bool) -> None:
         click.echo(path)
     option = f" --split {split}" if split else ""
     render.note(f"next:\n  resnet data files {dataset}{option} | xargs {_READ_WITH_PANDAS}")
+
+
+@command.command("compact")
+@click.argument("dataset", metavar="DATASET")
+@options.as_json
+def compact(dataset: str, as_json: bool) -> None:
+    """Write the shards on which patches stand anew, as the next version; rows and fingerprints stay."""
+    from pipelines.dataset import collect
+
+    version = collect.compact(dataset)
+    if as_json:
+        render.as_json({"dataset": dataset, "version": version})
+    elif version is None:
+        click.echo(f"{render.clean(dataset)}: no patch stands, nothing to write")
+    else:
+        click.echo(f"{render.clean(dataset)}@v{version}: published, no patch stands")
+        render.next_steps([f"resnet data files {dataset}@v{version}"])
+
+
+@command.command("export")
+@click.argument("dataset", metavar="DATASET[@vN]")
+@click.option("--out", required=True, help="The empty folder to write into.")
+@click.option("--split", default="", help="The split to write (default: all).")
+@options.as_json
+def export(dataset: str, out: str, split: str, as_json: bool) -> None:
+    """Write the live images as plain files: SPLIT/CLASS/IMAGE_ID.png and a table, images.csv."""
+    from pipelines.dataset.export import export as write_out
+    from pipelines.dataset.reader import open_dataset
+    from pipelines.storage import Storage
+
+    written = write_out(open_dataset(dataset), Storage.open(out), [split] if split else [])
+    if as_json:
+        render.as_json({"dataset": dataset, "out": out, "images": written})
+        return
+    click.echo(f"{render.clean(out)}: {written:,} images")
+    render.next_steps([f"resnet ingest {out}/{split or 'train'}"])

@@ -223,7 +223,8 @@ class Dataset:
                 f"{len(patched)} of {len(shards)} shards of split {split!r} in {self.ref} are patched;"
                 " other tools would read rows that no longer count",
                 where=self.storage.address(patched[0]),
-                mend=f"`resnet data compact {self.uri}` writes them anew, `resnet data export` gives a plain folder",
+                mend=f"`resnet data compact {self.uri}` writes them anew;"
+                f" `resnet data export {self.ref} --out FOLDER` gives plain files",
             )
         return [self.storage.address(file.path) for file in shards]
 
