@@ -10,6 +10,7 @@ from pipelines.config.load import find_preset, load_config, preset_names
 from pipelines.errors import ConfigError
 from pipelines.runner.config import RunConfig
 from pipelines.runner.graph import check_stage, make_graph
+from pipelines.train.config import TrainConfig
 
 
 def demo(*overrides: str) -> RunConfig:
@@ -102,3 +103,9 @@ def test_an_unknown_stage_is_refused() -> None:
         check_stage(make_graph(demo()), "trian", "--from")
     assert raised.value.what == "--from trian: this run has no such stage"
     assert raised.value.mend == "one of: demo-data, ingest, train, tune, evaluate, register, score, report"
+
+
+def test_the_cifar_run_trains_as_the_training_preset_does() -> None:
+    run = load_config(RunConfig, find_preset("run", "cifar10"))
+    preset = load_config(TrainConfig, find_preset("train", "cifar10"), (), {"dataset": "@ingest"})
+    assert run.train == preset
