@@ -216,3 +216,12 @@ def lanes_of(rank: int, world_size: int, num_lanes: int, num_ghosts: int = 0) ->
             mend=f"use at most {owned} workers, or a larger global batch size",
         )
     return [lane for lane in range(num_lanes) if (lane % num_ghosts if num_ghosts else lane) % world_size == rank]
+
+
+def sharing_efficiency(world_size: int, num_lanes: int, num_ghosts: int = 0) -> float:
+    """Return what share of the workers' time a batch uses: the slowest owns the most lanes, the rest wait for it.
+
+    48 workers share 64 lanes at 0.67, since some own two of them and most own one.
+    """
+    owned = num_ghosts or num_lanes
+    return owned / (world_size * -(-owned // world_size))

@@ -189,7 +189,13 @@ class Dataset:
         return apply_overrides(table, self.overrides.get(row_group.shard, {}), row_group.first)
 
     def class_indices(self, split: str) -> npt.NDArray[np.int64]:
-        """Return the class number of every live row of a single-label dataset; -1 where unlabelled."""
+        """Return the class number of every live row of a single-label dataset; -1 where unlabelled.
+
+        Raises:
+            InputError: the dataset's labels are lists or numbers.
+        """
+        if self.task != "single":
+            raise InputError(f"{self.ref} has {self.task} labels; a class number needs a single label per image")
         number = {name: index for index, name in enumerate(self.classes)}
         labels = self.table(split, ["label"]).column("label").to_pylist()
         return np.array([-1 if label is None else number[label] for label in labels], dtype=np.int64)

@@ -15,6 +15,7 @@ from pipelines.dataset.catalog import next_run_id, publish_version, read_version
 from pipelines.dataset.content import append_catalog, make_catalog
 from pipelines.dataset.receipt import QuarantineFile, ShardFile, UnitReport, read_receipts, write_receipt
 from pipelines.dataset.shards import write_shard_list
+from pipelines.dataset.tables import open_parquet
 from pipelines.dataset.writer import ShardWriter
 from pipelines.storage import Storage
 
@@ -128,3 +129,10 @@ def ingest(
     return publish_version(
         storage, run_id, catalog, base=base, rebase=lambda newest, _version: append_catalog(newest, own)
     )
+
+
+def image_page_end(storage: Storage, path: str, row_group: int) -> int:
+    """Return the offset of the last byte of a row group's image pages."""
+    column = open_parquet(storage, path).metadata.row_group(row_group).column(0)
+    assert column.path_in_schema == "image.bytes"
+    return int(column.data_page_offset + column.total_compressed_size - 1)

@@ -13,7 +13,7 @@ from pipelines.dataset.patch import Change, publish_patch
 from pipelines.dataset.reader import open_dataset
 from pipelines.dataset.tables import open_parquet
 from pipelines.storage import Storage
-from tests.unit.dataset.rows import image_id, ingest, make_png, split_of
+from tests.unit.dataset.rows import image_id, image_page_end, ingest
 
 
 @pytest.fixture
@@ -42,8 +42,7 @@ def test_a_whole_dataset_has_no_problems(storage):
 
 def test_a_flipped_bit_in_an_image_names_file_row_group_and_rows(storage):
     shard = open_dataset(storage.uri).shards("train")[0]
-    number = [number for number in range(30) if split_of(number) == "train"][9]
-    flip(storage, shard.path, storage.read(shard.path).index(make_png(number)) + 25)
+    flip(storage, shard.path, image_page_end(storage, shard.path, 1))
     (problem,) = damage(storage)
     assert (problem.path, problem.row_group, problem.rows) == (shard.path, 1, (7, 13))
     assert str(problem).startswith(f"{shard.path}, row group 1 (rows 7 to 13): a page is damaged: ")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.dataset.keyed import id_trace, merge_traces
-from pipelines.dataset.order import EpochOrder, lanes_of, make_lanes
+from pipelines.dataset.order import EpochOrder, lanes_of, make_lanes, sharing_efficiency
 from pipelines.errors import ConfigError
 
 SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=60).filter(any)
@@ -173,6 +173,11 @@ def test_workers_own_whole_lanes_and_whole_ghost_groups(num_lanes, num_ghosts):
         if num_ghosts:
             ghosts = [{lane % num_ghosts for lane in lanes} for lanes in owned]
             assert sum(len(part) for part in ghosts) == num_ghosts
+
+
+def test_workers_that_do_not_divide_the_lanes_wait_for_each_other():
+    assert sharing_efficiency(48, 64) == pytest.approx(2 / 3)
+    assert sharing_efficiency(3, 63, 3) == sharing_efficiency(4, 64) == 1.0
 
 
 def test_an_epoch_shorter_than_its_lanes_leaves_lanes_without_rows():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipelines.dataset import writer
 from pipelines.dataset.catalog import list_versions, next_run_id, publish_version
@@ -87,6 +90,38 @@ def test_a_patched_dataset_is_what_a_fresh_one_of_its_rows_would_be(storage, tmp
     row = dataset.table("train").to_pylist()
     assert [r["flags"] for r in row if r["image_id"] == image_id(27)] == [["blurred"]]
     assert list(verify(dataset)) == []
+
+
+CHANGES = st.lists(
+    st.tuples(st.integers(0, 11), st.one_of(st.booleans(), st.sampled_from(["cat", "dog", "yak", None]))), max_size=8
+)
+
+
+@given(CHANGES)
+@settings(max_examples=25, deadline=None)
+def test_any_history_of_patches_ends_where_a_fresh_dataset_of_the_same_rows_begins(changes):
+    """Rows are taken out, brought back and relabelled one patch after the other."""
+    places = itertools.count()
+    patched, other = (Storage.open(f"memory://patches-{id(changes)}-{next(places)}") for _ in range(2))
+    for storage in (patched, other):
+        for file in storage.list():
+            storage.delete(file.path)
+    ingest(patched, {0: range(12)})
+    live = dict.fromkeys(range(12), True)
+    labels = {number: label_of(number) for number in range(12)}
+    for number, value in changes:
+        if isinstance(value, bool):
+            publish_patch(patched.uri, [Change(image_id(number), "live", value, "x", old=live[number])])
+            live[number] = value
+        elif live[number]:
+            publish_patch(patched.uri, [Change(image_id(number), "label", value, "x", old=labels[number])])
+            labels[number] = value
+    expected = fresh(other, [(number, labels[number]) for number in range(12) if live[number]])
+    last = open_dataset(patched.uri)
+    assert last.catalog["rows"] == sum(live.values())
+    for split, part in figures(last).items():
+        assert part == figures(expected).get(split, {"rows": 0, "fingerprint": "0" * 64, "labels": {}, "unlabelled": 0})
+    assert list(verify(last)) == []
 
 
 def test_the_version_before_a_patch_stays_as_it_was(storage):

@@ -15,7 +15,7 @@ from pipelines.dataset.fingerprint import merge
 from pipelines.dataset.reader import open_dataset
 from pipelines.errors import DataError, InputError
 from pipelines.storage import Storage
-from tests.unit.dataset.rows import image_id, ingest, label_of, make_png, split_of
+from tests.unit.dataset.rows import image_id, image_page_end, ingest, label_of, make_png, split_of
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -130,7 +130,7 @@ def test_a_damaged_row_group_is_named_and_never_read_as_other_values(storage):
     ingest(storage, {0: range(30)})
     path = open_dataset(storage.uri).shards("train")[0].path
     data = bytearray(storage.read(path))
-    data[data.index(make_png(numbers("train", 30)[8])) + 30] ^= 4
+    data[image_page_end(storage, path, 1)] ^= 4
     storage.put(path, bytes(data))
     dataset = open_dataset(storage.uri)
     assert dataset.read_group("train", 0, ["image"]).num_rows == 7
@@ -156,3 +156,11 @@ def test_a_damaged_shard_list_is_named(storage):
     storage.put(entry["path"], storage.read(entry["path"])[:-1])
     with pytest.raises(DataError, match="is not what was written: its SHA-256 differs"):
         open_dataset(storage.uri).table("train")
+
+
+def test_labels_that_are_no_single_class_have_no_class_number(storage):
+    ingest(storage, {0: range(10)})
+    dataset = open_dataset(storage.uri)
+    dataset.catalog["task"] = "multi"
+    with pytest.raises(InputError, match="has multi labels; a class number needs a single label per image"):
+        dataset.class_indices("train")
