@@ -23,6 +23,12 @@ _AUTH_MEND = (
 )
 # Ray lets these override the address it is given; a job must go where the user pointed.
 _OVERRIDING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+# Each upload would be told in two lines; these loggers set their own level when they are imported.
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 
 
 @dataclass(frozen=True)
@@ -97,8 +103,6 @@ def job_client(address: str) -> Iterator[Any]:
     facts = probe(address)
     import ray
 
-    for name in ("ray.dashboard", "ray._private.runtime_env"):  # each upload would be told in three lines
-        logging.getLogger(name).setLevel(logging.WARNING)
     if facts.ray_version != ray.__version__:
         raise ClusterError(
             f"the cluster at {facts.address} runs Ray {facts.ray_version}, this machine Ray {ray.__version__}",
@@ -108,8 +112,12 @@ def job_client(address: str) -> Iterator[Any]:
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        # Given by hand: Ray reads its own mode and token once per process, perhaps before this cluster was named.
+        headers = {"Authorization": f"Bearer {find_token()}"} if facts.needs_token else {}
         try:
-            yield JobSubmissionClient(facts.address)
+            yield JobSubmissionClient(facts.address, headers=headers)
         except AuthenticationError as error:
             raise ClusterError(f"the cluster at {facts.address} refuses the token", mend=_AUTH_MEND) from error
         except (ConnectionError, OSError) as error:

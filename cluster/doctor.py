@@ -41,6 +41,9 @@ _SAFE_VERSIONS = {
 # Python's own archive readers were mended in these.
 _SAFE_PYTHON = {(3, 11): 17, (3, 12): 15, (3, 13): 16}
 
+# A file by which each of our packages is known; a job's packages lie in folders of their own.
+_MARKS = {"pipelines": "stage_output.py", "resnet_models": "spec.py", "cluster": "doctor.py"}
+
 _UNSAFE_SWITCHES = (
     "RAY_DATA_AUTOLOAD_PYEXTENSIONTYPE",
     "RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION",
@@ -125,18 +128,17 @@ def check_environment(environment: Mapping[str, str]) -> Check:
 
 
 def check_packages() -> Check:
-    """Look for other packages that would be imported in place of ours."""
-    here = Path(__file__).resolve().parent.parent
-    for name in ("pipelines", "resnet_models", "cluster"):
+    """Look for other packages that would be imported in place of ours; the names are ordinary words."""
+    for name, mark in _MARKS.items():
         spec = importlib.util.find_spec(name)
         if spec is None or not spec.origin:
             return Check("packages", "fail", f"package {name} is not importable", "pip install resnet-pipelines")
         folder = Path(spec.origin).resolve().parent
-        if folder.parent != here:
+        if not (folder / mark).is_file():
             return Check(
                 "packages",
                 "fail",
-                f"{name} is imported from {folder}, not from {here}: something shadows it",
+                f"{name} is imported from {folder}, which is not ours: something shadows it",
                 f"remove {folder} from the import path, or run from another folder",
             )
     return Check("packages", "ok", "pipelines, resnet_models and cluster are ours")

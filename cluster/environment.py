@@ -12,7 +12,6 @@ from pipelines.redact import is_secret_name, redact
 
 OPEN_NAMES = (
     "AWS_ALLOW_HTTP",
-    "AWS_CA_BUNDLE",
     "AWS_DEFAULT_REGION",
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
@@ -23,7 +22,6 @@ OPEN_NAMES = (
     "MLFLOW_EXPERIMENT_NAME",
     "MLFLOW_S3_ENDPOINT_URL",
     "MLFLOW_TRACKING_URI",
-    "OMP_NUM_THREADS",
     "RESNET_RAY_LOGS",
 )
 """Variables that are passed when they are set here. A job's info and Ray's logs show them to all users of a cluster."""

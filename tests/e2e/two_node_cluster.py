@@ -20,6 +20,8 @@ from pathlib import Path
 BUCKET = "road"
 SECRET = "planted-storage-secret-0451"
 _SCRIPTS = Path(sys.executable).parent
+_START_ATTEMPTS = 3
+_NODE_WORDS = ("--block", "--disable-usage-stats", "--node-ip-address", "127.0.0.1", "--num-cpus", "1")
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def two_nodes(logs: Path) -> Iterator[TwoNodes]:
         }
         tracking = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{mlflow}"}
         with contextlib.ExitStack() as stack:
+            stack.callback(_end_leftovers, root)
 
             def start(name: str, words: list[str], environment: dict[str, str], home: Path) -> subprocess.Popen[bytes]:
                 home.mkdir(exist_ok=True)
@@ -88,7 +91,7 @@ def two_nodes(logs: Path) -> Iterator[TwoNodes]:
                 return process
 
             start("s3", [str(_SCRIPTS / "moto_server"), "-H", "127.0.0.1", "-p", str(s3)], {}, Path(root, "s"))
-            wait_for(lambda: _answers(f"http://127.0.0.1:{s3}/moto-api/"), "moto's S3 server")
+            wait_for(lambda: _answers(f"http://127.0.0.1:{s3}/moto-api/"), "moto's S3 server", None, 180)
             _put_bucket(f"http://127.0.0.1:{s3}/{BUCKET}")
             start(
                 "mlflow",
@@ -99,24 +102,25 @@ def two_nodes(logs: Path) -> Iterator[TwoNodes]:
             )  # fmt: skip
             node = {**storage, **tracking}
             ray = str(_SCRIPTS / "ray")
-            head = start(
-                "head",
-                [ray, "start", "--head", "--block", "--disable-usage-stats", "--node-ip-address", "127.0.0.1",
-                 "--port", str(gcs), "--num-cpus", "1", "--dashboard-host", "127.0.0.1",
-                 "--dashboard-port", str(dashboard), "--temp-dir", str(folders[0]), *_agent_ports()],
-                node,
-                folders[0],
-            )  # fmt: skip
+            head_words = [
+                "--head",
+                "--port",
+                str(gcs),
+                "--dashboard-host",
+                "127.0.0.1",
+                "--dashboard-port",
+                str(dashboard),
+            ]
+            worker_words = ["--address", f"127.0.0.1:{gcs}"]
+            for name, words, folder in (("head", head_words, folders[0]), ("worker", worker_words, folders[1])):
+                for _ in range(_START_ATTEMPTS):  # Ray gives a node 30 s to come up, which a busy machine exceeds
+                    whole = [ray, "start", *words, *_NODE_WORDS, "--temp-dir", str(folder), *_agent_ports()]
+                    if _came_up(start(name, whole, node, folder), logs / f"{name}.log"):
+                        break
+                else:
+                    raise AssertionError((logs / f"{name}.log").read_text()[-2000:])
             address = f"http://127.0.0.1:{dashboard}"
-            wait_for(lambda: _answers(f"{address}/api/authentication_mode"), "the head's dashboard", head, 120)
-            worker = start(
-                "worker",
-                [ray, "start", "--address", f"127.0.0.1:{gcs}", "--block", "--disable-usage-stats",
-                 "--node-ip-address", "127.0.0.1", "--num-cpus", "1", "--temp-dir", str(folders[1]), *_agent_ports()],
-                node,
-                folders[1],
-            )  # fmt: skip
-            wait_for(lambda: (logs / "worker.log").read_text().count("Ray runtime started") > 0, "the worker", worker)
+            wait_for(lambda: _answers(f"{address}/api/authentication_mode"), "the head's dashboard", None, 120)
             wait_for(lambda: _answers(f"http://127.0.0.1:{mlflow}/health"), "MLflow's server", None, 120)
             user = {**os.environ, **shared, **storage, **tracking, "HOME": str(Path(root, "u"))}
             Path(root, "u").mkdir()
@@ -130,6 +134,25 @@ def two_nodes(logs: Path) -> Iterator[TwoNodes]:
                 user,
                 folders,
             )
+
+
+def _came_up(process: subprocess.Popen[bytes], log: Path) -> bool:
+    """Return whether a node started; False when it gave up."""
+    while "Ray runtime started" not in log.read_text():
+        if process.poll() is not None:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def _end_leftovers(root: str) -> None:
+    """End what outlived its parent: a node that fails to start leaves its processes behind."""
+    import psutil
+
+    for process in psutil.process_iter(["cmdline"]):
+        if any(root in word for word in process.info["cmdline"] or ()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def wait_for(
