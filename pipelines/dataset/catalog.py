@@ -39,7 +39,10 @@ def parse_ref(reference: str) -> tuple[str, int | None]:
         return match["uri"], int(match["version"])
     address, separator, tail = reference.rpartition("@")
     if separator and address and "/" not in tail:
-        raise InputError(f"{reference!r} has no version after the @, but {tail!r}", mend=f"write {address}@v1")
+        raise InputError(
+            f"{reference!r} has no version after the @, but {tail!r}",
+            mend=f"write {address}@v1; for a folder of that name, {reference}/",
+        )
     return reference, None
 
 

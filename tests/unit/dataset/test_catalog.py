@@ -41,6 +41,8 @@ def storage(tmp_path) -> Storage:
         ("s3://user@bucket/photos", ("s3://user@bucket/photos", None)),
         ("s3://user@bucket/photos@v1", ("s3://user@bucket/photos", 1)),
         ("a@v1@v2", ("a@v1", 2)),
+        ("me@home/photos", ("me@home/photos", None)),
+        ("photos@home/", ("photos@home/", None)),
         ("@v1", ("@v1", None)),
     ],
 )
