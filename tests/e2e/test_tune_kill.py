@@ -22,7 +22,7 @@ from tests.unit.train.tiny import make_config, write_dataset
 
 pytestmark = pytest.mark.e2e
 
-EPOCHS = 40
+EPOCHS = 24
 TRIALS = 3
 
 
