@@ -24,9 +24,9 @@ def test_every_preset_loads(name: str) -> None:
 
 
 def test_the_sweep_starts_from_the_plain_training() -> None:
-    config = demo("train.epochs=7", "train.optimizer.lr=0.25", "tune.train.model.depth=14")
+    config = demo("train.seed=7", "train.optimizer.lr=0.25", "tune.train.model.depth=14")
     assert config.tune is not None
-    assert (config.tune.train.epochs, config.tune.train.optimizer.lr) == (7, 0.25)
+    assert (config.tune.train.seed, config.tune.train.optimizer.lr) == (7, 0.25)
     assert (config.train.model.depth, config.tune.train.model.depth) == (8, 14)
 
 
