@@ -73,26 +73,34 @@ def follow_logs(address: str, submission_id: str) -> Iterator[str]:
     """Yield what a job prints, from its beginning until it ends; a dropped connection is taken up where it broke."""
     with job_client(address) as client:
         _find(client, address, submission_id)
-        shown = 0
-        loop = asyncio.new_event_loop()
-        try:
-            while True:
-                try:
-                    for chunk in _chunks(loop, client.tail_job_logs(submission_id)):
-                        shown += len(chunk)
-                        yield chunk
-                except (RuntimeError, OSError):
-                    time.sleep(_POLL_S)
-                # The stream can end before its last lines; the whole log is asked for once the job is over.
-                job = _find(client, address, submission_id)
-                rest = str(client.get_job_logs(submission_id))[shown:]
-                if rest:
-                    shown += len(rest)
-                    yield rest
-                if job.status in TERMINAL:
-                    return
-        finally:
-            loop.close()
+        yield from _follow(client, address, submission_id)
+
+
+def _follow(client: Any, address: str, submission_id: str) -> Iterator[str]:
+    shown = 0
+    loop = asyncio.new_event_loop()
+    try:
+        while True:
+            told = 0  # characters of this connection: each one begins with the log's first
+            try:
+                for chunk in _chunks(loop, client.tail_job_logs(submission_id)):
+                    fresh = chunk[max(0, shown - told) :]
+                    told += len(chunk)
+                    if fresh:
+                        shown += len(fresh)
+                        yield fresh
+            except (RuntimeError, OSError):
+                time.sleep(_POLL_S)
+            # The stream can end before its last lines; the whole log is asked for once the job is over.
+            job = _find(client, address, submission_id)
+            rest = str(client.get_job_logs(submission_id))[shown:]
+            if rest:
+                shown += len(rest)
+                yield rest
+            if job.status in TERMINAL:
+                return
+    finally:
+        loop.close()
 
 
 def wait(address: str, submission_id: str, *, timeout_s: float) -> Job:

@@ -8,9 +8,8 @@ import json
 import re
 import shlex
 import shutil
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,8 @@ if TYPE_CHECKING:
 STAGES = ("run", "ingest", "train", "tune", "evaluate", "models", "score", "data", "doctor")
 _NEED_OUT = ("ingest", "train", "tune", "evaluate", "score", "run")
 _CONFIG_SUFFIXES = (".yaml", ".yml")
-_KEY_METADATA = "resnet_key"
+_CONTENT_METADATA = "resnet_content"
+_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,12 @@ def make_parcel(stage: str, args: Sequence[str], *, address: str) -> Parcel:
             files[name] = path
             sent.append(f"{option}{equals}{name}")
             continue
+        if stage in ("train", "tune") and value.lower().endswith(_ARCHIVES):
+            raise InputError(
+                f"a submitted {stage} takes a dataset, and {value} is an archive of images",
+                where=arg,
+                mend=f"resnet submit ingest {value} --out s3://BUCKET/DATASET, then --dataset s3://BUCKET/DATASET",
+            )
         if _is_local_data(value) and not is_loopback(address):
             raise InputError(
                 f"{value} is a path on this machine, which the cluster cannot see",
@@ -119,9 +125,10 @@ def submit(
     parcel = make_parcel(stage, args, address=address)
     seen, hidden = split_environment(env)
     entrypoint = make_entrypoint(parcel, is_hidden=bool(hidden))
-    digest = _digest(key or _content_of(parcel, code_from))
+    content = content_of(parcel, seen, hidden)
+    digest = _digest(key or f"{content}\0{_code_of(code_from)}")
     with job_client(address) as client, _staged(parcel, hidden, code_from) as runtime_env:
-        standing, attempt = _find(client, digest)
+        standing, attempt = _find(client, digest, content)
         if standing is not None and (standing.status not in TERMINAL or (key and standing.status == "SUCCEEDED")):
             return _submission(standing, address, is_new=False)
         submission_id = f"resnet-{stage}-{digest}-{attempt + 1}"
@@ -130,13 +137,17 @@ def submit(
                 entrypoint=entrypoint,
                 submission_id=submission_id,
                 runtime_env={**runtime_env, "env_vars": seen},
-                metadata={_KEY_METADATA: digest, "resnet_stage": stage, "job_name": f"resnet {stage}"},
+                metadata={
+                    _CONTENT_METADATA: _digest(content),
+                    "resnet_stage": stage,
+                    "job_name": f"resnet {stage}",
+                },
                 entrypoint_num_cpus=0,  # a driver that held a CPU would starve the workers of a small cluster
             )
             is_new = True
         except RuntimeError:
             # Another submit of this key was first, or ours arrived and only its answer was lost.
-            if not any(job.submission_id == submission_id for job in client.list_jobs()):
+            if _find(client, digest, content)[1] != attempt + 1:
                 raise
             is_new = False
         return _submission(describe(client.get_job_info(submission_id)), address, is_new=is_new)
@@ -165,15 +176,27 @@ def _staged(parcel: Parcel, hidden: dict[str, str], code_from: str) -> Iterator[
         yield environment
 
 
-def _find(client: JobSubmissionClient, digest: str) -> tuple[Job | None, int]:
-    """Return the newest job of a key and its attempt number; (None, 0) where there is none."""
-    newest: Job | None = None
+def _find(client: JobSubmissionClient, digest: str, content: str) -> tuple[Job | None, int]:
+    """Return the newest job of a key and its number; (None, 0) where there is none.
+
+    Raises:
+        InputError: it was another command.
+    """
+    newest: Any = None
     attempt = 0
     for details in client.list_jobs():
         match = re.fullmatch(rf"resnet-\w+-{digest}-(\d+)", details.submission_id or "")
         if match and int(match.group(1)) > attempt:
-            newest, attempt = describe(details), int(match.group(1))
-    return newest, attempt
+            newest, attempt = details, int(match.group(1))
+    if newest is None:
+        return None, 0
+    if (newest.metadata or {}).get(_CONTENT_METADATA) != _digest(content):
+        raise InputError(
+            f"the key stands for another command on this cluster: {newest.entrypoint}",
+            where="--key",
+            mend="give this command another key; config files and variables count as part of it",
+        )
+    return describe(newest), attempt
 
 
 def _submission(job: Job, address: str, *, is_new: bool) -> Submission:
@@ -182,13 +205,18 @@ def _submission(job: Job, address: str, *, is_new: bool) -> Submission:
     return Submission(job.submission_id, address, job.status, job.entrypoint, is_new, commands)
 
 
-def _content_of(parcel: Parcel, code_from: str) -> str:
-    """Return what makes two keyless submits the same: command, config files, code."""
-    parts = [parcel.stage, *parcel.args, code_from, ".".join(map(str, sys.version_info[:2]))]
+def content_of(parcel: Parcel, seen: Mapping[str, str], hidden: Iterable[str]) -> str:
+    """Return what makes two submits the same: command, config files, variables; of hidden ones their names."""
+    parts = [parcel.stage, *parcel.args]
     parts += [f"{name}:{hashlib.sha256(path.read_bytes()).hexdigest()}" for name, path in sorted(parcel.files.items())]
-    if code_from == "here":
-        parts += [f"{file.path}:{hashlib.sha256(file.source.read_bytes()).hexdigest()}" for file in list_code()]
+    parts += [f"{name}={value}" for name, value in sorted(seen.items())] + sorted(hidden)
     return "\0".join(parts)
+
+
+def _code_of(code_from: str) -> str:
+    if code_from != "here":
+        return code_from
+    return "\0".join(f"{file.path}:{hashlib.sha256(file.source.read_bytes()).hexdigest()}" for file in list_code())
 
 
 def _digest(text: str) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipelines.capacity import check_gpu
 from pipelines.errors import DataError
 from pipelines.score.catalog import FORMAT, SPLIT, find_published, make_catalog, refuse_other_run
 from pipelines.score.config import ScoreConfig
@@ -54,6 +56,8 @@ def run(config: ScoreConfig, run_units: RunUnits | None = None) -> ScoreResult:
     if (standing := find_published(store, plan)) is not None:
         return _result(plan, standing, skipped=True)
     refuse_other_run(store, plan)
+    if config.use_gpu and not (config.ray.address or os.environ.get("RAY_ADDRESS")):
+        check_gpu(use_gpu=True)  # the work would be done here; a cluster's GPUs are asked of the cluster
 
     from pipelines.dataset.catalog import next_run_id, publish_version, read_version
     from pipelines.dataset.receipt import read_receipts

@@ -83,14 +83,18 @@ def test_a_failed_job_of_a_key_is_run_again_under_the_next_number(head: Head) ->
 
 
 def test_hidden_variables_arrive_and_are_in_no_description(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MY_TOKEN", "sesame-0815")
-    monkeypatch.setenv("RAY_DATA_AUTOLOAD_SOMETHING", "1")  # doctor names unsafe switches: a way to see what arrived
-    submission = submit("doctor", [], head.address, env=["MY_TOKEN", "RAY_DATA_AUTOLOAD_SOMETHING"])
+    """`doctor` names the unsafe switches that it finds set: a way to see from outside what arrived."""
+    monkeypatch.setenv("RAY_DATA_AUTOLOAD_PLANTED", "http://joe:sesame-0815@example")  # hidden for its password
+    monkeypatch.setenv("MY_TOKEN", "sesame-4711")
+    submission = submit("doctor", [], head.address, env=["MY_TOKEN", "RAY_DATA_AUTOLOAD_PLANTED"])
     assert submission.entrypoint == "python -m cluster.job doctor"
     ended(head, submission)
-    assert "RAY_DATA_AUTOLOAD_SOMETHING" in jobs.read_logs(head.address, submission.submission_id)
+    assert "unsafe switches are on: RAY_DATA_AUTOLOAD_PLANTED" in jobs.read_logs(head.address, submission.submission_id)
     with job_client(head.address) as client:
-        assert "sesame" not in str(client.get_job_info(submission.submission_id))
+        details = client.get_job_info(submission.submission_id)
+    assert "MLFLOW_DISABLE_TELEMETRY" in details.runtime_env["env_vars"]
+    assert not {"MY_TOKEN", "RAY_DATA_AUTOLOAD_PLANTED"} & details.runtime_env["env_vars"].keys()
+    assert "sesame" not in str(details)
     for path in head.folder.glob("session_*/logs/**/*"):
         assert not path.is_file() or "sesame" not in path.read_text(errors="replace")
 

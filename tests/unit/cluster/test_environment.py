@@ -31,6 +31,24 @@ def test_a_secret_that_is_named_is_hidden_and_an_ordinary_name_is_not():
     assert seen["LIMIT"] == "7"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "AWS_SSE_CUSTOMER_KEY_BASE64",
+        "AZURE_STORAGE_ACCOUNT_KEY",
+        "AZURE_STORAGE_CONNECTION_STRING",
+        "AZURE_STORAGE_KEY",
+        "AZURE_STORAGE_MASTER_KEY",
+        "AZURE_STORAGE_SAS_KEY",
+        "GOOGLE_SERVICE_ACCOUNT_KEY",
+    ],
+)
+def test_keys_of_storage_services_are_hidden(name):
+    seen, hidden = split_environment([name], {name: "correct-horse"})
+    assert hidden == {name: "correct-horse"}
+    assert "correct-horse" not in json.dumps(seen)
+
+
 def test_an_address_that_holds_a_password_is_hidden():
     seen, hidden = split_environment((), {"MLFLOW_TRACKING_URI": "https://joe:s3cr3t@mlflow.example"})
     assert hidden == {"MLFLOW_TRACKING_URI": "https://joe:s3cr3t@mlflow.example"}

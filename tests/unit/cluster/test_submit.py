@@ -1,6 +1,10 @@
+import contextlib
+from types import SimpleNamespace
+
 import pytest
 
-from cluster.submit import _content_of, make_entrypoint, make_parcel
+import cluster.submit as submit_module
+from cluster.submit import content_of, make_entrypoint, make_parcel, submit
 from pipelines.errors import InputError
 
 FAR = "http://10.0.0.5:8265"
@@ -67,15 +71,110 @@ def test_arguments_reach_the_shell_quoted():
     assert make_entrypoint(parcel, is_hidden=False) == "python -m pipelines.cli.main data show 's3://b/$(reboot); x'"
 
 
-def test_the_derived_key_follows_command_and_config(tmp_path):
+def test_the_derived_key_follows_command_config_and_variables(tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text("epochs: 1\n")
 
-    def content(*args):
-        return _content_of(make_parcel("train", [*args, "--out", "s3://b/r"], address=FAR), "cluster")
+    def content(*args, seen=(("A", "1"),), hidden=("TOKEN",)):
+        return content_of(make_parcel("train", [*args, "--out", "s3://b/r"], address=FAR), dict(seen), hidden)
 
     first = content(str(config))
     assert content(str(config)) == first
     assert content(str(config), "seed=2") != first
+    assert content(str(config), seen=(("A", "2"),)) != first
+    assert content(str(config), hidden=()) != first
     config.write_text("epochs: 2\n")
     assert content(str(config)) != first
+
+
+@pytest.mark.parametrize("words", [["photos.zip"], ["cifar10", "--dataset", "s3://b/photos.tar.gz"]])
+def test_training_as_a_job_does_not_ingest_on_its_way(words):
+    with pytest.raises(
+        InputError, match="a submitted train takes a dataset, and .* is an archive of images"
+    ) as refused:
+        make_parcel("train", [*words, "--out", "s3://b/r"], address=FAR)
+    assert refused.value.mend == (
+        f"resnet submit ingest {words[-1]} --out s3://BUCKET/DATASET, then --dataset s3://BUCKET/DATASET"
+    )
+
+
+class Cluster:
+    """What `submit` asks of Ray's client; a job ends when told."""
+
+    def __init__(self):
+        self.jobs = {}
+        self.lose_answer = False
+
+    def list_jobs(self):
+        return list(self.jobs.values())
+
+    def get_job_info(self, submission_id):
+        return self.jobs[submission_id]
+
+    def submit_job(self, *, entrypoint, submission_id, metadata, **_):
+        if submission_id in self.jobs:
+            raise RuntimeError(f"Job with submission_id {submission_id} already exists.")
+        self.jobs[submission_id] = SimpleNamespace(
+            submission_id=submission_id, job_id=None, entrypoint=entrypoint, metadata=metadata, status="RUNNING",
+            start_time=1, end_time=None, message="", driver_exit_code=None,
+        )  # fmt: skip
+        if self.lose_answer:
+            raise RuntimeError("Request failed with status code 502: bad gateway.")
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    fake = Cluster()
+    monkeypatch.setattr(submit_module, "job_client", lambda address: contextlib.nullcontext(fake))
+    monkeypatch.setattr(submit_module, "stage_code", lambda target: [])
+    return fake
+
+
+def test_a_key_is_one_job_while_it_runs_and_after_it_succeeded(fake):
+    first = submit("data", ["show", "s3://b/d"], FAR, key="k")
+    assert first.is_new
+    again = submit("data", ["show", "s3://b/d"], FAR, key="k")
+    assert (again.is_new, again.submission_id) == (False, first.submission_id)
+    fake.jobs[first.submission_id].status = "SUCCEEDED"
+    assert not submit("data", ["show", "s3://b/d"], FAR, key="k").is_new
+    fake.jobs[first.submission_id].status = "FAILED"
+    third = submit("data", ["show", "s3://b/d"], FAR, key="k")
+    assert third.is_new
+    assert third.submission_id == first.submission_id[:-1] + "2"
+
+
+def test_without_a_key_a_finished_command_runs_again(fake):
+    first = submit("data", ["show", "s3://b/d"], FAR)
+    assert not submit("data", ["show", "s3://b/d"], FAR).is_new
+    fake.jobs[first.submission_id].status = "SUCCEEDED"
+    assert submit("data", ["show", "s3://b/d"], FAR).is_new
+
+
+def test_a_lost_answer_leaves_one_job(fake):
+    fake.lose_answer = True
+    submission = submit("data", ["show", "s3://b/d"], FAR, key="k")
+    assert not submission.is_new
+    assert list(fake.jobs) == [submission.submission_id]
+
+
+def test_a_refusal_that_left_no_job_goes_on_as_it_is(fake, monkeypatch):
+    def refuse(**_):
+        raise RuntimeError("no space")
+
+    monkeypatch.setattr(fake, "submit_job", refuse)
+    with pytest.raises(RuntimeError, match="no space"):
+        submit("data", ["show", "s3://b/d"], FAR, key="k")
+
+
+def test_a_key_of_another_command_is_refused(fake, monkeypatch):
+    submit("data", ["show", "s3://b/d"], FAR, key="k")
+    with pytest.raises(InputError) as refused:
+        submit("data", ["show", "s3://b/other"], FAR, key="k")
+    assert str(refused.value) == (
+        "InputError: the key stands for another command on this cluster: python -m pipelines.cli.main data show s3://b/d\n"
+        "  where: --key\n"
+        "  mend:  give this command another key; config files and variables count as part of it"
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere:5000")
+    with pytest.raises(InputError, match="the key stands for another command"):
+        submit("data", ["show", "s3://b/d"], FAR, key="k")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.dataset.shards import read_shard_list
-from pipelines.errors import DataError, InputError, RegistryError
+from pipelines.errors import ConfigError, DataError, InputError, RegistryError
 from pipelines.image.preprocess import Preprocess
 from pipelines.image.resize import Geometry
 from pipelines.package.describe import PackageDescription, write_package
@@ -268,3 +268,35 @@ def test_a_pinned_version_is_planned_without_a_registry(archives):
     other = plan(pinned.model_copy(update={"batch_size": 5, "num_actors": 3, "out": "elsewhere"}))
     assert other.key == made.key
     assert plan(pinned.model_copy(update={"precision": "bf16"})).key != made.key
+
+
+def test_a_gpu_where_there_is_none_is_refused_before_any_work(archives, package, tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="use_gpu is true and torch can use no GPU here"):
+        run(archives["zip"], package, tmp_path / "out", never, use_gpu=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_alias_that_moved_in_between_is_refused_naming_the_first_version(archives, package, tmp_path, monkeypatch):
+    from pipelines.package.resolve import ResolvedPackage, resolve_ref
+
+    sha256 = resolve_ref(str(package)).weights_sha256
+    versions = iter([("1", sha256), ("1", sha256), ("2", "b" * 64)])
+
+    def resolve(ref, tracking):
+        version, weights = next(versions)
+        return ResolvedPackage(ref, str(package), "birds", version, weights)
+
+    monkeypatch.setattr("pipelines.score.plan.resolve_ref", resolve)
+
+    def first_unit(job, units):
+        yield score_unit(units[0], job, load_model(job.package))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(archives["zip"], "models:/birds@champion", tmp_path / "out", first_unit)
+    with pytest.raises(InputError, match="the model is another one") as refused:
+        run(archives["zip"], "models:/birds@champion", tmp_path / "out")
+    assert refused.value.mend == "choose another --out, or finish that run with --model models:/birds/1"
