@@ -90,7 +90,7 @@ def test_the_derived_key_follows_command_config_and_variables(tmp_path):
 @pytest.mark.parametrize("words", [["photos.zip"], ["cifar10", "--dataset", "s3://b/photos.tar.gz"]])
 def test_training_as_a_job_does_not_ingest_on_its_way(words):
     with pytest.raises(
-        InputError, match="a submitted train takes a dataset, and .* is an archive of images"
+        InputError, match=r"a submitted train takes a dataset, and .* is an archive of images"
     ) as refused:
         make_parcel("train", [*words, "--out", "s3://b/r"], address=FAR)
     assert refused.value.mend == (
