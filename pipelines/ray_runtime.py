@@ -9,11 +9,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from pipelines.capacity import available_cpus
 from pipelines.config.strict import StrictModel, runtime_field
 from pipelines.errors import ClusterError
 from pipelines.redact import is_secret_name, redact
+
+logger = logging.getLogger(__name__)
 
 _PASSED_PREFIXES = ("AWS_", "AZURE_", "GOOGLE_", "MLFLOW_", "RESNET_")
 
@@ -128,18 +131,28 @@ def _connect(address: str, settings: RayConfig) -> None:
             environment = {"env_vars": _not_in_job(worker_environment()), **_make_secrets_hook()}
             ray.init(address=address, runtime_env=environment, **common)
         else:
-            ray.init(
-                address="local",
-                num_cpus=settings.num_cpus or available_cpus(),
-                include_dashboard=False,
-                **common,
-            )
+            _start(settings, common)
     except Exception as error:  # the boundary to Ray: a node that starts too slowly is a bare Exception there
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ClusterError(
             f"cannot start or reach Ray at {address or 'this machine'}: {first}",
             mend="check the address and RAY_AUTH_MODE=token with its token, or run `resnet doctor`",
         ) from error
+
+
+def _start(settings: RayConfig, common: dict[str, Any]) -> None:
+    """Start an embedded cluster; Ray gives a node 30 s to come up, which a busy machine may exceed once."""
+    import ray
+
+    options = {"num_cpus": settings.num_cpus or available_cpus(), "include_dashboard": False, **common}
+    try:
+        ray.init(address="local", **options)
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        logger.warning("Ray did not come up in time; starting it once more")
+        ray.shutdown()
+        ray.init(address="local", **options)
 
 
 def _not_in_job(environment: dict[str, str]) -> dict[str, str]:
