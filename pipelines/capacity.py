@@ -90,21 +90,52 @@ def check_fits(*, what: str, need: dict[str, float], have: dict[str, float]) -> 
             )
 
 
+def check_places(*, what: str, workers: int, cpus: float, node_cpus: Sequence[float]) -> None:
+    """Refuse workers that the cluster has CPUs enough for, but no node or too few nodes to hold one each.
+
+    Raises:
+        ClusterError: fewer workers can be placed than are wanted.
+    """
+    places = sum(math.floor(have / cpus + 1e-9) for have in node_cpus)
+    if places < workers:
+        raise ClusterError(
+            f"{what} needs {workers} places of {cpus:g} CPUs, and the nodes have {places}"
+            f" (the largest has {max(node_cpus, default=0):g} CPUs)",
+            mend="lower cpus_per_worker or num_workers, or use larger nodes",
+        )
+
+
 def check_gpu(*, use_gpu: bool) -> None:
     """Refuse a GPU request where torch can use none, and say when a GPU is there that torch cannot use.
 
     Raises:
         ConfigError: GPUs are asked for and torch sees none.
     """
-    if not use_gpu:
-        return
+    if use_gpu:
+        _check_torch("cuda", "use_gpu is true", "set use_gpu=false")
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch cannot use here; `auto` and `cpu` always can be.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if device not in ("auto", "cpu"):
+        _check_torch(device, f"device is {device}", "set device=cpu")
+
+
+def _check_torch(device: str, asked: str, cure: str) -> None:
     import torch
 
-    if torch.cuda.is_available():
+    kind, _, number = device.partition(":")
+    usable = torch.backends.mps.is_available() if kind == "mps" else torch.cuda.is_available()
+    if usable and (not number or int(number) < torch.cuda.device_count()):
         return
-    present = os.path.exists("/proc/driver/nvidia/version")
-    raise ConfigError(
-        "use_gpu is true and torch can use no GPU here"
-        + (", although an NVIDIA driver is loaded (driver and torch build do not match)" if present else ""),
-        mend="set use_gpu=false, or run `resnet doctor` to see what is missing",
-    )
+    if usable:
+        found = f"torch can use {torch.cuda.device_count()} GPUs here, numbered from 0"
+    elif kind == "cuda" and os.path.exists("/proc/driver/nvidia/version"):
+        found = "torch can use no GPU here, although an NVIDIA driver is loaded (driver and torch build do not match)"
+    else:
+        found = "torch can use no GPU here"
+    raise ConfigError(f"{asked} and {found}", mend=f"{cure}, or run `resnet doctor` to see what is missing")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -60,11 +60,11 @@ class Storage:
             InputError: the scheme is unknown.
         """
         text = str(uri)
-        scheme, separator, _ = text.partition("://")
+        scheme, separator, rest = text.partition("://")
         if not separator:
             return LocalStorage(os.path.abspath(os.path.expanduser(text)))
         if scheme == "file":
-            return LocalStorage(os.path.abspath(unquote(urlsplit(text).path)))
+            return LocalStorage(os.path.abspath(unquote(rest)))
         if scheme == "memory" or scheme in _REMOTE_SCHEMES:
             return ObjectStorage(text)
         raise InputError(
@@ -95,9 +95,14 @@ class Storage:
         """
         raise StorageError(f"{self!r} cannot be read")
 
+    def stat(self, path: str) -> StoredFile | None:
+        """Return size, time and tag of one object, or None where there is none."""
+        raise StorageError(f"{self!r} cannot be read")
+
     def size(self, path: str) -> int | None:
         """Return the size of an object in bytes, or None where there is none."""
-        raise StorageError(f"{self!r} cannot be read")
+        file = self.stat(path)
+        return None if file is None else file.size
 
     def exists(self, path: str) -> bool:
         """Return whether the object is there."""
@@ -148,15 +153,19 @@ class LocalStorage(Storage):
             return file.read() if length is None else file.read(length)
 
     @override
-    def size(self, path: str) -> int | None:
-        target = self._path(path)
-        return target.stat().st_size if target.is_file() else None
+    def stat(self, path: str) -> StoredFile | None:
+        with self._faults(path, "read"):
+            target = self._path(path)
+            if not target.is_file():
+                return None
+            status = target.stat()
+            return StoredFile(path, status.st_size, status.st_mtime, "")
 
     @override
     def list(self, prefix: str = "") -> list[StoredFile]:
         found: list[StoredFile] = []
         with self._faults(prefix, "list"):
-            _walk(self._path(prefix.strip("/")), prefix.strip("/"), found)
+            _walk(self._path(prefix.strip("/")), prefix.strip("/"), found, ())
         return sorted(found, key=lambda file: file.path)
 
     @override
@@ -169,7 +178,7 @@ class LocalStorage(Storage):
     @override
     def create(self, path: str, data: bytes) -> None:
         target = self._path(path)
-        if target.exists():
+        if self.exists(path):
             raise AlreadyExists(f"{target} already exists")
         with self._faults(path, "write"), self._temporary(data, target.parent) as temporary:
             try:
@@ -224,13 +233,21 @@ class ObjectStorage(Storage):
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
-        parts = urlsplit(uri)
-        self._prefix = parts.path.strip("/")
+        # Split by hand: to a URL parser `#` and `?` end a path, and two outputs would become one prefix.
+        scheme, _, rest = uri.partition("://")
+        bucket, _, prefix = rest.partition("/")
+        self._prefix = prefix.strip("/")
         self._store: ObjectStore
-        if parts.scheme == "memory":
-            self._store = _MEMORY_STORES.setdefault(parts.netloc, MemoryStore())
-        else:
-            self._store = from_url(f"{parts.scheme}://{parts.netloc}")
+        if scheme == "memory":
+            self._store = _MEMORY_STORES.setdefault(bucket, MemoryStore())
+            return
+        try:
+            self._store = from_url(f"{scheme}://{bucket}")
+        except (BaseError, ValueError) as error:
+            raise StorageError(
+                f"{uri} cannot be opened: {str(error).strip().splitlines()[0]}",
+                mend="check the address and the store's settings in the environment",
+            ) from error
 
     def _key(self, path: str) -> str:
         return f"{self._prefix}/{path}".strip("/")
@@ -246,10 +263,11 @@ class ObjectStorage(Storage):
             return bytes(whole)[offset:] if offset else bytes(whole)
 
     @override
-    def size(self, path: str) -> int | None:
+    def stat(self, path: str) -> StoredFile | None:
         try:
             with self._faults(path, "read"):
-                return int(obstore.head(self._store, self._key(path))["size"])
+                entry = obstore.head(self._store, self._key(path))
+                return StoredFile(path, entry["size"], entry["last_modified"].timestamp(), entry["e_tag"] or "")
         except NotFound:
             return None
 
@@ -288,7 +306,7 @@ class ObjectStorage(Storage):
     def open_file(self, path: str) -> BinaryIO:
         with self._faults(path, "read"):
             reader = obstore.open_reader(self._store, self._key(path))
-        return cast(BinaryIO, io.BufferedReader(_RangeFile(reader), buffer_size=1 << 20))
+        return cast(BinaryIO, io.BufferedReader(_RangeFile(reader, self, path), buffer_size=1 << 20))
 
     @contextlib.contextmanager
     def _faults(self, path: str, verb: str) -> Iterator[None]:
@@ -310,8 +328,10 @@ class ObjectStorage(Storage):
 class _RangeFile(io.RawIOBase):
     """A raw file over obstore's reader, so that the standard library buffers it and pyarrow accepts it."""
 
-    def __init__(self, reader: obstore.ReadableFile) -> None:
+    def __init__(self, reader: obstore.ReadableFile, owner: ObjectStorage, path: str) -> None:
         self._reader = reader
+        self._owner = owner
+        self._path = path
 
     def readable(self) -> bool:
         return True
@@ -320,30 +340,37 @@ class _RangeFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return int(self._reader.seek(offset, whence))
+        with self._owner._faults(self._path, "read"):
+            return int(self._reader.seek(offset, whence))
 
     def tell(self) -> int:
         return int(self._reader.tell())
 
     def readinto(self, buffer: object) -> int:
         view = memoryview(buffer)  # type: ignore[arg-type]
-        data = self._reader.read(len(view))
+        with self._owner._faults(self._path, "read"):
+            data = self._reader.read(len(view))
         view[: len(data)] = memoryview(data)
         return len(data)
 
 
-def _walk(folder: Path, relative: str, found: list[StoredFile]) -> None:
+def _walk(folder: Path, relative: str, found: list[StoredFile], above: tuple[tuple[int, int], ...]) -> None:
+    """Add the files below a folder; a link to a folder that it lies in is not followed round and round."""
     if not folder.is_dir():
         return
+    here = folder.stat()
+    above = (*above, (here.st_dev, here.st_ino))
     with os.scandir(folder) as entries:
         for entry in entries:
             path = f"{relative}/{entry.name}" if relative else entry.name
             if path == TEMPORARY:
                 continue
-            if entry.is_dir():
-                _walk(Path(entry.path), path, found)
-            elif entry.is_file():
+            with contextlib.suppress(FileNotFoundError):  # gone since the folder was read
                 status = entry.stat()
+                if entry.is_dir() and (status.st_dev, status.st_ino) not in above:
+                    _walk(Path(entry.path), path, found, above)
+                if not entry.is_file():
+                    continue
                 found.append(StoredFile(path, status.st_size, status.st_mtime, ""))
 
 

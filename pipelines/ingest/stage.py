@@ -47,6 +47,7 @@ def run(config: IngestConfig, run_units: RunUnits | None = None) -> IngestResult
     source = open_source(config.source, config.source_name)
     plan = make_plan(config, source)
     store = Storage.open(plan.out)
+    _check_apart(source, store)
     standing = read_version(store, stage_format=DATASET_FORMAT)
     if standing is not None:
         if standing["sources"].get(source.name) == plan.key:
@@ -131,6 +132,15 @@ def _collect(
             if bad > config.max_quarantined_fraction * total:
                 break  # no later unit can mend it, and `check_budget` says what it was
     return done
+
+
+def _check_apart(source: Source, store: Storage) -> None:
+    """Refuse an output below the source: the next listing would find the dataset's own files among the images."""
+    if f"{store.uri}/".startswith(f"{source.uri.rstrip('/')}/"):
+        raise InputError(
+            f"the output {store.uri} lies inside the source {source.uri}",
+            mend="choose an --out outside of the images' folder",
+        )
 
 
 def _check_whole(config: IngestConfig, source: Source, listing: Listing) -> None:

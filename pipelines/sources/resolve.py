@@ -66,7 +66,7 @@ def _open_file(storage: Storage, path: str, size: int, name: str) -> Source:
 
 
 def _missing(uri: str, storage: Storage) -> InputError:
-    if storage.is_local and PurePosixPath(storage.uri) and _is_folder(storage.uri):
+    if storage.is_local and _is_folder(storage.uri):
         return InputError(f"no images in {uri}; it is empty", mend=f"give {KINDS}")
     return InputError(f"source {uri} does not exist", where=storage.uri, mend="check the path; it is taken from here")
 

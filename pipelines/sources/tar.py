@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from typing_extensions import override
 
+from pipelines.errors import InputError
 from pipelines.sources.base import Entry, Found, Listing, Member, Source, Unit, make_listing, member_of
 from pipelines.sources.byte_stream import DECOMPRESSORS, PackedStream, PlainStream
 from pipelines.sources.tar_walk import TarMember, walk_tar
@@ -67,7 +68,9 @@ class TarSource(Source):
     @override
     def listing_digest(self) -> str:
         # one look at the archive instead of a pass over its headers: its names follow from its bytes
-        (file,) = [file for file in self._storage.list(_folder_of(self._path)) if file.path == self._path]
+        file = self._storage.stat(self._path)
+        if file is None:
+            raise InputError(f"{self.uri} is gone", mend="check the path and run the command again")
         state = file.etag or f"{file.modified:.6f}"
         return hashlib.sha256(f"{file.size}\0{state}".encode()).hexdigest()
 
@@ -121,7 +124,3 @@ def _checked(entry: Entry, data: bytes) -> Member:
     if not entry.reason and len(data) != entry.size:
         return member_of(entry, None, "CHANGED", "the archive changed after it was listed")
     return member_of(entry, data)
-
-
-def _folder_of(path: str) -> str:
-    return path.rpartition("/")[0]

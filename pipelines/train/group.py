@@ -64,6 +64,12 @@ def train_in_workers(
         need={name: amount * config.num_workers for name, amount in resources.items()},
         have={"CPU": session.num_cpus, "GPU": session.num_gpus},
     )
+    capacity.check_places(
+        what=f"training with {config.num_workers} workers",
+        workers=config.num_workers,
+        cpus=resources["CPU"],
+        node_cpus=session.node_cpus,
+    )
     for note in (STOP, FAILURE):
         run.delete(note)
     settings = {"config": config.model_dump_json(), "run": run.uri, "threads": cpus, "use_gpu": use_gpu}

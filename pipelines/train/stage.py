@@ -93,7 +93,8 @@ def run(config: TrainConfig) -> TrainResult:
                 },
                 "epochs": outcome.epochs,
                 "records": [record.to_json() for record in outcome.records],
-                "config": config.model_dump(mode="json"),
+                # Addresses may hold a password, and say nothing about the network.
+                "config": config.model_dump(mode="json", exclude={"tracking", "ray"}),
             },
         )
     return _result(plan, store, catalog, skipped=False)

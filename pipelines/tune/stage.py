@@ -156,7 +156,9 @@ def _publish(
                 "mlflow_run_id": winner["mlflow_run_id"],
             },
             "trials": board,
-            "config": config.model_dump(mode="json"),
+            "config": config.model_dump(
+                mode="json", exclude={"tracking": True, "ray": True, "train": {"tracking", "ray"}}
+            ),
         },
     )
 

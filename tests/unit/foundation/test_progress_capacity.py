@@ -6,8 +6,15 @@ import io
 
 import pytest
 
-from pipelines.capacity import check_fits, cpus_per_worker, tune_concurrency, worker_resources
-from pipelines.errors import ClusterError
+from pipelines.capacity import (
+    check_device,
+    check_fits,
+    check_places,
+    cpus_per_worker,
+    tune_concurrency,
+    worker_resources,
+)
+from pipelines.errors import ClusterError, ConfigError
 from pipelines.progress import Progress, format_duration
 
 
@@ -52,3 +59,33 @@ def test_worker_requests() -> None:
     assert cpus_per_worker(3, 12, node_cpus=(7, 5)) == 3
     with pytest.raises(ClusterError, match="train needs 4 CPU, and the cluster has 2"):
         check_fits(what="train", need={"CPU": 4.0}, have={"CPU": 2.0})
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("os.path.exists", lambda path: False)
+    check_device("auto")
+    check_device("cpu")
+    with pytest.raises(ConfigError) as refused:
+        check_device("cuda:1")
+    assert refused.value.what == "device is cuda:1 and torch can use no GPU here"
+    assert refused.value.mend == "set device=cpu, or run `resnet doctor` to see what is missing"
+    monkeypatch.setattr("os.path.exists", lambda path: path == "/proc/driver/nvidia/version")
+    with pytest.raises(ConfigError, match="although an NVIDIA driver is loaded"):
+        check_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    check_device("cuda")
+    check_device("cuda:0")
+    with pytest.raises(ConfigError, match="device is cuda:1 and torch can use 1 GPUs here, numbered from 0"):
+        check_device("cuda:1")
+
+
+def test_workers_must_fit_on_nodes_not_only_on_the_cluster() -> None:
+    check_places(what="training", workers=2, cpus=2, node_cpus=(2, 2))
+    with pytest.raises(
+        ClusterError, match=r"needs 1 places of 4 CPUs, and the nodes have 0 \(the largest has 2 CPUs\)"
+    ):
+        check_places(what="training", workers=1, cpus=4, node_cpus=(2, 2))

@@ -127,3 +127,27 @@ def test_unknown_scheme_is_refused() -> None:
         Storage.open("ftp://host/x")
     assert "unknown scheme 'ftp'" in str(raised.value)
     assert "give a local path" in raised.value.mend
+
+
+@pytest.mark.parametrize("mark", ["#", "?", "%20"])
+def test_marks_that_urls_give_a_meaning_stay_part_of_the_path(mark: str) -> None:
+    place = f"memory://{uuid.uuid4().hex}"
+    Storage.open(f"{place}/run{mark}1").put("a", b"1")
+    Storage.open(f"{place}/run{mark}2").child("b").put("a", b"2")
+    assert [file.path for file in Storage.open(place).list()] == [f"run{mark}1/a", f"run{mark}2/b/a"]
+
+
+def test_a_link_to_a_folder_above_is_not_followed_for_ever(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.jpg").write_bytes(b"1")
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    assert [file.path for file in Storage.open(tmp_path).list()] == ["a/x.jpg"]
+
+
+def test_stat_says_size_and_time(storage: Storage) -> None:
+    storage.put("a", b"123")
+    found = storage.stat("a")
+    assert found is not None
+    assert (found.path, found.size) == ("a", 3)
+    assert found.modified > 1e9
+    assert storage.stat("b") is None

@@ -370,3 +370,10 @@ def test_a_second_attempt_never_counts_twice(folder: Path, tmp_path: Path) -> No
     assert dataset.catalog["rows"] == 70
     shards = [path for path in (tmp_path / "out" / "data").rglob("part-*.parquet")]
     assert len(shards) == 3  # the loser's files are gone after publishing
+
+
+def test_an_output_inside_the_source_is_refused(folder: Path) -> None:
+    with pytest.raises(InputError) as raised:
+        ingest(folder, folder / "runs" / "x")
+    assert "lies inside the source" in str(raised.value)
+    assert "choose an --out outside" in raised.value.mend
