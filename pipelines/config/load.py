@@ -238,6 +238,7 @@ def _explain(cls: type[BaseModel], path: tuple[str, ...], fault: ErrorDetails) -
         what, _, mend = message.partition("; mend: ")
         return (f"{name}: {what}" if path else what), mend
     words = fault["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    words = words.replace("String should match pattern", "text that fits the pattern")
     example = f"for example {name}={_example(fault)}" if _example(fault) else ""
     return f"{name} is {json.dumps(value, default=str)}; it must be {words}", example
 

@@ -33,8 +33,8 @@ class EvaluateConfig(StrictModel):
     batch_size: int = runtime_field(128, ge=1, le=8192)
     """Images a forward pass; another size changes probabilities by rounding alone (below 1e-5)."""
 
-    device: str = runtime_field("auto", min_length=1)
-    """torch's name of a device; auto: a GPU when torch can use one, else the CPU. The arithmetic is float32."""
+    device: str = runtime_field("auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$")
+    """cpu, cuda, cuda:1 or mps; auto: a GPU when torch can use one, else the CPU. The arithmetic is float32."""
 
     tracking: TrackingConfig = runtime_field(default_factory=TrackingConfig)
     """Where `models:/` addresses are looked up, and where the figures are added to the model's run."""

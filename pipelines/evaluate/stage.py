@@ -7,6 +7,7 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipelines.capacity import check_device
 from pipelines.config.strict import output_values
 from pipelines.errors import InputError
 from pipelines.evaluate.config import EvaluateConfig
@@ -34,6 +35,7 @@ def run(config: EvaluateConfig) -> EvaluateResult:
     """Measure the model on the split and publish figures, pictures, predictions and the page of mistakes.
 
     Raises:
+        ConfigError: the device is not there.
         InputError: model and dataset cannot be evaluated together, or the folder holds something else.
         DataError: a stored image or shard is damaged.
     """
@@ -43,6 +45,7 @@ def run(config: EvaluateConfig) -> EvaluateResult:
     standing = read_catalog(out)
     if standing is not None and standing.get("key") == planned.key:
         return _result(config, planned, standing, skipped=True)
+    check_device(config.device)
     open_run(out, "evaluate", planned.key, {})
     catalog = publish_catalog(out, _evaluate(config, inputs, planned, out))
     return _result(config, planned, catalog, skipped=False)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipelines.cli.main import run_command
 from tests.factories import make_jpeg, make_png, make_zip, write_class_folder
@@ -23,21 +24,24 @@ def outcome(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, s
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("ingest", "nowhere"), "nowhere"),
-        (("ingest", "empty"), "empty"),
-        (("ingest", "cut.zip"), "cut.zip"),
-        (("ingest", "labels.csv"), "labels.csv"),
+        (("ingest", "nowhere"), "source nowhere does not exist"),
+        (("ingest", "empty"), "no images in empty; it is empty"),
+        (("ingest", "cut.zip"), "cut.zip is damaged: the zip has no directory at its end: it is cut"),
+        (("ingest", "labels.csv"), "labels.csv is a table (.csv), and a place that holds the images"),
         (("ingest", "photos", "split.tst=0.1"), "unknown key split.tst"),
         (("ingest", "photos", "--out", "taken"), "holds something else (for example thesis.txt)"),
         (("ingest", "photos", "--config", "phtos"), "ingest has no preset 'phtos'"),
         (("train", "nowhere"), "nowhere is no preset of train"),
         (("train", "default"), "dataset is missing"),
         (("train", "default", "--dataset", "photos", "epochs=-1"), "epochs is -1; it must be greater than"),
-        (("evaluate", "nowhere", "photos"), "nowhere"),
-        (("score", "photos.zip", "--model", "nowhere"), "nowhere"),
+        (("evaluate", "nowhere", "photos"), "nowhere is no package: it holds no model.json"),
+        (("evaluate", "nowhere", "photos", "device=gpu"), 'device is "gpu"; it must be text that fits the pattern'),
+        (("score", "photos.zip", "--model", "nowhere"), "nowhere is no package: it holds no model.json"),
         (("run", "demo", "train.epoch=3"), "unknown key train.epoch"),
         (("run", "demo", "--only", "trian"), "--only trian: this run has no such stage"),
         (("run", "demo", "--only", "train"), "--only train: demo-data is not done"),
+        (("run", "demo", "--from", "score", "--only", "evaluate"), "--from score and --only evaluate name two stages"),
+        (("run", "demo", "train.out=elsewhere"), "train.out is 'elsewhere', but a run connects its stages itself"),
         (("run", "nowhere.yaml"), "config file nowhere.yaml does not exist"),
         (("data", "show", "photos"), "there is no dataset at"),
         (("config", "validate", "train", "epochs=no"), "epochs"),
@@ -63,7 +67,7 @@ def test_a_mistake_is_refused_with_exit_code_2(
 
 @pytest.mark.integration
 def test_damaged_images_are_kept_apart_and_the_rest_is_whole(
-    workspace: Path, capsys: pytest.CaptureFixture[str], ray_local: None
+    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, ray_local: None
 ) -> None:
     photos = write_class_folder(workspace / "photos", {"cat": 12, "dog": 12}, size=16)
     (photos / "cat" / "empty.jpg").write_bytes(b"")
@@ -74,11 +78,12 @@ def test_damaged_images_are_kept_apart_and_the_rest_is_whole(
     code, out, error = outcome(capsys, "ingest", "photos", "--out", "d", "max_quarantined_fraction=0.5", "--json")
     assert code == 0, error
     assert json.loads(out)["figures"]["images"] == 25
+    assert "1 class has one image only (bird): it can be learned from but not measured" in error
     code, out, _ = outcome(capsys, "data", "show", "d", "--json")
     facts = json.loads(out)
     reasons = {row["key"]: row["reason"] for row in facts["quarantine"]}
     assert reasons == {"cat/empty.jpg": "EMPTY", "cat/text.jpg": "NOT_IMAGE", "dog/cut.jpg": "TRUNCATED"}
-    assert facts["splits"]["train"]["labels"]["bird"] == 1  # a class of one image can be learned, not measured
+    assert facts["splits"]["train"]["labels"]["bird"] == 1
 
     code, out, _ = outcome(capsys, "data", "verify", "d")
     assert (code, out.splitlines()[0].endswith("whole, 25 rows")) == (0, True)
@@ -94,6 +99,7 @@ def test_damaged_images_are_kept_apart_and_the_rest_is_whole(
     assert code == 3
     assert "is damaged: 1 problem, first data/" in error
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     code, _, error = outcome(capsys, "train", "d", "epochs=1", "use_gpu=true", "tracking.enabled=false")
     assert code == 2
-    assert "use_gpu is true" in error
+    assert "use_gpu is true and torch can use no GPU here" in error

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.errors import InputError
+from pipelines.errors import ConfigError, InputError
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.plan import plan
 from pipelines.evaluate.record import run_of_catalog
@@ -152,3 +152,15 @@ def test_run_of_a_model_is_found_in_train_and_tune_catalogs() -> None:
     trials = [{"id": "0001", "mlflow_run_id": "t1"}, {"id": "0002", "mlflow_run_id": "t2"}]
     assert run_of_catalog({"stage": "tune", "best": {"trial": "0002"}, "trials": trials}) == "t2"
     assert run_of_catalog({"stage": "train"}) == ""
+
+
+def test_a_device_that_is_not_there_is_refused_before_any_work(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device is cuda and torch can use no GPU here") as refused:
+        run(config(world, out=str(tmp_path / "out"), device="cuda"))
+    assert refused.value.exit_code == 2
+    assert not (tmp_path / "out").exists()
