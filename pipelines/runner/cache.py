@@ -66,6 +66,16 @@ def published(stage: str, out: str) -> dict[str, Any] | None:
     return read_catalog(storage)
 
 
+def is_of(stage: str, catalog: Mapping[str, Any] | None, key: str) -> bool:
+    """Return whether a catalog is, or builds on, what a stage made under a key.
+
+    A dataset stays what it was ingested from: patches and compaction publish versions under keys of their own.
+    """
+    if catalog is None:
+        return False
+    return key in catalog.get("sources", {}).values() if stage == "ingest" else catalog.get("key") == key
+
+
 def decide(
     stage: str, config: StrictModel, root: str, *, force: bool, before: Mapping[str, Any]
 ) -> tuple[Decision, Plan]:
@@ -91,7 +101,7 @@ def _folders(stage: str, base: str, key: str) -> tuple[str, str]:
     for generation in range(1, _MAX_GENERATIONS):
         candidate = base if generation == 1 else f"{base}-{generation}"
         catalog = published(stage, candidate)
-        if catalog is None or catalog.get("key") != key:
+        if not is_of(stage, catalog, key):
             return standing, candidate
         standing = candidate
     raise InputError(f"{base} was run again {_MAX_GENERATIONS} times", mend=f"delete some of {base}-N")

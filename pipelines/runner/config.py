@@ -40,6 +40,17 @@ CONNECTIONS: tuple[tuple[str, str, str], ...] = (
     ("register", "dataset", DATASET),
     ("score", "model", REGISTERED),
 )
+# What the runner alone gives: section and dotted key; empty until the stage is reached.
+OURS: tuple[tuple[str, str], ...] = (
+    ("ingest", "out"),
+    ("train", "out"),
+    ("tune", "out"),
+    ("tune", "train.out"),
+    ("evaluate", "out"),
+    ("register", "out"),
+    ("score", "out"),
+    ("score", "model_sha256"),
+)
 # Settings that are said once, at the top, and hold for every section that has them.
 SHARED = ("tracking", "ray")
 
@@ -94,7 +105,7 @@ with warnings.catch_warnings():
 
         @model_validator(mode="after")
         def _inputs_are_ours(self) -> Self:
-            for section, key, reference in CONNECTIONS:
+            for section, key, reference in (*CONNECTIONS, *((*ours, "") for ours in OURS)):
                 part = getattr(self, section)
                 if part is None:
                     continue
@@ -102,7 +113,7 @@ with warnings.catch_warnings():
                 if value != reference:
                     raise ValueError(
                         f"{section}.{key} is {value!r}, but a run connects its stages itself; mend: "
-                        f"leave {section}.{key} out" + (" and set source" if reference == SOURCE else "")
+                        f"leave {section}.{key} out{_instead(key, reference)}"
                     )
             return self
 
@@ -127,6 +138,13 @@ def connect(values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(result.get(section), dict):
             _share(result, section)
     return result
+
+
+def _instead(key: str, reference: str) -> str:
+    """Return what to set in place of a setting that the runner fills in."""
+    if reference == SOURCE:
+        return " and set source"
+    return " and set out" if key.rpartition(".")[2] == "out" else ""
 
 
 def _share(values: dict[str, Any], section: str) -> None:

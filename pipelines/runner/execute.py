@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from pipelines.config.strict import StrictModel
-from pipelines.errors import DataError
+from pipelines.errors import ConfigError, DataError
 from pipelines.runner import cache, graph, report_plan
 from pipelines.runner.cache import Decision
 from pipelines.runner.config import RunConfig
@@ -75,7 +76,7 @@ def run(config: RunConfig, choice: Choice, *, say: Say, repeat: str) -> StageRes
         repeat: the command line that does the same again, for the report and the closing lines.
 
     Raises:
-        ConfigError: `choice` names a stage that the run does not have.
+        ConfigError: `choice` names a stage that the run does not have, or two that differ.
         InputError: `--only` names a stage whose inputs do not stand.
     """
     root, nodes = root_of(config), _chosen(config, choice)
@@ -117,6 +118,11 @@ def _chosen(config: RunConfig, choice: Choice) -> tuple[Node, ...]:
     nodes = graph.make_graph(config)
     graph.check_stage(nodes, choice.from_stage, "--from")
     graph.check_stage(nodes, choice.only_stage, "--only")
+    if choice.from_stage and choice.only_stage not in ("", choice.from_stage):
+        raise ConfigError(
+            f"--from {choice.from_stage} and --only {choice.only_stage} name two stages",
+            mend=f"give one of them, or both as {choice.only_stage} to run it alone again",
+        )
     if not choice.only_stage:
         return nodes
     # Only what the stage reads, directly or not, has to stand.
@@ -166,7 +172,7 @@ def _run_stage(
 
 def _made(decision: Decision) -> Made:
     catalog = cache.published(decision.stage, decision.out)
-    if catalog is None or catalog.get("key") != decision.key:
+    if catalog is None or not cache.is_of(decision.stage, catalog, decision.key):
         raise DataError(
             f"{decision.stage} ended without publishing its catalog in {decision.out}",
             mend="run the same command again; if it stays, report it",
@@ -190,7 +196,9 @@ def _result(config: RunConfig, made: dict[str, Made], seconds: dict[str, float],
     commands = [repeat]
     if graph.REPORT in made:
         figures["report"] = report_plan.place(root_of(config))
-        commands = [f"python -m webbrowser {figures['report']}", "resnet ui"]
+        commands = ["resnet ui"]
+        if "://" not in root_of(config):
+            commands.insert(0, f"python -m webbrowser {shlex.quote(str(figures['report']))}")
     if "register" in made:
         commands.append(f"resnet models show {made['register'].catalog['name']}")
     figures.update({f"{stage}_s": round(spent, 1) for stage, spent in seconds.items()})

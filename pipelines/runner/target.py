@@ -13,6 +13,7 @@ from pipelines.config.strict import StrictModel
 from pipelines.dataset.catalog import DATASET_FORMAT, parse_ref, read_version
 from pipelines.errors import ConfigError, InputError
 from pipelines.ingest.config import IngestConfig
+from pipelines.ray_runtime import RayConfig
 from pipelines.storage import Storage
 
 C = TypeVar("C", bound=StrictModel)
@@ -128,14 +129,15 @@ def load(
         inputs[_DATASET_KEYS[target.stage]] = target.data
     elif target.kind == "images":
         # A misspelt key of the stage must not show only after a long ingest.
-        load_config(schema, target.config, overrides, {**inputs, _DATASET_KEYS[target.stage]: target.data})
-        inputs[_DATASET_KEYS[target.stage]] = ingest_first(target.data, dry_run=dry_run, say=say)
+        checked = load_config(schema, target.config, overrides, {**inputs, _DATASET_KEYS[target.stage]: target.data})
+        ray = getattr(checked, "ray", RayConfig())
+        inputs[_DATASET_KEYS[target.stage]] = ingest_first(target.data, ray=ray, dry_run=dry_run, say=say)
     return load_config(schema, target.config, overrides, inputs)
 
 
-def ingest_first(source: str, *, dry_run: bool, say: Callable[[str], None]) -> str:
-    """Ingest images with the default settings, once, and return the dataset's address."""
-    config = IngestConfig(source=source)
+def ingest_first(source: str, *, ray: RayConfig, dry_run: bool, say: Callable[[str], None]) -> str:
+    """Ingest images with the default settings, once, on the stage's cluster, and return the dataset's address."""
+    config = IngestConfig(source=source, ray=ray)
     if dry_run:
         from pipelines.ingest.plan import plan
 

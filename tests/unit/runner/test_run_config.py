@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.config.load import find_preset, load_config, preset_names
 from pipelines.errors import ConfigError
-from pipelines.runner.config import RunConfig
+from pipelines.runner.config import OURS, RunConfig
 from pipelines.runner.graph import check_stage, make_graph
 from pipelines.train.config import TrainConfig
 
@@ -72,6 +72,15 @@ def test_a_setting_that_the_runner_fills_in_says_what_to_set_instead() -> None:
     with pytest.raises(ConfigError) as raised:
         demo("ingest.source=photos")
     assert raised.value.mend == "leave ingest.source out and set source"
+
+
+@pytest.mark.parametrize(("section", "key"), OURS)
+def test_what_a_run_would_overwrite_is_refused(section: str, key: str) -> None:
+    value = "a" * 64
+    with pytest.raises(ConfigError) as raised:
+        demo(f"{section}.{key}={value}")
+    assert raised.value.what == f"{section}.{key} is '{value}', but a run connects its stages itself"
+    assert raised.value.mend == f"leave {section}.{key} out" + (" and set out" if key.endswith("out") else "")
 
 
 def test_the_graph_leaves_out_what_is_not_asked_for(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import ConfigError, InputError
+from pipelines.ingest.config import IngestConfig
 from pipelines.runner import target
+from pipelines.stage_output import StageResult
 from pipelines.train.config import TrainConfig
 from tests.factories import make_png
 
@@ -70,6 +72,20 @@ def test_a_dry_run_says_what_would_be_ingested_and_how_it_is_split(images: Path)
         f"ingest: photos would be ingested into {config.dataset} first, split 80% train, 10% val, 10% test, seed 0"
     ]
     assert not Path("runs").exists()
+
+
+def test_images_are_ingested_on_the_cluster_of_the_stage(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[IngestConfig] = []
+
+    def ingest(config: IngestConfig) -> StageResult:
+        seen.append(config)
+        return StageResult("ingest", "runs/photos", "0" * 32, False, {}, ())
+
+    monkeypatch.setattr("pipelines.ingest.stage.run", ingest)
+    resolved = target.resolve("train", "photos")
+    config = target.load(TrainConfig, resolved, ["ray.address=head:6379"], say=lambda _: None)
+    assert (seen[0].source, seen[0].ray.address) == ("photos", "head:6379")
+    assert (config.dataset, config.ray.address) == ("runs/photos", "head:6379")
 
 
 def test_a_misspelt_key_shows_before_images_are_ingested(images: Path) -> None:
