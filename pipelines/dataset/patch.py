@@ -33,6 +33,10 @@ PatchRow = dict[str, Any]
 """One row of `PATCH_SCHEMA`; `old` and `new` are JSON text."""
 
 
+_Row = tuple[str, int, dict[str, Any]]
+"""Path of a shard, row index in it, and the row's values as they stand."""
+
+
 class Unchecked(enum.Enum):
     """Stands where a change does not say what the old value must be."""
 
@@ -103,25 +107,46 @@ def resolve_changes(dataset: Dataset, changes: Sequence[Change]) -> list[PatchRo
     for change in changes:
         _check(change, dataset.task)
         wanted.setdefault(change.image_id, []).append(change)
-    rows: list[PatchRow] = []
-    found: set[str] = set()
+    standing: dict[str, list[_Row]] = {image_id: [] for image_id in wanted}
     for file in dataset.shards():
         for row, values in _current_rows(dataset, file, sorted(wanted)):
-            revived = any(change.field == "live" and change.new for change in wanted[values["image_id"]])
-            if not values["live"] and not revived:
-                continue  # superseded or excluded: what stands elsewhere is meant
-            if values["image_id"] in found:
-                raise InputError(f"image {values['image_id']} stands twice in {dataset.ref}; the patch is not clear")
-            found.add(values["image_id"])
-            for change in wanted[values["image_id"]]:
-                rows += _patch_row(dataset, change, values, file.path, row)
-    if missing := sorted(wanted.keys() - found):
+            standing[values["image_id"]].append((file.path, row, values))
+    rows: list[PatchRow] = []
+    missing = []
+    for image_id, own in wanted.items():
+        meant = _meant_rows(standing[image_id], own)
+        if meant is None:
+            missing.append(image_id)
+        elif len(meant) > 1:
+            raise InputError(f"image {image_id} stands twice in {dataset.ref}; the patch is not clear")
+        else:
+            rows += [
+                patch
+                for shard, row, values in meant
+                for change in own
+                for patch in _patch_row(dataset, change, values, shard, row)
+            ]
+    if missing:
         raise InputError(
             f"image {missing[0]} is not a live row of {dataset.ref}"
             + (f", nor are {len(missing) - 1} more of the patch" if len(missing) > 1 else ""),
             mend=f"list the ids with `resnet data show {dataset.ref}`",
         )
     return rows
+
+
+def _meant_rows(standing: Sequence[_Row], changes: Sequence[Change]) -> list[_Row] | None:
+    """Return the rows of an image that changes are for: its live ones; None where there are none to change.
+
+    Dead rows (superseded, excluded) are meant only by a change that brings one back, and one that takes the image out
+    finds its work done (no rows, nothing to change).
+    """
+    live = [row for row in standing if row[2]["live"]]
+    if live:
+        return live
+    if any(change.field == "live" and change.new for change in changes):
+        return list(standing) or None
+    return [] if standing and all(change.field == "live" for change in changes) else None
 
 
 def add_patch(dataset: Dataset, run_id: str, rows: Sequence[PatchRow]) -> Catalog:

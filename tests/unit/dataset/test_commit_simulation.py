@@ -312,7 +312,9 @@ def explore_named(
 
 
 @pytest.mark.parametrize(
-    "faults", [1, pytest.param(2, marks=pytest.mark.slow)], ids=["one fault", "the rerun is hit too"]
+    "faults",
+    [1, pytest.param(2, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])],
+    ids=["one fault", "the rerun is hit too"],
 )
 @pytest.mark.parametrize(("before", "name"), ALONE)
 def test_every_call_killed_before_or_after_or_its_answer_lost(before, name, faults):
@@ -326,6 +328,7 @@ def test_every_order_of_commands_that_run_at_once(name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", PAIRS)
 def test_every_order_with_a_fault_at_any_call(name):
     before, names, has_turn = PAIRS[name]
@@ -333,6 +336,7 @@ def test_every_order_with_a_fault_at_any_call(name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize(
     ("before", "names", "has_turn"),
     [

@@ -209,6 +209,14 @@ def test_a_dead_row_is_not_found(storage):
         publish_patch(storage.uri, [Change(image_id(3), "label", "yak", "x")])
 
 
+def test_taking_out_what_is_out_and_bringing_back_what_is_in_changes_nothing(storage):
+    ingest(storage, {0: range(20)})
+    out = Change(image_id(3), "live", False, "retracted")
+    assert publish_patch(storage.uri, [out]) == 2
+    assert publish_patch(storage.uri, [out, Change(image_id(4), "live", True, "restored")]) is None
+    assert list_versions(storage) == [1, 2]
+
+
 def test_an_old_version_cannot_be_patched(storage):
     ingest(storage, {0: range(20)})
     publish_patch(storage.uri, [Change(image_id(3), "live", False, "retracted")])
