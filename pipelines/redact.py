@@ -13,10 +13,12 @@ REDACTED = "[redacted]"
 
 # Whole words of a dotted name only: `optimizer.token_mixing` is not a secret, `hub.token` is.
 _SECRET_NAME = re.compile(
-    r"(?:^|[._\-\s])(?:password|passwd|pwd|secret|token|api_?key|access_?key(?:_?id)?|private_?key|credentials?)"
-    r"(?:$|[._\-\s])",
+    r"(?:^|[._\-\s])(?:password|passwd|pwd|passphrase|secret|token|api_?key|access_?key(?:_?id)?|private_?key"
+    r"|credentials?|connection_?string)(?:$|[._\-\s])",
     re.IGNORECASE,
 )
+# Variables of storage services (AZURE_STORAGE_ACCOUNT_KEY); in capitals only, as `train_key` is no secret.
+_SECRET_VARIABLE = re.compile(r"_KEY(?:_ID|_BASE64)?$")
 _USERINFO = re.compile(r"(?<=://)[^/@\s:]*:[^/@\s]+(?=@)")
 _SIGNED_QUERY = re.compile(
     r"(?P<name>[?&](?:X-Amz-(?:Signature|Credential|Security-Token)|X-Goog-(?:Signature|Credential)|Signature|sig"
@@ -29,7 +31,7 @@ _MIN_SECRET_LENGTH = 6  # shorter values ("1", "true", "admin") would redact ord
 
 def is_secret_name(name: str) -> bool:
     """Return whether a field, parameter or variable of this name holds a secret."""
-    return bool(_SECRET_NAME.search(name))
+    return bool(_SECRET_NAME.search(name) or _SECRET_VARIABLE.search(name))
 
 
 def redact(text: str, *, name: str = "") -> str:

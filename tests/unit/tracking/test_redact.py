@@ -8,14 +8,32 @@ from pipelines.redact import REDACTED, is_secret_name, redact, redact_address
 
 
 @pytest.mark.parametrize(
-    "name", ["password", "hub.token", "AWS_SECRET_ACCESS_KEY", "api_key", "apikey", "db.passwd", "AWS_ACCESS_KEY_ID"]
+    "name",
+    [
+        "password",
+        "hub.token",
+        "AWS_SECRET_ACCESS_KEY",
+        "api_key",
+        "apikey",
+        "db.passwd",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SSE_CUSTOMER_KEY_BASE64",
+        "AZURE_STORAGE_ACCOUNT_KEY",
+        "AZURE_STORAGE_CONNECTION_STRING",
+        "AZURE_STORAGE_KEY",
+        "AZURE_STORAGE_MASTER_KEY",
+        "AZURE_STORAGE_SAS_KEY",
+        "GOOGLE_SERVICE_ACCOUNT_KEY",
+    ],
 )
 def test_secret_names_hide_their_value(name: str) -> None:
     assert is_secret_name(name)
     assert redact("hunter2-hunter2", name=name) == REDACTED
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "num_tokens", "model.token_count_limits", "secretary", "keyboard"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer", "num_tokens", "model.token_count_limits", "secretary", "keyboard", "key", "resnet.run_key"]
+)
 def test_ordinary_names_are_kept(name: str) -> None:
     # `token_count_limits` holds the word token as a part: hidden on the safe side.
     expected = name == "model.token_count_limits"
