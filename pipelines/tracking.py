@@ -22,12 +22,15 @@ from pipelines.errors import ConfigError, RegistryError
 from pipelines.redact import flatten, redact
 from pipelines.tracking_store import (
     TrackingConfig,
+    browser_address,
+    is_server,
     open_client,
     open_experiment,
     process_wide,
     refuse_local_store,
     resolve_uri,
     safe_environment,
+    store_faults,
 )
 
 if TYPE_CHECKING:
@@ -38,12 +41,15 @@ __all__ = [
     "RunLog",
     "RunStatus",
     "TrackingConfig",
+    "browser_address",
+    "is_server",
     "open_client",
     "open_experiment",
     "process_wide",
     "refuse_local_store",
     "resolve_uri",
     "safe_environment",
+    "store_faults",
 ]
 
 _LOGGER = logging.getLogger(__name__)
@@ -295,7 +301,7 @@ class RunLog:
         """Send what is waiting, in order, until done or a call fails."""
         try:
             client = self._open_run()
-        except (ConfigError, RegistryError):
+        except ConfigError:
             raise
         except _RunGoneError:
             self._queue.clear()
@@ -303,6 +309,8 @@ class RunLog:
             return
         except Exception as error:
             if at_start and (self.uri.startswith("sqlite:") or _code(error) in _PERMANENT + _REFUSED):
+                if isinstance(error, RegistryError):
+                    raise
                 raise RegistryError(
                     f"MLflow cannot open a run: {redact(str(error))[:500]}",
                     where=redact(self.uri),

@@ -7,13 +7,14 @@ import fcntl
 import logging
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from pipelines.config.strict import StrictModel, runtime_field
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, RegistryError
 from pipelines.redact import redact
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def resolve_uri(tracking: TrackingConfig) -> str:
 
     Raises:
         ConfigError: the address is a plain folder, an in-memory database, or holds a password in the config.
+        RegistryError: the folder of a SQLite store cannot be made.
     """
     safe_environment()
     if tracking.uri and urlsplit(tracking.uri).password:
@@ -85,7 +87,10 @@ def resolve_uri(tracking: TrackingConfig) -> str:
                 mend=f"name a file, for example {_SQLITE}runs/mlflow.db",
             )
         path = Path(name).absolute()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _fault(uri, error) from error
         return f"{_SQLITE}{path}"
     if scheme.partition("+")[0] in _DATABASES or scheme == "databricks" or uri == "databricks":
         return uri
@@ -94,6 +99,17 @@ def resolve_uri(tracking: TrackingConfig) -> str:
         where=where,
         mend=f"give a server (http://host:5000) or a database file ({_SQLITE}runs/mlflow.db)",
     )
+
+
+def is_server(uri: str) -> bool:
+    """Return whether a store is a server, which has pages of its own; the others are databases."""
+    return uri.startswith(("http://", "https://"))
+
+
+def browser_address(uri: str) -> str:
+    """Return a server's address as it is shown and opened: without a password, for which the browser asks."""
+    parts = urlsplit(uri)
+    return redact(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))
 
 
 def refuse_local_store(uri: str, num_nodes: int) -> None:
@@ -111,15 +127,43 @@ def refuse_local_store(uri: str, num_nodes: int) -> None:
 
 
 def open_client(uri: str) -> MlflowClient:
-    """Return a client of the store at `uri` (as `resolve_uri` gives it); a new SQLite store is created whole first."""
+    """Return a client of the store at `uri` (as `resolve_uri` gives it); a new SQLite store is created whole first.
+
+    Raises:
+        RegistryError: the store cannot be opened.
+    """
     safe_environment()
     from mlflow import MlflowClient
 
     for name in ("mlflow.store.db.utils", "mlflow.store.model_registry", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)  # migrations, waiting for versions
-    if uri.startswith(_SQLITE):
-        _create_database(Path(uri.removeprefix(_SQLITE).partition("?")[0]))
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    try:
+        if uri.startswith(_SQLITE):
+            _create_database(Path(uri.removeprefix(_SQLITE).partition("?")[0]))
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except Exception as error:  # the boundary to MLflow: database drivers and migrations raise types of their own
+        raise _fault(uri, error) from error
+
+
+@contextlib.contextmanager
+def store_faults(uri: str) -> Iterator[None]:
+    """Turn what MLflow and the network raise while the store at `uri` is asked into RegistryError."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise _fault(uri, error) from error
+
+
+def _fault(uri: str, error: Exception) -> RegistryError:
+    text = redact(str(error)).strip() or type(error).__name__
+    mend = "check that the store is there and answers, or give another tracking.uri"
+    if "out-of-date database schema" in text:  # said of a newer one too
+        text = text.partition(". ")[0]
+        command = f"mlflow db upgrade {shlex.quote(redact(uri))}"
+        mend = f"copy the database, then: {command}; if it was made by a newer MLflow, install that"
+    return RegistryError(f"the MLflow store cannot be used: {text.splitlines()[0][:300]}", where=redact(uri), mend=mend)
 
 
 @contextlib.contextmanager
@@ -146,6 +190,7 @@ def _create_database(path: Path) -> None:
     and a kill leaves a file that is refused for ever. So one process at a time makes it under another name.
     """
     if path.exists():
+        path.open("rb").close()  # MLflow tries for two minutes to open what cannot be opened
         return
     from mlflow import MlflowClient
 

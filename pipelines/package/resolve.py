@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import InputError, NotFound, RegistryError
 from pipelines.package.describe import DESCRIPTION_FILE, DESCRIPTION_TAG, WEIGHTS_TAG, parse_description
+from pipelines.redact import redact
 from pipelines.storage import Storage
 from pipelines.tracking import TrackingConfig, open_client, process_wide, resolve_uri
 
@@ -89,8 +90,8 @@ def read_artifact(uri: str, name: str, tracking: TrackingConfig) -> bytes:
             return Path(path).read_bytes()
         except (MlflowException, OSError) as error:
             raise RegistryError(
-                f"cannot fetch {name} of {uri}: {error}",
-                where=store,
+                f"cannot fetch {name} of {uri}: {redact(str(error))}",
+                where=redact(store),
                 mend="check that the version was registered by `resnet run` or `register`, and that its files exist",
             ) from error
 
@@ -102,7 +103,7 @@ def _resolve_registered(ref: str, tracking: TrackingConfig) -> ResolvedPackage:
             f"model address {ref!r} is malformed", mend="give models:/NAME/VERSION, models:/NAME@ALIAS or a folder"
         )
     store = resolve_uri(tracking)
-    found = find_version(open_client(store), parsed["name"], parsed["version"], parsed["alias"], where=store)
+    found = find_version(open_client(store), parsed["name"], parsed["version"], parsed["alias"], where=redact(store))
     uri = f"{REGISTRY_SCHEME}{found.name}/{found.version}"
     sha256 = found.tags.get(WEIGHTS_TAG, "")
     if not sha256:  # registered by other means: its own description says so, and loading checks the bytes against it
@@ -132,7 +133,7 @@ def find_version(
                 where=where,
                 mend="`resnet models list` shows what is registered; another store: tracking.uri=...",
             ) from error
-        raise RegistryError(f"the registry cannot be asked for {name!r}: {error}", where=where) from error
+        raise RegistryError(f"the registry cannot be asked for {name!r}: {redact(str(error))}", where=where) from error
 
 
 def _resolve_folder(ref: str) -> ResolvedPackage:

@@ -13,7 +13,15 @@ from pipelines.redact import redact
 from pipelines.registry.audit import AuditRecord, parse_records
 from pipelines.registry.promote import Decision, promote
 from pipelines.registry.tags import PACKAGE_TAG, tagged_standing
-from pipelines.tracking import TrackingConfig, open_client, process_wide, resolve_uri
+from pipelines.tracking import (
+    TrackingConfig,
+    browser_address,
+    is_server,
+    open_client,
+    process_wide,
+    resolve_uri,
+    store_faults,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -122,7 +130,8 @@ def promote_version(
             raise RegistryError(
                 f"{name} has no version {version}", where=redact(store), mend=f"resnet models show {name} lists them"
             )
-        if PACKAGE_TAG in found.tags and (problems := check_files(name, version, dict(found.tags), store)):
+        uri = f"models:/{name}/{version}"
+        if PACKAGE_TAG in found.tags and (problems := check_files(uri, found.tags, store)):
             raise RegistryError(
                 f"version {version} of {name} is not whole: {'; '.join(problems[:3])}",
                 where=redact(store),
@@ -135,16 +144,16 @@ def page_of(tracking: TrackingConfig, name: str = "", version: str = "") -> str:
     """Return the address of a model's page in the MLflow UI of a server.
 
     Raises:
-        ConfigError: the store is a file, which has no pages until a server is started on it.
+        ConfigError: the store is a database, which has no pages until a server is started on it.
     """
     store = resolve_uri(tracking)
-    if not store.startswith(("http://", "https://")):
+    if not is_server(store):
         raise ConfigError(
-            f"the MLflow store {redact(store)} is a file and has no address to open",
+            f"the MLflow store {redact(store)} is a database and has no address to open",
             where="tracking.uri",
             mend="resnet ui starts the MLflow UI on it and prints its address",
         )
-    return store + model_page(name, version)
+    return browser_address(store) + model_page(name, version)
 
 
 def model_page(name: str = "", version: str = "") -> str:
@@ -225,14 +234,5 @@ def _known(client: MlflowClient, name: str, store: str) -> str:
 def _registry(tracking: TrackingConfig) -> Iterator[tuple[MlflowClient, str]]:
     store = resolve_uri(tracking)
     client = open_client(store)
-    from mlflow.exceptions import MlflowException
-
-    try:
-        with process_wide(store):
-            yield client, store
-    except (MlflowException, OSError) as error:
-        raise RegistryError(
-            f"the registry cannot be asked: {redact(str(error))[:300]}",
-            where=redact(store),
-            mend="check that the MLflow server answers, or give another tracking.uri",
-        ) from error
+    with store_faults(store), process_wide(store):
+        yield client, store

@@ -13,7 +13,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +62,7 @@ def register_package(client: MlflowClient, config: RegisterConfig, inputs: Input
             found = _create(client, config, inputs)
         for tag, value in figure_tags(inputs.evaluation, inputs.evaluation_uri).items():
             client.set_model_version_tag(config.name, str(found.version), tag, value)
-        problems = check_files(found.name, str(found.version), dict(found.tags), inputs.store)
+        problems = check_files(f"models:/{found.name}/{found.version}", found.tags, inputs.store)
         if problems:
             raise RegistryError(
                 f"version {found.version} of {found.name} is not whole: {'; '.join(problems[:3])}",
@@ -79,17 +79,22 @@ def find_registered(client: MlflowClient, name: str, digest: str) -> ModelVersio
     return min(found, key=lambda version: int(version.version), default=None)
 
 
-def check_files(name: str, version: str, tags: dict[str, str], store: str) -> list[str]:
-    """Return what differs between a version's files and the hashes that were taken when it was registered.
+def check_files(uri: str, tags: Mapping[str, str], store: str) -> list[str]:
+    """Return what differs between a model's files and the hashes that were taken when they were uploaded.
 
     Files that are missing, altered or were added are named; all of them are fetched, none is executed.
+
+    Args:
+        uri: `models:/NAME/VERSION`, or `models:/ID` of a logged model.
+        tags: its tags.
+        store: address of the MLflow store.
     """
     import mlflow
 
     with tempfile.TemporaryDirectory(prefix="resnet-registry-") as scratch:
         try:
             folder = mlflow.artifacts.download_artifacts(
-                artifact_uri=f"models:/{name}/{version}", dst_path=scratch, tracking_uri=store, registry_uri=store
+                artifact_uri=uri, dst_path=scratch, tracking_uri=store, registry_uri=store
             )
         except (mlflow.exceptions.MlflowException, OSError) as error:
             return [f"its files cannot be fetched ({redact(str(error))[:200]})"]
@@ -147,10 +152,12 @@ def _uploaded(client: MlflowClient, config: RegisterConfig, inputs: Inputs, expe
     marker = f"tags.`{PACKAGE_TAG}` = '{inputs.digest}' and tags.`{_NAME_TAG}` = '{config.name}'"
     standing = list(client.search_logged_models([experiment_id], marker))
     for model in standing:
-        if str(model.status) == "READY" and FILES_TAG in model.tags:
+        is_ready = str(model.status) == "READY"
+        if is_ready and not check_files(f"models:/{model.model_id}", model.tags, inputs.store):
             return model
-        if time.time() - model.creation_timestamp / 1000 > _ABANDONED_AFTER_S:
-            client.delete_logged_model(model.model_id)  # of a killed command; a younger one may still be at work
+        if is_ready or time.time() - model.creation_timestamp / 1000 > _ABANDONED_AFTER_S:
+            # Damaged, or left by a killed command; a younger unfinished one may still be at work.
+            client.delete_logged_model(model.model_id)
     model = client.create_logged_model(
         experiment_id,
         name=config.name,

@@ -50,17 +50,18 @@ def _register(config: RegisterConfig, inputs: Inputs, planned: Plan, out: Storag
     from pipelines.registry.promote import compete
     from pipelines.registry.register import register_package
     from pipelines.registry.tags import evaluated_standing
-    from pipelines.tracking import open_client
+    from pipelines.tracking import open_client, store_faults
 
     client = open_client(inputs.store)
     registered = register_package(client, config, inputs)
-    decision = compete(
-        MlflowBoard(client, config.name),
-        config.alias,
-        evaluated_standing(registered.version, inputs.evaluation),
-        lambda version: _measure(client, config, inputs, out, version),
-        key=planned.key,
-    )
+    with store_faults(inputs.store):
+        decision = compete(
+            MlflowBoard(client, config.name),
+            config.alias,
+            evaluated_standing(registered.version, inputs.evaluation),
+            lambda version: _measure(client, config, inputs, out, version),
+            key=planned.key,
+        )
     out.put(AUDIT, json.dumps(decision.record.to_json(), indent=1, ensure_ascii=False).encode())
     dataset = inputs.description["dataset"]
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.errors import RegistryError
 from pipelines.tracking import RUN_KEY_TAG, RunLog, TrackingConfig, open_client, resolve_uri
 
 pytestmark = pytest.mark.integration
@@ -143,3 +145,26 @@ def test_a_kill_while_the_database_is_made_leaves_nothing_in_the_way(tmp_path: P
         log.log_metrics({"loss": 1.0}, 1)
     assert open_client(log.uri).get_run(log.run_id).data.metrics == {"loss": 1.0}
     assert not (tmp_path / ".m.db.draft").exists()
+
+
+def test_a_database_of_another_mlflow_is_refused_with_the_way_to_upgrade(tmp_path: Path) -> None:
+    open_client(f"sqlite:///{tmp_path}/m.db")
+    shutil.copy(tmp_path / "m.db", tmp_path / "old.db")  # MLflow remembers the address that it has checked
+    with sqlite3.connect(tmp_path / "old.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = '0123456789ab'")
+    with pytest.raises(RegistryError) as caught:
+        open_client(f"sqlite:///{tmp_path}/old.db")
+    assert caught.value.what.startswith(
+        "the MLflow store cannot be used: Detected out-of-date database schema (found version 0123456789ab, but "
+    )
+    assert f"mlflow db upgrade sqlite:///{tmp_path}/old.db" in caught.value.mend
+
+
+def test_what_is_no_database_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "m.db").write_bytes(b"no database" * 1000)
+    (tmp_path / "folder.db").mkdir()
+    for name, reason in (("m.db", "file is not a database"), ("folder.db", "Is a directory")):
+        started_s = time.monotonic()
+        with pytest.raises(RegistryError, match=rf"the MLflow store cannot be used: .*{reason}"):
+            RunLog.open(TrackingConfig(uri=f"sqlite:///{tmp_path}/{name}"), run_name="r")
+        assert time.monotonic() - started_s < 30  # MLflow's own attempts take two minutes

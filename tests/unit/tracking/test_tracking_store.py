@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, RegistryError
 from pipelines.tracking import TrackingConfig, refuse_local_store, resolve_uri
 
 
@@ -51,6 +51,18 @@ def test_password_in_the_config_is_refused_and_not_shown() -> None:
         resolve_uri(TrackingConfig(uri="https://me:hunter22@mlflow.example"))
     assert "tracking.uri holds a password: https://[redacted]@mlflow.example" in str(caught.value)
     assert "hunter22" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_made_is_a_fault_of_the_store(tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    uri = f"sqlite:///{tmp_path}/runs/deep/mlflow.db"
+    with pytest.raises(RegistryError) as caught:
+        resolve_uri(TrackingConfig(uri=uri))
+    assert str(caught.value) == (
+        f"RegistryError: the MLflow store cannot be used: [Errno 20] Not a directory: '{tmp_path}/runs/deep'\n"
+        f"  where: {uri}\n"
+        "  mend:  check that the store is there and answers, or give another tracking.uri"
+    )
 
 
 def test_unpickling_is_forbidden_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
