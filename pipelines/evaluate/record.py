@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.errors import ConfigError, RegistryError
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.plan import Inputs
 from pipelines.package.resolve import REGISTRY_SCHEME
 from pipelines.plots.picture import Picture
 from pipelines.stage_output import read_catalog
 from pipelines.storage import Storage
-from pipelines.tracking import RunLog, open_client, resolve_uri
+from pipelines.tracking import RunLog, open_client, resolve_uri, store_faults
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def run_of_model(config: EvaluateConfig, inputs: Inputs) -> str:
     """Return the id of the MLflow run that made the model; empty when nothing says so."""
     if inputs.package.uri.startswith(REGISTRY_SCHEME):
-        client = open_client(resolve_uri(config.tracking))
-        return str(client.get_model_version(inputs.package.name, inputs.package.version).run_id or "")
+        store = resolve_uri(config.tracking)
+        client = open_client(store)
+        with store_faults(store):
+            return str(client.get_model_version(inputs.package.name, inputs.package.version).run_id or "")
     return run_of_catalog(read_catalog(Storage.open(config.model)) or {})
 
 
@@ -37,12 +43,31 @@ def record(
     figures: Mapping[str, Picture],
     page: bytes,
 ) -> str:
-    """Add figures, pictures and the page to the model's run; return its id, empty when nothing was recorded."""
-    run_id = run_of_model(config, inputs) if config.tracking.enabled else ""
-    if not run_id:
+    """Add figures, pictures and the page to the model's run; return its id, empty when nothing was recorded.
+
+    A store that cannot be used is told and no error: the evaluation is finished, and its folder holds everything.
+    """
+    try:
+        run_id = run_of_model(config, inputs) if config.tracking.enabled else ""
+        if run_id:
+            _add(run_id, config, inputs, metrics, figures, page)
+    except (ConfigError, RegistryError) as error:
+        _LOGGER.warning("the figures were not added to the model's MLflow run: %s", error.what)
         return ""
+    return run_id
+
+
+def _add(
+    run_id: str,
+    config: EvaluateConfig,
+    inputs: Inputs,
+    metrics: Mapping[str, float | int],
+    figures: Mapping[str, Picture],
+    page: bytes,
+) -> None:
     split = config.split
     with RunLog.open(config.tracking, run_name=f"evaluate {split}", run_id=run_id, attach=True) as log:
+        log.log_tags({f"resnet.{split}_rows": inputs.split_fingerprint})  # which rows the figures are of
         log.log_dataset(
             inputs.dataset.rpartition("/")[2], inputs.dataset, inputs.split_fingerprint, f"evaluate {split}"
         )
@@ -50,4 +75,3 @@ def record(
         for name, picture in figures.items():
             log.log_file(f"evaluate/{split}/{name}.{picture.extension}", picture.data)
         log.log_file(f"evaluate/{split}/mistakes.html", page)
-    return run_id

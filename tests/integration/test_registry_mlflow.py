@@ -198,8 +198,9 @@ def test_the_version_names_the_run_that_made_it(world: Path, mlflow_uri: str, tm
     evaluate(measured)
     client = tracking.open_client(mlflow_uri)
     finished = client.get_run(log.run_id)
-    top1 = read_json(tmp_path / "evaluation" / "_catalog.json")["metrics"]["top1"]
-    assert finished.data.metrics["test_top1"] == top1
+    catalog = read_json(tmp_path / "evaluation" / "_catalog.json")
+    assert finished.data.metrics["test_top1"] == catalog["metrics"]["top1"]
+    assert finished.data.tags["resnet.test_rows"] == catalog["dataset"]["split_fingerprint"]
     assert finished.info.status == "FINISHED"
     names = {file.path for file in client.list_artifacts(log.run_id, "evaluate/test")}
     assert names == {f"evaluate/test/{name}" for name in ("confusion.png", "reliability.png", "mistakes.html")}
@@ -306,6 +307,20 @@ def test_a_flipped_bit_in_the_weights_is_refused(altered: tuple[str, Path], mlfl
     assert f"version 1 of {name} is not whole: artifacts/weights.safetensors was altered" in str(caught.value)
 
 
+def test_a_damaged_version_is_mended_as_the_refusal_says(
+    altered: tuple[str, Path], world: Path, mlflow_uri: str, tmp_path: Path
+) -> None:
+    name, folder = altered
+    flip_bit(folder / "artifacts" / "weights.safetensors")
+    again = config(world, mlflow_uri, name, 2, out=str(tmp_path / "again"))
+    with pytest.raises(RegistryError, match="delete that version in the MLflow UI and run the same command again"):
+        run(again)
+    tracking.open_client(mlflow_uri).delete_model_version(name, "1")
+    assert run(again).version == "2"
+    # Promoting fetches every file and compares it with its hash.
+    assert promote_version(name, "2", TrackingConfig(uri=mlflow_uri), alias="blessed").moved
+
+
 def test_an_altered_description_is_refused(altered: tuple[str, Path], mlflow_uri: str) -> None:
     name, folder = altered
     path = folder / "artifacts" / "model.json"
@@ -376,7 +391,7 @@ def test_listing_and_what_is_not_there(world: Path, mlflow_uri: str) -> None:
     assert (rows["somebody's other"].num_versions, rows["somebody's other"].is_ours) == (0, False)
     with pytest.raises(RegistryError, match="the registry has no model 'nobody'"):
         show_model("nobody", store)
-    with pytest.raises(ConfigError, match="is a file and has no address to open"):
+    with pytest.raises(ConfigError, match="is a database and has no address to open"):
         page_of(store, "listed")
     assert (
         page_of(TrackingConfig(uri="http://mlflow:5000"), "a b", "2") == "http://mlflow:5000/#/models/a%20b/versions/2"
