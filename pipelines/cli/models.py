@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from pipelines.cli import options, render
-from pipelines.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipelines.tracking import TrackingConfig
@@ -59,7 +59,7 @@ def list_command(tracking: str, as_json: bool) -> None:
         for model in models
     ]
     render.table(("model", "versions", "latest", "aliases", "changed"), rows)
-    render.next_steps([f"resnet models show {models[0].name}"])
+    render.next_steps([f"resnet models show {shlex.quote(models[0].name)}" + _option("--tracking ", tracking)])
 
 
 @command.command("show")
@@ -91,10 +91,11 @@ def show(name: str, tracking: str, as_json: bool) -> None:
         moved = "moved" if record.moves else "stayed"
         click.echo(f"{record.time}  {record.alias} {moved}, version {record.version}: {render.clean(record.reason)}")
     version = model.aliases.get("champion", model.latest)
+    quoted_ref = shlex.quote(f"models:/{model.name}/{version}")
     render.next_steps(
         [
-            f"resnet score ARCHIVE --model models:/{model.name}/{version}",
-            f"resnet models open {model.name} {version}",
+            f"resnet score ARCHIVE --model {quoted_ref}" + _option("tracking.uri=", tracking),
+            f"resnet models open {shlex.quote(model.name)} {version}" + _option("--tracking ", tracking),
         ]
     )
 
@@ -148,7 +149,7 @@ def promote(name: str, version: str, alias: str, reason: str, tracking: str, as_
     was = f"was version {decision.before}" if decision.before else "was held by none"
     word = "moved to" if decision.moved else "stays on"
     click.echo(f"{render.clean(name)}: {render.clean(alias)} {word} version {decision.champion} ({was})")
-    render.next_steps([f"resnet models show {name}"])
+    render.next_steps([f"resnet models show {shlex.quote(name)}" + _option("--tracking ", tracking)])
 
 
 @command.command("open")
@@ -159,22 +160,28 @@ def promote(name: str, version: str, alias: str, reason: str, tracking: str, as_
 def open_command(name: str, version: str, browser: bool, tracking: str) -> None:
     """Print the address of a model's page in the MLflow UI."""
     from pipelines.registry.listing import model_page, page_of
+    from pipelines.tracking import resolve_uri
 
     version = version.removeprefix("v")
-    try:
-        address = page_of(tracking_of(tracking), name, version)
-    except ConfigError:
-        # The store is a file: its pages are there once `resnet ui` serves them.
+    store = tracking_of(tracking)
+    if resolve_uri(store).startswith("sqlite:"):
         from pipelines.cli.ui import DEFAULT_PORT
 
         address = f"http://127.0.0.1:{DEFAULT_PORT}{model_page(name, version)}"
         render.note("the store is a file; the page is there while `resnet ui` runs")
+    else:
+        address = page_of(store, name, version)
     click.echo(address)
     if browser:
         import webbrowser
 
         webbrowser.open(address)
-    render.note("next:\n  resnet ui")
+    render.note("next:\n  resnet ui" + _option("uri=", tracking))
+
+
+def _option(name: str, uri: str) -> str:
+    """Return what a next command needs to ask the same store, with a space before it; empty for the usual store."""
+    return f" {name}{shlex.quote(uri)}" if uri else ""
 
 
 def _aliases(aliases: dict[str, str]) -> str:

@@ -27,14 +27,15 @@ def command(overrides: tuple[str, ...], port: int, dry_run: bool) -> None:
     The store is the one of the stages: `uri=...`, else MLFLOW_TRACKING_URI, else runs/mlflow.db here.
     """
     from pipelines.config.load import load_config
-    from pipelines.tracking import TrackingConfig, resolve_uri
+    from pipelines.redact import redact
+    from pipelines.tracking import TrackingConfig, browser_address, is_server, resolve_uri
 
     uri = resolve_uri(load_config(TrackingConfig, None, overrides))
-    if uri.startswith(("http://", "https://")):
-        click.echo(f"the store is a server; its UI is at {render.clean(uri)}")
+    if is_server(uri):
+        click.echo(f"the store is a server; its UI is at {render.clean(browser_address(uri))}")
         return
     address = f"http://127.0.0.1:{free_port(port)}"
-    click.echo(f"store: {render.clean(uri)}\nui:    {address}")
+    click.echo(f"store: {render.clean(redact(uri))}\nui:    {address}")
     if dry_run:
         return
     click.echo("Ctrl-C ends it", err=True)
@@ -65,9 +66,18 @@ def free_port(wanted: int) -> int:
 
 def serve(uri: str, address: str) -> int:
     """Run MLflow's server as a child until it ends or a signal ends us; return its exit code."""
+    from pipelines.tracking import open_client
+
+    open_client(uri)  # a new store is made whole here; the server would do so in place
     port = address.rsplit(":", 1)[1]
-    arguments = ["server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", port, "--workers", "1"]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    arguments = ["server", "--host", "127.0.0.1", "--port", port, "--workers", "1"]
+    environment = {
+        **os.environ,
+        "MLFLOW_BACKEND_STORE_URI": uri,  # all users of a machine see arguments, and an address may hold a password
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its workers serve nothing that is shown here
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
     child = subprocess.Popen([sys.executable, "-m", "mlflow", *arguments], env=environment)  # noqa: S603 our own words
     try:
         return child.wait()
