@@ -70,7 +70,8 @@ def run_trials(config: TuneConfig, sweep: Sweep, session: RaySession) -> None:
     try:
         with Progress(len(sweep.entries), label="tune", unit="trials") as progress:
             sweep.show(progress)
-            _make_tuner(config, share, session, jobs, _Scheduler(sweep, observer), observer, scratch).fit()
+            scheduler = _Scheduler(sweep, observer, gently=config.workers_per_trial > 1)
+            _make_tuner(config, share, session, jobs, scheduler, observer, scratch).fit()
         if observer.fault is not None:
             raise observer.fault
     finally:
@@ -151,25 +152,26 @@ class _Observer(Callback):  # type: ignore[misc]  # Ray is untyped here
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         """Pick up the records behind a report."""
-        self._tell(lambda: self.sweep.follow(_name(trial)))
+        self.tell(lambda: self.sweep.follow(_name(trial)))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """Write down how a trial ended."""
         name, last = _name(trial), trial.last_result
         if failure := last.get("failure"):
-            self._tell(lambda: self.sweep.end(name, "failed", failure))
+            self.tell(lambda: self.sweep.end(name, "failed", failure))
         elif self.sweep.is_stopped(name):
-            self._tell(lambda: self.sweep.end(name, "stopped"))
+            self.tell(lambda: self.sweep.end(name, "stopped"))
         else:
-            self._tell(lambda: self.sweep.end(name, "finished"))
+            self.tell(lambda: self.sweep.end(name, "finished"))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """Write down that a trial's process died too often."""
         lines = str(trial.get_pickled_error() or "its process died").strip().splitlines()
         attempts = trial.run_metadata.num_failures
-        self._tell(lambda: self.sweep.end(_name(trial), "failed", f"{lines[-1].strip()} ({attempts} attempts)"))
+        self.tell(lambda: self.sweep.end(_name(trial), "failed", f"{lines[-1].strip()} ({attempts} attempts)"))
 
-    def _tell(self, act: Any) -> None:
+    def tell(self, act: Any) -> None:
+        """Have the sweep do something, unless it is broken already."""
         if self.fault is not None:
             return
         try:
@@ -179,12 +181,19 @@ class _Observer(Callback):  # type: ignore[misc]  # Ray is untyped here
 
 
 class _Scheduler(FIFOScheduler):  # type: ignore[misc]  # Ray is untyped here
-    """Ends a trial when the sweep says so, and all of them once something of ours is broken."""
+    """Ends a trial when the sweep says so, and all of them once something of ours is broken.
 
-    def __init__(self, sweep: Sweep, observer: _Observer) -> None:
+    Args:
+        gently: ask a trial's workers to end instead of ending the process that drives them. If Tune ended it, the
+            workers' CPUs would stay reserved: what frees them then (Train's placement group cleaner) asks the
+            dashboard, which an embedded cluster has none of, and the next trial would wait for ever.
+    """
+
+    def __init__(self, sweep: Sweep, observer: _Observer, *, gently: bool) -> None:
         super().__init__()
         self.sweep = sweep
         self.observer = observer
+        self.gently = gently
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -193,8 +202,12 @@ class _Scheduler(FIFOScheduler):  # type: ignore[misc]  # Ray is untyped here
         """Decide after an epoch."""
         if self.observer.fault is not None:
             return str(TrialScheduler.STOP)
-        if "val_top1" in result and self.sweep.should_stop(_name(trial), result["epoch"], result["val_top1"]):
+        name = _name(trial)
+        if "val_top1" not in result or not self.sweep.should_stop(name, result["epoch"], result["val_top1"]):
+            return str(TrialScheduler.CONTINUE)
+        if not self.gently:
             return str(TrialScheduler.STOP)
+        self.observer.tell(lambda: self.sweep.ask_to_end(name))
         return str(TrialScheduler.CONTINUE)
 
 

@@ -16,6 +16,7 @@ from pipelines.tracking import RUN_KEY_TAG, RunLog, TrackingConfig
 from pipelines.train.checkpoint import committed_steps
 from pipelines.train.config import TrainConfig
 from pipelines.train.records import EpochRecord, read_record
+from pipelines.train.worker import STOP
 from pipelines.tune.journal import Journal, Status, TrialEntry
 from pipelines.tune.search import Asha
 from pipelines.tune.space import TrialPlan
@@ -73,7 +74,7 @@ class Sweep:
         self.entries: dict[str, TrialEntry] = {}
         self.records: dict[str, list[EpochRecord]] = {}
         self._open: dict[str, _Trial] = {}
-        self._stopped: set[str] = set()
+        self._stopped: dict[str, str] = {}  # with the reason
         self._storage = storage
         self._journal = Journal(storage)
         self._asha = asha
@@ -99,14 +100,18 @@ class Sweep:
 
     def should_stop(self, trial: str, epoch: int, val_top1: float) -> bool:
         """Return whether a trial ends after this epoch because it has fallen behind."""
-        if self._asha is None or not self._asha.should_stop(trial, epoch, val_top1):
+        if self._asha is None or trial in self._stopped or not self._asha.should_stop(trial, epoch, val_top1):
             return False
-        self._stopped.add(trial)
+        self._stopped[trial] = f"behind at epoch {epoch} with {val_top1:.1%}"
         return True
 
     def is_stopped(self, trial: str) -> bool:
         """Return whether `should_stop` has ended the trial."""
         return trial in self._stopped
+
+    def ask_to_end(self, trial: str) -> None:
+        """Have a trial's workers end after the epoch they are at, and so give back what they hold."""
+        self.run_of(trial).put(STOP, b"{}")
 
     def follow(self, trial: str) -> None:
         """Pick up the epoch records that a trial has written since the last time."""
@@ -122,9 +127,11 @@ class Sweep:
         standing = self._open[trial]
         self._read_new(standing)
         self._log_new(standing)
-        if status == "stopped" and not reason and standing.records:
-            last = standing.records[-1]
-            reason = f"behind at epoch {last.epoch} with {last.val_top1:.1%}"
+        assert standing.plan.config is not None
+        if status == "stopped" and len(standing.records) == standing.plan.config.epochs:
+            status = "finished"  # workers that were asked to end had just done so
+        if status == "stopped":
+            reason = reason or self._stopped[trial]
         assert standing.log is not None
         standing.log.log_tags({"status": status, "reason": reason})
         standing.log.end("FAILED" if status == "failed" else "FINISHED")

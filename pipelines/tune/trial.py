@@ -114,7 +114,7 @@ def make_driver(session: RaySession) -> Callable[[dict[str, Any]], None]:
 
         def on_epoch(record: Any) -> bool:
             tune.report({"trial": job["trial"], "epoch": record.epoch, "val_top1": record.val_top1})
-            return True  # Tune ends this process when the trial is to stop, and its workers with it
+            return True  # the sweep's driver tells the workers to stop, through the run folder
 
         try:
             train_in_workers(training, run, session, on_epoch=on_epoch, inside_tune=True)

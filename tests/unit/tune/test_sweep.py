@@ -121,6 +121,24 @@ def test_a_sweep_without_a_stopping_rule_stops_nothing(storage: Storage) -> None
     assert sweep.should_stop("0002", 2, 0.1) is False
 
 
+def test_workers_that_were_asked_to_end_may_have_done_so_already(storage: Storage) -> None:
+    sweep = Sweep(plans({"a": 1}, {"a": 2}), storage, asha(), LOG)
+    for trial, figure in (("0001", 0.9), ("0002", 0.1)):
+        if sweep.should_stop(trial, 2, figure):
+            sweep.ask_to_end(trial)
+    assert storage.exists("trials/0002/_work/stop.json")
+    assert not storage.exists("trials/0001/_work/stop.json")
+    assert sweep.should_stop("0002", 6, 0.1) is False  # asked once
+    write_trial(storage, "0002", [0.1] * 4)
+    sweep.end("0002", "stopped")
+    assert entries(storage)["0002"]["reason"] == "behind at epoch 2 with 10.0%"
+    assert entries(storage)["0002"]["epochs"] == 4
+    sweep.should_stop("0001", 2, 0.9)
+    write_trial(storage, "0001", [0.9] * TrainConfig().epochs)
+    sweep.end("0001", "stopped")
+    assert entries(storage)["0001"]["status"] == "finished"
+
+
 def test_a_failed_trial_keeps_its_reason_and_says_so(storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
     sweep = Sweep(plans({"a": 1}), storage, asha(), LOG)
     sweep.end("0001", "failed", "the loss became nan")
