@@ -29,9 +29,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> str:
     from pipelines.ingest.stage import run
 
     root = tmp_path_factory.mktemp("bench")
-    files = [
-        (f"{number % 10}/{number:05d}.png", factories.make_png(number, 32, 32)) for number in range(NUM_IMAGES)
-    ]
+    files = [(f"{number % 10}/{number:05d}.png", factories.make_png(number, 32, 32)) for number in range(NUM_IMAGES)]
     (root / "small.zip").write_bytes(factories.make_zip(files))
     split = SplitConfig(train=0.8, val=0.1, test=0.1)
     return run(IngestConfig(source=str(root / "small.zip"), out=str(root / "dataset"), split=split)).out
