@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.capacity import check_gpu
-from pipelines.errors import DataError
+from pipelines.errors import DataError, InputError
 from pipelines.score.catalog import FORMAT, SPLIT, find_published, make_catalog, refuse_other_run
 from pipelines.score.config import ScoreConfig
 from pipelines.score.plan import STAGE, check_pin, make_plan, pin_model
@@ -53,6 +53,7 @@ def run(config: ScoreConfig, run_units: RunUnits | None = None) -> ScoreResult:
     model = pin_model(config)
     plan = make_plan(config, source, model)
     store = Storage.open(plan.out)
+    _check_apart(source, store)
     if (standing := find_published(store, plan)) is not None:
         return _result(plan, standing, skipped=True)
     refuse_other_run(store, plan)
@@ -86,6 +87,15 @@ def run(config: ScoreConfig, run_units: RunUnits | None = None) -> ScoreResult:
     assert published is not None
     _sweep(store, run_id, published)
     return _result(plan, published, skipped=False, **rate)
+
+
+def _check_apart(source: Source, store: Storage) -> None:
+    """Refuse an output below the source: the run would change the very listing that its key rests on."""
+    if f"{store.uri}/".startswith(f"{source.uri.rstrip('/')}/"):
+        raise InputError(
+            f"the output {store.uri} lies inside the source {source.uri}",
+            mend="choose an --out outside of the images' folder",
+        )
 
 
 def _score(
@@ -178,7 +188,8 @@ def _prove(
             "version": model.version,
             "weights_sha256": model.weights_sha256,
         },
-        config=config.model_dump(mode="json"),
+        # Addresses may hold a password, and say nothing about the predictions.
+        config=config.model_dump(mode="json", exclude={"tracking", "ray"}),
     )
     counts = catalog["counts"]
     if counts["unscored"] > config.max_unscored_fraction * counts["members"]:

@@ -17,6 +17,7 @@ from pipelines.errors import ConfigError, DataError, InputError, RegistryError
 from pipelines.image.preprocess import Preprocess
 from pipelines.image.resize import Geometry
 from pipelines.package.describe import PackageDescription, write_package
+from pipelines.ray_runtime import RayConfig
 from pipelines.score import stage
 from pipelines.score.catalog import read_predictions
 from pipelines.score.config import ScoreConfig
@@ -24,6 +25,7 @@ from pipelines.score.model import load_model
 from pipelines.score.plan import plan
 from pipelines.score.unit import score_unit
 from pipelines.storage import Storage
+from pipelines.tracking import TrackingConfig
 from resnet_models.resnet import build
 from resnet_models.spec import ModelSpec
 from tests.factories import make_jpeg, make_png
@@ -300,3 +302,14 @@ def test_an_alias_that_moved_in_between_is_refused_naming_the_first_version(arch
     with pytest.raises(InputError, match="the model is another one") as refused:
         run(archives["zip"], "models:/birds@champion", tmp_path / "out")
     assert refused.value.mend == "choose another --out, or finish that run with --model models:/birds/1"
+
+
+def test_an_output_inside_the_source_is_refused(archives, package):
+    with pytest.raises(InputError, match=r"the output .* lies inside the source"):
+        run(archives["folder"], package, archives["folder"] / "predictions", never)
+    assert not (archives["folder"] / "predictions").exists()
+
+
+def test_addresses_of_stores_are_not_in_the_catalog(archives, package, tmp_path):
+    run(archives["zip"], package, tmp_path / "out", ray=RayConfig(address=""), tracking=TrackingConfig(uri="http://m"))
+    assert not {"tracking", "ray"} & catalog_of(tmp_path)["config"].keys()
