@@ -31,7 +31,7 @@ lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/codespell pipelines resnet_models cluster tests docker README.md
+	$(BIN)/codespell pipelines resnet_models cluster docker README.md
 
 $(VENV)/.stamp-install: pyproject.toml constraints.txt
 	@date +%s > .stamp-started

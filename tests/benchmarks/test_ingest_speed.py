@@ -12,7 +12,6 @@ import os
 import statistics
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,7 +67,7 @@ def bare_rate(path: Path, folder: Path) -> float:
 
 
 @pytest.fixture
-def rounds(archive: Path, tmp_path: Path, ray_local: None) -> Iterator[list[tuple[float, float]]]:
+def rounds(archive: Path, tmp_path: Path, ray_local: None) -> list[tuple[float, float]]:
     from pipelines.ingest.stage import run
 
     run(IngestConfig(source=str(archive), out=str(tmp_path / "warm")))  # worker processes stand, files are cached
@@ -77,7 +76,7 @@ def rounds(archive: Path, tmp_path: Path, ray_local: None) -> Iterator[list[tupl
         peer = bare_rate(archive, tmp_path)
         figures = run(IngestConfig(source=str(archive), out=str(tmp_path / str(number)))).figures
         pairs.append((float(figures["images_per_s"]), peer))
-    yield pairs
+    return pairs
 
 
 def test_ingest_against_a_bare_loop(rounds: list[tuple[float, float]]) -> None:
