@@ -6,7 +6,9 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -76,13 +78,26 @@ def ray_session(config: RayConfig | None = None) -> Iterator[RaySession]:
     if ray.is_initialized():
         yield _describe(embedded=False)
         return
-    # Ray prints on standard output when a worker dies; that stream belongs to results.
-    with contextlib.redirect_stdout(sys.stderr):
+    with _results_stream_kept():
         try:
+            handler = signal.getsignal(signal.SIGTERM)
             _connect(address, settings)
+            _give_back_sigterm(handler)
             yield _describe(embedded=not address)
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _results_stream_kept() -> Iterator[None]:
+    """Send what Ray prints (when a worker dies, say) to standard error: standard output belongs to results."""
+    before, meanwhile = sys.stdout, sys.stderr
+    sys.stdout = meanwhile
+    try:
+        yield
+    finally:
+        if sys.stdout is meanwhile:  # else somebody, a test runner for one, has put another stream there since
+            sys.stdout = before
 
 
 def worker_environment() -> dict[str, str]:
@@ -117,6 +132,15 @@ def _make_secrets_hook() -> dict[str, Callable[[], None]]:
         os.environ.update(values)
 
     return {"worker_process_setup_hook": set_secrets}
+
+
+def _give_back_sigterm(handler: Any) -> None:
+    """Put back whoever handled SIGTERM before Ray.
+
+    Ray's own handlers print C++ frames and end the process at once, so that nobody could say how to go on.
+    """
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _connect(address: str, settings: RayConfig) -> None:
