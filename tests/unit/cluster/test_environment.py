@@ -75,3 +75,23 @@ def test_hidden_variables_come_back_from_a_file_only_its_owner_reads(tmp_path):
     write_hidden(tmp_path, {"A_TOKEN": "x"})
     assert stat.S_IMODE((tmp_path / HIDDEN_FILE).stat().st_mode) == 0o600
     assert read_hidden(tmp_path) == {"A_TOKEN": "x"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "AZURE_STORAGE_ACCOUNT_KEY",
+        "AZURE_STORAGE_KEY",
+        "AZURE_STORAGE_SAS_KEY",
+        "AZURE_STORAGE_CONNECTION_STRING",
+        "GOOGLE_SERVICE_ACCOUNT_KEY",
+        "AWS_SESSION_TOKEN",
+        "AWS_SSE_CUSTOMER_KEY_BASE64",
+        "MLFLOW_TRACKING_PASSWORD",
+        "MLFLOW_TRACKING_TOKEN",
+    ],
+)
+def test_every_stores_secrets_are_hidden(name):
+    seen, hidden = split_environment([name], {name: "correct-horse"})
+    assert hidden == {name: "correct-horse"}
+    assert name not in seen
