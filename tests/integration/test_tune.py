@@ -214,14 +214,14 @@ def test_trials_of_two_workers_run_as_ray_train_runs(dataset: str, mlflow_uri: s
     """On two CPUs: one trial at a time, the second ended early with its workers, nothing held afterwards."""
     space = {"optimizer.lr": {"choice": [0.1, 1e-6]}}
     config = make_sweep(
-        dataset, tmp_path / "out", mlflow_uri, workers_per_trial=2, num_trials=2, space=space, seed=3, epochs=100
+        dataset, tmp_path / "out", mlflow_uri, workers_per_trial=2, num_trials=2, space=space, seed=3, epochs=20
     )
     stage.run(config)
     first, second = journal(tmp_path / "out").values()
     assert first["params"]["optimizer.lr"] == 0.1  # the seed decides which comes first
-    assert (first["status"], first["epochs"]) == ("finished", 100)
+    assert (first["status"], first["epochs"]) == ("finished", 20)
     assert second["status"] == "stopped"
-    assert 1 <= second["epochs"] < 100  # its workers are told in the middle of a later epoch
+    assert 1 <= second["epochs"] < 20  # its workers are told in the middle of a later epoch
     assert second["reason"].startswith("behind at epoch 1 with ")
     deadline = time.monotonic() + 60
     while ray.available_resources().get("CPU") != 2.0:
