@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from pipelines.errors import InputError
 
 DEFAULT_PORT = 5000
 _PORTS_TRIED = 20
+_GRACE_S = 10
 
 
 @click.command("ui")
@@ -78,13 +80,23 @@ def serve(uri: str, address: str) -> int:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     }
-    child = subprocess.Popen([sys.executable, "-m", "mlflow", *arguments], env=environment)  # noqa: S603 our own words
+    # A group of its own: MLflow's server has children, and one that is killed would leave them behind with the port.
+    arguments = [sys.executable, "-m", "mlflow", *arguments]
+    child = subprocess.Popen(arguments, env=environment, start_new_session=True)  # noqa: S603 our own words
     try:
         return child.wait()
     finally:
-        if child.poll() is None:
-            child.terminate()
-            try:
-                child.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                child.kill()
+        _end_group(child)
+
+
+def _end_group(child: subprocess.Popen[bytes]) -> None:
+    """End a child and all its children, politely first."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(child.pid, number)
+        except ProcessLookupError:
+            return
+        try:
+            child.wait(timeout=_GRACE_S)
+        except subprocess.TimeoutExpired:
+            continue

@@ -39,13 +39,13 @@ def test_the_ui_answers_and_ctrl_c_ends_it(tmp_path: Path) -> None:
         assert child.stdout.readline() == f"store: sqlite:///{tmp_path}/runs/mlflow.db\n"
         address = child.stdout.readline().removeprefix("ui:").strip()
         assert address.startswith("http://127.0.0.1:57")
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 200
         while not answers(address):
             assert child.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.5)
         child.send_signal(signal.SIGINT)
-        _, error = child.communicate(timeout=30)
+        _, error = child.communicate(timeout=60)
     finally:
         child.kill()
     assert child.returncode == 130

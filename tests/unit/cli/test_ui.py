@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from typing import Any
 
@@ -33,17 +34,21 @@ def test_the_store_is_made_first_and_named_in_the_environment_alone(monkeypatch:
     events: list[tuple[str, Any, Any]] = []
 
     class Child:
-        def __init__(self, arguments: list[str], env: dict[str, str]) -> None:
+        pid = 0
+
+        def __init__(self, arguments: list[str], env: dict[str, str], start_new_session: bool) -> None:
+            assert start_new_session  # its children are ended with it, as a group
             events.append(("start", arguments, env))
 
         def wait(self) -> int:
             return 0
 
-        def poll(self) -> int:
-            return 0
+    def is_gone(group: int, number: int) -> None:
+        raise ProcessLookupError
 
     monkeypatch.setattr(tracking, "open_client", lambda uri: events.append(("open", uri, None)))
     monkeypatch.setattr(subprocess, "Popen", Child)
+    monkeypatch.setattr(os, "killpg", is_gone)
     assert ui.serve(STORE, "http://127.0.0.1:5001") == 0
     (opened, store, _), (_, arguments, environment) = events
     assert (opened, store) == ("open", STORE)
