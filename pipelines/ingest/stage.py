@@ -14,6 +14,7 @@ from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.plan import STAGE, make_plan
 from pipelines.progress import Progress
 from pipelines.sources.base import Listing, Source, Unit
+from pipelines.sources.names import outside_splits
 from pipelines.sources.resolve import open_source
 from pipelines.stage_output import Plan, StageResult, open_run
 from pipelines.storage import Storage
@@ -64,6 +65,7 @@ def run(config: IngestConfig, run_units: RunUnits | None = None) -> IngestResult
     from pipelines.ingest.unit import IngestJob
 
     split_plan = make_split_plan(listing.entries, config.split)
+    stray = outside_splits([entry.key for entry in listing.entries if not entry.reason])
     units = source.units()
     run_id = next_run_id(store, plan.key)
     open_run(store, STAGE, plan.key, {"run_id": run_id, "inputs": plan.inputs})
@@ -75,7 +77,7 @@ def run(config: IngestConfig, run_units: RunUnits | None = None) -> IngestResult
         job = IngestJob(source, store.uri, run_id, config.image, split_plan)
         rate = _run_missing(config, job, missing, receipts, len(listing.entries), run_units)
     catalog = build_catalog(config, plan, store, run_id, source, receipts, split_plan)
-    catalog["warnings"] = _warnings(catalog)
+    catalog["warnings"] = _warnings(catalog) + ([_not_given(stray)] if stray and split_plan.by != "given" else [])
     for warning in catalog["warnings"]:
         logger.warning("%s", warning)
     catalog["sheet"] = write_sheet(store, run_id, catalog)
@@ -192,6 +194,13 @@ def _warnings(catalog: Catalog) -> list[str]:
         stand = "pictures stand" if conflicts > 1 else "picture stands"
         warnings.append(f"{conflicts:,} {stand} under different labels")
     return warnings
+
+
+def _not_given(stray: str) -> str:
+    return (
+        f"the source has folders of splits, and {stray} lies in none of them: the images were divided anew;"
+        " with the stray images removed the source's own splits are kept"
+    )
 
 
 def _result(plan: Plan, catalog: Catalog, *, skipped: bool, **rate: float) -> IngestResult:

@@ -114,11 +114,11 @@ def make_listing(source_name: str, members: Sequence[Found], faults: Sequence[st
     total = Counter(found.name for found, _, _ in kept)
     seen: Counter[bytes] = Counter()
     entries = []
-    labels = labels_and_splits([key for _, key, _ in kept])
-    for (found, key, flags), (label, given_split) in zip(kept, labels, strict=True):
+    faulty = [(found.reason, found.message) if found.reason else name_fault(found.name) for found, _, _ in kept]
+    labels = labels_and_splits([key for _, key, _ in kept], [bool(reason) for reason, _ in faulty])
+    for (found, key, flags), (reason, message), (label, given_split) in zip(kept, faulty, labels, strict=True):
         occurrence = seen[found.name]
         seen[found.name] += 1
-        reason, message = (found.reason, found.message) if found.reason else name_fault(found.name)
         entries.append(
             Entry(
                 key=key,

@@ -85,20 +85,45 @@ def path_parts(key: str) -> list[str]:
     return [part for part in key.replace("\\", "/").split("/") if part not in ("", ".")]
 
 
-def labels_and_splits(keys: Sequence[str]) -> list[tuple[str | None, str | None]]:
+def labels_and_splits(
+    keys: Sequence[str], is_refused: Sequence[bool] | None = None
+) -> list[tuple[str | None, str | None]]:
     """Return (label, given split) per key; the label is the parent folder's name.
 
     Folders named train, val and test above the class folders count as splits only when every key has one, since
     "train" may as well be a class. An image right inside a split folder, or in no folder, has no label.
+
+    Args:
+        keys: the members' keys.
+        is_refused: which of them will not be read anyway; those have no say in what a folder means.
     """
     parents = [path_parts(key)[:-1] for key in keys]
-    positions = [
-        next((i for i, part in enumerate(folders) if part.lower() in SPLIT_WORDS), None) for folders in parents
+    positions = [_split_position(folders) for folders in parents]
+    voting = [
+        position for position, refused in zip(positions, is_refused or [False] * len(keys), strict=True) if not refused
     ]
-    if not keys or any(position is None for position in positions):
+    if not voting or any(position is None for position in voting):
         return [(folders[-1] if folders else None, None) for folders in parents]
     return [
-        (folders[-1] if position < len(folders) - 1 else None, SPLIT_WORDS[folders[position].lower()])
+        (folders[-1] if folders else None, None)
+        if position is None
+        else (folders[-1] if position < len(folders) - 1 else None, SPLIT_WORDS[folders[position].lower()])
         for folders, position in zip(parents, positions, strict=True)
-        if position is not None
     ]
+
+
+def outside_splits(keys: Sequence[str]) -> str:
+    """Return the first key that keeps split folders from counting as splits, or "".
+
+    Only where at least two different splits stand among the folders: one such folder may as well be a class.
+    """
+    folders = [path_parts(key)[:-1] for key in keys]
+    positions = [_split_position(parts) for parts in folders]
+    found = {SPLIT_WORDS[parts[at].lower()] for parts, at in zip(folders, positions, strict=True) if at is not None}
+    if len(found) < 2:
+        return ""
+    return next((key for key, at in zip(keys, positions, strict=True) if at is None), "")
+
+
+def _split_position(folders: Sequence[str]) -> int | None:
+    return next((i for i, part in enumerate(folders) if part.lower() in SPLIT_WORDS), None)

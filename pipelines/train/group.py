@@ -185,6 +185,6 @@ def _raise_failure(run: Storage, fitting: _Fitting) -> None:
             raise inner from fitting.error
     lines = str(fitting.error).strip().splitlines() or [type(fitting.error).__name__]
     raise ClusterError(
-        f"training ended after {MAX_FAILURES} restarts: {lines[-1].strip()}",
+        f"training ended (lost workers are replaced {MAX_FAILURES} times): {lines[-1].strip()}",
         mend="run the same command again to go on from the last checkpoint; RESNET_RAY_LOGS=1 shows the workers' logs",
     ) from fitting.error

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
 from pipelines.dataset import inspect
 from pipelines.dataset.reader import Dataset, open_dataset
 from tests import factories
+from tests.e2e.resnet_process import ResnetProcess, resnet_process
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -35,36 +28,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@contextlib.contextmanager
-def ingest(place: Path, out: str) -> Iterator[subprocess.Popen[str]]:
-    """Start the command; whatever it leaves running is ended."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli.main", "ingest", "photos.zip", "--out", out, "ray.num_cpus=1", "--json"],
-        cwd=place,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    family: list[psutil.Process] = []
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family = psutil.Process(process.pid).children(recursive=True)
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
-        for child in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-
-
-def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    return dict(json.loads(out))
+def ingest(place: Path, out: str) -> AbstractContextManager[ResnetProcess]:
+    return resnet_process(place, "ingest", "photos.zip", "--out", out, "ray.num_cpus=1")
 
 
 def rows(dataset: Dataset) -> set[tuple[str, ...]]:
@@ -80,28 +45,19 @@ def rows(dataset: Dataset) -> set[tuple[str, ...]]:
 
 def test_killed_driver_and_the_same_command_again(place: Path) -> None:
     with ingest(place, "golden") as process:
-        finish(process)
+        process.finish()
     golden = open_dataset(str(place / "golden"))
     assert golden.catalog["counts"]["dropped"] > 0
 
     with ingest(place, "killed") as process:
-        deadline = time.monotonic() + 120
-        while len(list((place / "killed").glob("_work/*/unit-*.json"))) < 2:
-            assert process.poll() is None, process.stderr.read() if process.stderr else ""
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        family = psutil.Process(process.pid).children(recursive=True)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait(timeout=30)
-        for child in family:  # Ray's own processes end a while after their driver; the next run need not wait
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
+        process.wait_until(lambda: len(list((place / "killed").glob("_work/*/unit-*.json"))) >= 2)
+        process.kill()
     assert not (place / "killed" / "_versions").exists()
     done = [json.loads(path.read_text()) for path in (place / "killed").glob("_work/*/unit-*.json")]
     assert len(done) >= 2
 
     with ingest(place, "killed") as process:
-        result = finish(process)
+        result = process.finish()
     dataset = open_dataset(str(place / "killed"))
     assert not result["skipped"]
     assert dataset.fingerprint == golden.fingerprint
@@ -116,4 +72,4 @@ def test_killed_driver_and_the_same_command_again(place: Path) -> None:
     assert on_disk == names
 
     with ingest(place, "killed") as process:
-        assert finish(process)["skipped"]
+        assert process.finish()["skipped"]

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines.storage import Storage
+from tests.e2e.resnet_process import ResnetProcess, resnet_process
 from tests.factories import encode, make_pixels
 
 pytestmark = pytest.mark.e2e
@@ -49,49 +43,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@contextlib.contextmanager
-def command(place: Path, out: str) -> Iterator[subprocess.Popen[str]]:
-    """Start the command in a session of its own; whatever it leaves running is ended."""
-    words = ["score", "photos.zip", "--model", "package", "--out", out, "batch_size=1", "ray.num_cpus=2", "--json"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli.main", *words],
-        cwd=place,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    family: list[psutil.Process] = []
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family = psutil.Process(process.pid).children(recursive=True)
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
-        for child in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-
-
-def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    return dict(json.loads(out))
+def score(place: Path, out: str) -> AbstractContextManager[ResnetProcess]:
+    words = ["score", "photos.zip", "--model", "package", "--out", out, "batch_size=1", "ray.num_cpus=2"]
+    return resnet_process(place, *words)
 
 
 def receipts(place: Path, out: str) -> set[str]:
     return {path.name for path in (place / out / "_work").glob("*/unit-*.json")}
-
-
-def wait_until(ready: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 120.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not ready():
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def shards_of(place: Path, out: str) -> list[Any]:
@@ -111,8 +69,8 @@ def rows(place: Path, out: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def golden(place: Path) -> tuple[str, list[dict[str, Any]]]:
     """Score once without disturbance."""
-    with command(place, "golden") as process:
-        finish(process)
+    with score(place, "golden") as process:
+        process.finish()
     catalog = json.loads((place / "golden" / "_versions" / "v000001.json").read_text())
     return str(catalog["fingerprint"]), rows(place, "golden")
 
@@ -131,16 +89,15 @@ def check_same(place: Path, out: str, golden: tuple[str, list[dict[str, Any]]]) 
 
 @pytest.mark.timeout(600)
 def test_killed_with_sigkill_and_started_again_it_goes_on(place, golden):
-    with command(place, "killed") as process:
-        wait_until(lambda: len(receipts(place, "killed")) >= 2, process)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait(timeout=30)
+    with score(place, "killed") as process:
+        process.wait_until(lambda: len(receipts(place, "killed")) >= 2)
+        process.kill()
     before = receipts(place, "killed")
     texts = [next((place / "killed" / "_work").glob(f"*/{name}")).read_text() for name in before]
     done = {json.loads(text)["file"]["path"] for text in texts}
     assert not list((place / "killed").glob("_versions/*"))
-    with command(place, "killed") as process:
-        result = finish(process)
+    with score(place, "killed") as process:
+        result = process.finish()
     assert result["figures"]["members"] == NUM_IMAGES + 1
     standing = {shard.path for shard in shards_of(place, "killed")}
     assert done <= standing  # what was done is not done again
@@ -150,15 +107,11 @@ def test_killed_with_sigkill_and_started_again_it_goes_on(place, golden):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_killed_worker_is_replaced_and_the_command_ends_by_itself(place, golden):
-    with command(place, "worker") as process:
-        wait_until(lambda: len(receipts(place, "worker")) >= 1, process)
-        workers = [
-            child
-            for child in psutil.Process(process.pid).children(recursive=True)
-            if "UnitScorer" in " ".join(child.cmdline())
-        ]
+    with score(place, "worker") as process:
+        process.wait_until(lambda: len(receipts(place, "worker")) >= 1)
+        workers = [child for child in process.children() if "UnitScorer" in " ".join(child.cmdline())]
         assert workers
         workers[0].kill()
-        result = finish(process)
+        result = process.finish()
     assert result["figures"]["members"] == NUM_IMAGES + 1
     check_same(place, "worker", golden)

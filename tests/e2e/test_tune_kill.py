@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 import yaml
 
 from pipelines.tracking import open_client
+from tests.e2e.resnet_process import ResnetProcess, resnet_process
 from tests.unit.train.tiny import make_config, write_dataset
 
 pytestmark = pytest.mark.e2e
@@ -41,37 +34,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@contextlib.contextmanager
-def command(place: Path, out: str) -> Iterator[subprocess.Popen[str]]:
-    """Start the command in a session of its own; whatever it leaves running is ended."""
-    words = ["tune", "tiny.yaml", "--dataset", "dataset", "--out", out, "ray.num_cpus=1", "--json"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli.main", *words],
-        cwd=place,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": f"sqlite:///{place}/mlflow.db"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    family: list[psutil.Process] = []
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family = psutil.Process(process.pid).children(recursive=True)
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
-        for child in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-
-
-def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, err = process.communicate(timeout=280)
-    assert process.returncode == 0, err
-    return dict(json.loads(out))
+def tune(place: Path, out: str) -> AbstractContextManager[ResnetProcess]:
+    words = ["tune", "tiny.yaml", "--dataset", "dataset", "--out", out, "ray.num_cpus=1"]
+    return resnet_process(place, *words, MLFLOW_TRACKING_URI=f"sqlite:///{place}/mlflow.db")
 
 
 def statuses(place: Path, out: str) -> dict[str, str]:
@@ -86,18 +51,10 @@ def record_files(place: Path, out: str, trial: str) -> list[Path]:
 
 @pytest.mark.timeout(900)
 def test_a_killed_sweep_goes_on_and_runs_no_finished_trial_again(place: Path) -> None:
-    with command(place, "killed") as process:
-        deadline = time.monotonic() + 280
-        while len(record_files(place, "killed", "0002")) < 5:  # the first trial has ended, the second is under way
-            assert process.poll() is None, process.stderr.read() if process.stderr else ""
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        family = psutil.Process(process.pid).children(recursive=True)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        _, alive = psutil.wait_procs(family, timeout=30)
-        for straggler in alive:
-            straggler.kill()
+    with tune(place, "killed") as process:
+        # the first trial has ended, the second is under way
+        process.wait_until(lambda: len(record_files(place, "killed", "0002")) >= 5)
+        process.kill()
     before = statuses(place, "killed")
     assert before["trial-0001"] == "finished"
     assert before["trial-0002"] == "running"
@@ -108,8 +65,8 @@ def test_a_killed_sweep_goes_on_and_runs_no_finished_trial_again(place: Path) ->
     stamps = {path: path.stat().st_mtime_ns for path in standing}
     assert len(stamps) >= EPOCHS + 4
 
-    with command(place, "killed") as process:
-        result = finish(process)
+    with tune(place, "killed") as process:
+        result = process.finish()
     assert not result["skipped"]
     assert result["figures"]["finished"] == TRIALS
     assert {path: path.stat().st_mtime_ns for path in standing} == stamps
@@ -126,10 +83,10 @@ def test_a_killed_sweep_goes_on_and_runs_no_finished_trial_again(place: Path) ->
             steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "val_top1")]
             assert steps == list(range(1, EPOCHS + 1))
 
-    with command(place, "whole") as process:
-        finish(process)
+    with tune(place, "whole") as process:
+        process.finish()
     ours, theirs = (json.loads((place / out / "_catalog.json").read_text()) for out in ("killed", "whole"))
     assert [trial["curve"] for trial in ours["trials"]] == [trial["curve"] for trial in theirs["trials"]]
     assert ours["model"] == theirs["model"]
-    with command(place, "killed") as process:
-        assert finish(process)["skipped"]
+    with tune(place, "killed") as process:
+        assert process.finish()["skipped"]

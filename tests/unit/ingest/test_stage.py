@@ -224,6 +224,21 @@ def test_a_class_with_one_image_warns(folder: Path, tmp_path: Path, caplog: pyte
     assert warning in caplog.messages
 
 
+def test_one_stray_image_undoes_the_sources_own_splits_and_is_named(tmp_path: Path) -> None:
+    for split, number in (("train", 20), ("test", 10)):
+        factories.write_class_folder(tmp_path / "set" / split, {"cat": number, "dog": number}, seed=number)
+    kept = ingest(tmp_path / "set", tmp_path / "kept")
+    assert kept.catalog["split"]["by"] == "given"
+    assert kept.catalog["warnings"] == []
+    factories.write_class_folder(tmp_path / "set", {"fox": 2}, seed=5)
+    divided = ingest(tmp_path / "set", tmp_path / "divided")
+    assert divided.catalog["split"]["by"] == "stratified"
+    (warning,) = divided.catalog["warnings"]
+    assert warning.startswith(
+        "the source has folders of splits, and fox/0000.jpg lies in none of them: the images were"
+    )
+
+
 def test_flat_archives_have_no_labels(tmp_path: Path) -> None:
     files = [(f"{i}.JPEG", factories.make_jpeg(i, 80, 60)) for i in range(30)]
     (tmp_path / "x.tar").write_bytes(factories.make_tar(files))

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.sources.names import escaped_bytes, ignored_as, labels_and_splits, name_fault, readable_key
+from pipelines.sources.names import (
+    escaped_bytes,
+    ignored_as,
+    labels_and_splits,
+    name_fault,
+    outside_splits,
+    readable_key,
+)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +33,25 @@ from pipelines.sources.names import escaped_bytes, ignored_as, labels_and_splits
 )
 def test_labels_and_given_splits(keys: list[str], expected: list[tuple[str | None, str | None]]) -> None:
     assert labels_and_splits(keys) == expected
+
+
+def test_what_is_refused_has_no_say_in_what_a_folder_means() -> None:
+    keys = ["train/cat/1.jpg", "../evil.jpg", "test/cat/2.jpg"]
+    assert labels_and_splits(keys) == [("cat", None), ("..", None), ("cat", None)]
+    assert labels_and_splits(keys, [False, True, False]) == [("cat", "train"), ("..", None), ("cat", "test")]
+
+
+@pytest.mark.parametrize(
+    ("keys", "stray"),
+    [
+        (["train/cat/1.jpg", "test/cat/2.jpg", "cat/3.jpg"], "cat/3.jpg"),
+        (["train/cat/1.jpg", "test/cat/2.jpg"], ""),
+        (["train/1.jpg", "car/2.jpg"], ""),  # one such folder may as well be a class
+        ([], ""),
+    ],
+)
+def test_the_image_that_keeps_split_folders_from_counting(keys: list[str], stray: str) -> None:
+    assert outside_splits(keys) == stray
 
 
 @pytest.mark.parametrize(
