@@ -16,7 +16,7 @@ import pytest
 from pipelines.storage import Storage
 from tests.e2e.two_node_cluster import BUCKET, SECRET, TwoNodes, two_nodes
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 ROOT = Path(__file__).parents[2]
 STORE = f"s3://{BUCKET}"
@@ -29,6 +29,16 @@ augment: {flip: false}
 precision: float32
 num_workers: 2
 """
+SWEEP = """\
+# each trial is a Ray Train run over both nodes
+train: {model: {depth: 8}, epochs: 2, global_batch_size: 64, augment: {flip: false}, precision: float32, num_workers: 2}
+space:
+  model.width: {choice: [0.25, 0.5]}
+  optimizer.lr: {loguniform: [0.05, 0.2]}
+num_trials: 2
+scheduler: none
+"""
+SHORTER = ("train.epochs=2", "train.num_workers=2", "tune.num_trials=1", "tune.train.epochs=2", "tune.grace_epochs=1")
 
 
 @dataclass(frozen=True)
@@ -51,10 +61,10 @@ class Road:
             check=False,
         )
 
-    def submit(self, *words: str) -> str:
+    def submit(self, *words: str, timeout_s: float = 600.0) -> str:
         """Run a stage as a job to its end and return its id."""
         started_s = time.monotonic()
-        ended = self.resnet("submit", *words, "--address", self.nodes.address, "--json", "-f")
+        ended = self.resnet("submit", *words, "--address", self.nodes.address, "--json", "-f", timeout_s=timeout_s)
         assert ended.returncode == 0, f"{words}\n{ended.stdout[-4000:]}\n{ended.stderr[-4000:]}"
         submission, _ = json.JSONDecoder().raw_decode(ended.stdout)
         self.logs[submission["submission_id"]] = ended.stdout
@@ -76,6 +86,7 @@ def road(tmp_path_factory: pytest.TempPathFactory, environment: pytest.MonkeyPat
 
     folder = tmp_path_factory.mktemp("user")
     (folder / "small.yaml").write_text(TRAIN)
+    (folder / "sweep.yaml").write_text(SWEEP)
     with two_nodes(tmp_path_factory.mktemp("logs")) as nodes:
         for name, value in nodes.environment.items():
             if name.startswith("AWS_"):
@@ -86,12 +97,14 @@ def road(tmp_path_factory: pytest.TempPathFactory, environment: pytest.MonkeyPat
         archive = f"{STORE}/demo/{demo.ARCHIVE}"
         road.submit("ingest", archive, "--out", f"{STORE}/dataset")
         road.submit("train", "small.yaml", "--dataset", f"{STORE}/dataset", "--out", f"{STORE}/train")
+        road.submit("tune", "sweep.yaml", "--dataset", f"{STORE}/dataset", "--out", f"{STORE}/tune")
         road.submit("evaluate", f"{STORE}/train", f"{STORE}/dataset", "--out", f"{STORE}/evaluate")
         road.submit(
             "models", "register", f"{STORE}/train", "--name", "digits", "--evaluation", f"{STORE}/evaluate",
             "--out", f"{STORE}/register",
         )  # fmt: skip
         road.submit("score", archive, "--model", "models:/digits@champion", "--out", f"{STORE}/predictions")
+        road.submit("run", "demo", "--out", f"{STORE}/whole", *SHORTER, "register.name=whole", timeout_s=1200.0)
         yield road
 
 
@@ -119,6 +132,30 @@ def test_training_ran_on_both_nodes_and_left_its_records(road: Road) -> None:
     assert train["epochs"] == 2
     assert train["config"]["num_workers"] == 2
     assert train["dataset"]["fingerprint"] == catalog("dataset/_versions/v000001.json")["fingerprint"]
+
+
+def test_a_sweep_of_two_worker_trials_ran_to_its_end(road: Road) -> None:
+    tune = catalog("tune/_catalog.json")
+    assert [trial["status"] for trial in tune["trials"]] == ["finished", "finished"]
+    assert tune["config"]["train"]["num_workers"] == 2
+    assert tune["best"]["val_top1"] == max(trial["val_top1"] for trial in tune["trials"])
+    assert Storage.open(f"{STORE}/tune").exists(f"{tune['model']['path']}/weights.safetensors")
+
+
+def test_the_whole_road_as_one_job_ends_in_a_report(road: Road) -> None:
+    summary = catalog("whole/demo/run.json")
+    outs = {entry["stage"]: entry["out"].removeprefix(f"{STORE}/") for entry in summary["stages"]}
+    assert list(outs) == ["demo-data", "ingest", "train", "tune", "evaluate", "register", "score", "report"]
+    stages = {stage: catalog(f"{out}/_catalog.json") for stage, out in outs.items() if stage not in ("ingest", "score")}
+    assert stages["train"]["config"]["num_workers"] == 2
+    assert (stages["register"]["name"], stages["register"]["promoted"]) == ("whole", True)
+    # The same images and split; only the source's name differs from the dataset of the single jobs.
+    counts = catalog(f"{outs['ingest']}/_versions/v000001.json")["counts"]
+    assert counts == catalog("dataset/_versions/v000001.json")["counts"]
+    page = Storage.open(STORE).read("whole/demo/report.html").decode()
+    assert "NOT CAUGHT" not in page
+    for section in ("Data", "Training", "Sweep", "Test", "Scored archive"):
+        assert f">{section}</h2>" in page
 
 
 def test_predictions_stand_for_every_member_of_the_archive_once(road: Road) -> None:
