@@ -48,12 +48,11 @@ class RayConfig(StrictModel):
 
 @dataclass(frozen=True)
 class RaySession:
-    """What the connected cluster has: CPUs and GPUs in all, nodes, whether we started it, and the CPUs of each node."""
+    """What the connected cluster has: CPUs and GPUs in all, nodes, and the CPUs of each node."""
 
     num_cpus: float
     num_gpus: float
     num_nodes: int
-    embedded: bool
     node_cpus: tuple[float, ...] = ()
 
 
@@ -76,14 +75,14 @@ def ray_session(config: RayConfig | None = None) -> Iterator[RaySession]:
     import ray
 
     if ray.is_initialized():
-        yield _describe(embedded=False)
+        yield _describe()
         return
     with _results_stream_kept():
         try:
             handler = signal.getsignal(signal.SIGTERM)
             _connect(address, settings)
             _give_back_sigterm(handler)
-            yield _describe(embedded=not address)
+            yield _describe()
         finally:
             ray.shutdown()
 
@@ -186,10 +185,10 @@ def _not_in_job(environment: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in standing}
 
 
-def _describe(*, embedded: bool) -> RaySession:
+def _describe() -> RaySession:
     import ray
 
     resources = ray.cluster_resources()
     nodes = [node for node in ray.nodes() if node["Alive"]]
     node_cpus = tuple(float(node["Resources"].get("CPU", 0.0)) for node in nodes)
-    return RaySession(resources.get("CPU", 0.0), resources.get("GPU", 0.0), len(nodes), embedded, node_cpus)
+    return RaySession(resources.get("CPU", 0.0), resources.get("GPU", 0.0), len(nodes), node_cpus)

@@ -16,7 +16,7 @@ from pipelines.progress import Progress
 from pipelines.sources.base import Listing, Source, Unit
 from pipelines.sources.names import outside_splits
 from pipelines.sources.resolve import open_source
-from pipelines.stage_output import Plan, StageResult, open_run
+from pipelines.stage_output import RUN, Plan, StageResult, open_run
 from pipelines.storage import Storage
 
 if TYPE_CHECKING:
@@ -101,10 +101,12 @@ def _run_missing(
         _collect(config, run_units(job, missing), receipts, total)
         return {}
     from pipelines.ingest.task import run_units as run_on_ray
+    from pipelines.node_paths import check_nodes_see
     from pipelines.ray_runtime import ray_session
 
     begun_s = time.monotonic()
-    with ray_session(config.ray):
+    with ray_session(config.ray) as session:
+        check_nodes_see(session.num_nodes, {"SOURCE": job.source.uri, "--out": f"{job.out}/{RUN}"})
         started_s = time.monotonic()
         done = _collect(config, run_on_ray(job, missing), receipts, total)
         elapsed_s = time.monotonic() - started_s

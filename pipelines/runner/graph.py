@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pipelines.config.strict import StrictModel
@@ -32,13 +32,6 @@ class Made:
     out: str
     key: str
     catalog: dict[str, Any]
-
-
-@dataclass
-class State:
-    """The outputs of the stages gone through so far, by stage name."""
-
-    made: dict[str, Made] = field(default_factory=dict)
 
 
 def make_graph(config: RunConfig) -> tuple[Node, ...]:

@@ -14,7 +14,7 @@ from pipelines.errors import DataError, InputError
 from pipelines.score.catalog import FORMAT, SPLIT, find_published, make_catalog, refuse_other_run
 from pipelines.score.config import ScoreConfig
 from pipelines.score.plan import STAGE, check_pin, make_plan, pin_model
-from pipelines.stage_output import Plan, StageResult, open_run
+from pipelines.stage_output import RUN, Plan, StageResult, open_run
 from pipelines.storage import Storage
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ def _score(
     if run_units is not None:
         receipts.update({int(receipt["unit"]): receipt for receipt in run_units(job, missing)})
         return {}
+    from pipelines.node_paths import check_nodes_see
     from pipelines.progress import Progress
     from pipelines.ray_runtime import ray_session
     from pipelines.score.actor import run_units as run_on_ray
@@ -118,6 +119,7 @@ def _score(
     done = 0
     begun_s = time.monotonic()
     with ray_session(config.ray) as session:
+        check_nodes_see(session.num_nodes, {"ARCHIVE": job.source.uri, "--out": f"{job.out}/{RUN}"})
         started_s = time.monotonic()
         num_actors = _count_actors(config, session, len(missing))
         with Progress(total, label=STAGE) as progress:

@@ -51,7 +51,6 @@ _KINDS = {
     b"4": ("SPECIAL", "a block device"),
     b"6": ("SPECIAL", "a pipe"),
 }
-_SPARSE = ("SPARSE", "a sparse file, which would unpack to more bytes than it has")
 
 
 def walk_tar(stream: TarStream) -> Iterator[TarMember]:

@@ -7,7 +7,7 @@ is thrown away: a sweep is resumed by reading this.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pipelines.errors import AlreadyExists, DataError
@@ -89,14 +89,6 @@ class Journal:
                 f"{address} is no journal entry: {error}",
                 mend="delete that file: the trial then goes on from its own records",
             ) from error
-
-
-def with_curve(entry: TrialEntry, curve: list[tuple[int, float]]) -> TrialEntry:
-    """Return the entry with epochs and best figure from a trial's (epoch, val_top1) pairs; the earliest best counts."""
-    if not curve:
-        return entry
-    epoch, top1 = max(curve, key=lambda point: (point[1], -point[0]))
-    return replace(entry, epochs=curve[-1][0], val_top1=top1, best_epoch=epoch)
 
 
 def _path(trial: str) -> str:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from pipelines.dataset.catalog import parse_ref
 from pipelines.errors import DataError, InputError
+from pipelines.node_paths import check_nodes_see
 from pipelines.plots.params import describe_params
 from pipelines.ray_runtime import ray_session
 from pipelines.stage_output import RUN, StageResult, open_run, publish_catalog, read_catalog
@@ -65,15 +67,16 @@ def run(config: TuneConfig) -> TuneResult:
             )
         sweep = Sweep(trials, store, asha, SweepLog(config.tracking, log.run_id, f"{plan.key}-{place}"))
         if sweep.unfinished():
-            _run_trials(config, sweep)
+            _run_trials(config, sweep, plan.dataset, store)
         catalog = _publish(config, plan, store, sweep, trials, log)
     return _result(plan, store, catalog, skipped=False)
 
 
-def _run_trials(config: TuneConfig, sweep: Sweep) -> None:
+def _run_trials(config: TuneConfig, sweep: Sweep, dataset: str, store: Storage) -> None:
     with ray_session(config.ray) as session:
         if config.tracking.enabled:
             refuse_local_store(resolve_uri(config.tracking), session.num_nodes)
+        check_nodes_see(session.num_nodes, {"--dataset": parse_ref(dataset)[0], "--out": f"{store.uri}/{RUN}"})
         from pipelines.tune.drive import run_trials  # it imports Ray Tune, which Ray's settings must precede
 
         run_trials(config, sweep, session)

@@ -18,7 +18,7 @@ MAX_LINES = 400
 LAYERS = [
     {"errors"},
     {"config", "storage", "image", "capacity", "stage_output", "redact"},
-    {"progress", "tracking_store", "ray_runtime", "plots"},
+    {"progress", "tracking_store", "ray_runtime", "node_paths", "plots"},
     {"tracking"},
     {"metrics", "dataset"},
     {"sources", "package"},

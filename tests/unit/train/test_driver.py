@@ -107,7 +107,7 @@ def test_errors_survive_the_trip_from_the_worker() -> None:
 
 
 def session(num_gpus: float, num_nodes: int = 2) -> RaySession:
-    return RaySession(4.0, num_gpus, num_nodes, False)
+    return RaySession(4.0, num_gpus, num_nodes)
 
 
 def test_gpus_are_taken_where_there_are_enough(dataset: str) -> None:

@@ -16,7 +16,7 @@ from pipelines.tune.trial import RowsCache, TrialActor, describe
 
 def share(nodes: list[float], trials: int, *overrides: str, gpus: float = 0.0) -> Share:
     config = load_config(TuneConfig, None, overrides)
-    session = RaySession(sum(nodes), gpus, len(nodes), embedded=False, node_cpus=tuple(nodes))
+    session = RaySession(sum(nodes), gpus, len(nodes), node_cpus=tuple(nodes))
     return divide(config, trials, session)
 
 
