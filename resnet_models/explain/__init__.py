@@ -1,0 +1,1 @@
+"""Where a network looks: functions (model, images) -> heat maps (N, H, W); one file per method."""
