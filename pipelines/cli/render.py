@@ -45,13 +45,16 @@ def _escaped(character: str) -> str:
 
 
 def number(value: object) -> str:
-    """Return a figure as people read it: rates with four places, counts with separators."""
+    """Return a figure as people read it: four places at most and one at least, counts with separators."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"
+        if abs(value) >= 1000:
+            return f"{value:,.0f}"
+        whole, _, places = f"{value:.4f}".partition(".")
+        return f"{whole}.{places.rstrip('0') or '0'}"
     return clean(str(value))
 
 

@@ -6,11 +6,14 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from pipelines import errors
 from pipelines.errors import DataError, PipelineError
 from pipelines.image.header import RefusedImage
+from pipelines.ingest.config import ImageConfig
+from pipelines.ingest.stored import make_stored_image
 from pipelines.ingest.unit import IngestJob, ingest_unit
 from pipelines.sources.base import Unit
 
@@ -51,30 +54,28 @@ def ingest_row(row: dict[str, Any], job: IngestJob) -> dict[str, str]:
     """
     unit = Unit.from_text(row["unit"])
     try:
-        report = ingest_unit(unit, job, try_alone)
+        report = ingest_unit(unit, job, partial(try_alone, settings=job.image))
     except PipelineError as error:
         fault = {"kind": type(error).__name__, "what": error.what, "where": error.where, "mend": error.mend}
         report = {"unit": unit.index, "fault": fault}
     return {"report": json.dumps(report)}
 
 
-def try_alone(data: bytes) -> RefusedImage | None:
-    """Decode one image in a Ray process of its own, which may die; return why it must be refused, if so."""
+def try_alone(data: bytes, settings: ImageConfig) -> RefusedImage | None:
+    """Prepare one image in a Ray process of its own, which may die; return why it must be refused, if so."""
     import ray
 
-    task = ray.remote(num_cpus=0, max_retries=0)(_decode_here).remote(data)
+    task = ray.remote(num_cpus=0, max_retries=0)(_prepare_here).remote(data, settings)
     try:
         ray.get(task, timeout=_ALONE_TIMEOUT_S)
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
-        return RefusedImage("KILLED_WORKER", f"the process that decoded it died ({type(error).__name__})")
+        return RefusedImage("KILLED_WORKER", f"the process that prepared it died ({type(error).__name__})")
     except ray.exceptions.GetTimeoutError:
         ray.cancel(task, force=True)
-        return RefusedImage("TIMEOUT", f"not decoded within {_ALONE_TIMEOUT_S:.0f} s")
+        return RefusedImage("TIMEOUT", f"not prepared within {_ALONE_TIMEOUT_S:.0f} s")
     return None
 
 
-def _decode_here(data: bytes) -> None:
-    from pipelines.image.decode import decode_image
-
-    with contextlib.suppress(RefusedImage):  # harmless: the unit refuses it again, with its own limits
-        decode_image(data)
+def _prepare_here(data: bytes, settings: ImageConfig) -> None:
+    with contextlib.suppress(RefusedImage):  # harmless: the unit refuses it again, and keeps its reason
+        make_stored_image(data, "", settings)

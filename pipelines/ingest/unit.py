@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import secrets
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.dataset.attempt import begin_attempt
 from pipelines.dataset.receipt import write_receipt
 from pipelines.dataset.writer import ShardWriter
 from pipelines.image.header import RefusedImage
@@ -48,16 +48,20 @@ def ingest_unit(unit: Unit, job: IngestJob, alone: Alone | None = None) -> dict[
     Args:
         unit: what to read.
         job: the run that it belongs to.
-        alone: tries one image in another process. It is used when this unit was begun twice without an end, which
+        alone: tries one image in another process. It is used when two attempts at this unit died, which
             is how an image that kills its process is found.
     """
     store = Storage.open(job.out)
-    attempt = secrets.token_hex(4)
-    begun = _begin_attempt(store, job.run_id, unit.index, attempt)
-    careful = alone if begun >= KILLS_BEFORE_CARE else None
-    if careful is not None:
-        logger.warning("unit %d was begun %d times without an end: its images are tried alone", unit.index, begun)
-    writer = ShardWriter(store, job.run_id, unit.index, attempt)
+    with begin_attempt(store, job.run_id, unit.index) as attempt:
+        careful = alone if attempt.died >= KILLS_BEFORE_CARE else None
+        if careful is not None:
+            logger.warning("unit %d died %d times: its images are tried alone", unit.index, attempt.died)
+        report = _write_unit(unit, job, ShardWriter(store, job.run_id, unit.index, attempt.name), careful)
+        return write_receipt(store, job.run_id, unit.index, report)
+
+
+def _write_unit(unit: Unit, job: IngestJob, writer: ShardWriter, careful: Alone | None) -> dict[str, Any]:
+    """Write what a unit comes to; return the report."""
     largest_side_px, flags = 0, Counter[str]()
     for member in job.source.open(unit):
         try:
@@ -73,21 +77,12 @@ def ingest_unit(unit: Unit, job: IngestJob, alone: Alone | None = None) -> dict[
         largest_side_px = max(largest_side_px, row["width"], row["height"])
         flags.update(row["flags"])
         writer.append(job.split_plan.split_of(member.image_id, member.label, member.given_split), row)
-    report = {
+    return {
         **writer.close().to_json(),
         "members": len(unit.entries),
         "largest_side_px": largest_side_px,
         "flags": dict(sorted(flags.items())),
     }
-    return write_receipt(store, job.run_id, unit.index, report)
-
-
-def _begin_attempt(store: Storage, run_id: str, index: int, attempt: str) -> int:
-    """Note that an attempt at a unit begins; return how many were begun before it."""
-    folder = f"_work/{run_id}/attempts/unit-{index:06d}"
-    begun = len(store.list(folder))
-    store.put(f"{folder}/{attempt}", b"")
-    return begun
 
 
 def _row(member: Member, image: StoredImage, job: IngestJob) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import secrets
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from pipelines.dataset.attempt import begin_attempt
 from pipelines.dataset.receipt import write_receipt
 from pipelines.image.header import RefusedImage
 from pipelines.score.model import Model, PackageRef
@@ -64,20 +64,23 @@ def score_unit(unit: Unit, job: ScoreJob, model: Model, alone: Alone | None = No
         unit: what to read; its number names its file and its receipt.
         job: the run that it belongs to.
         model: the network, already loaded.
-        alone: scores a member in another process. It is used when this unit was begun twice without an end, which
+        alone: scores a member in another process. It is used when two attempts at this unit died, which
             is how a member that kills its process is found; every other member keeps its prediction.
 
     Raises:
         DataError: what was written is not what was read.
     """
     store = Storage.open(job.out)
-    index = unit.index
-    attempt = secrets.token_hex(4)
-    begun = begin_attempt(store, job.run_id, index, attempt)
-    careful = alone if begun >= _KILLS_BEFORE_CARE else None
-    if careful is not None:
-        logger.warning("unit %d was begun %d times without an end: its members are scored one at a time", index, begun)
+    with begin_attempt(store, job.run_id, unit.index) as attempt:
+        careful = alone if attempt.died >= _KILLS_BEFORE_CARE else None
+        if careful is not None:
+            logger.warning("unit %d died %d times: its members are scored one at a time", unit.index, attempt.died)
+        rows, read = _predict_unit(unit, job, model, careful)
+        return _write(store, unit.index, attempt.name, rows, read, job, model.classes)
 
+
+def _predict_unit(unit: Unit, job: ScoreJob, model: Model, careful: Alone | None) -> tuple[list[Row], Tally]:
+    """Return a row for every member of a unit, and the count of what was read."""
     read = Tally()
     rows: list[Row] = []
     batches = Batches(job.batch_size)
@@ -92,15 +95,7 @@ def score_unit(unit: Unit, job: ScoreJob, model: Model, alone: Alone | None = No
     for batch in batches.rest():
         predict(batch, model)
     check_unit(read, (entry.image_id for entry in unit.entries), job.source.uri)
-    return _write(store, index, attempt, rows, read, job, model.classes)
-
-
-def begin_attempt(store: Storage, run_id: str, index: int, attempt: str) -> int:
-    """Note that an attempt at a unit begins; return how many were begun before it."""
-    folder = f"_work/{run_id}/attempts/unit-{index:06d}"
-    begun = len(store.list(folder))
-    store.put(f"{folder}/{attempt}", b"")
-    return begun
+    return rows, read
 
 
 def _prepare(member: Member, row: Row, model: Model) -> bool:

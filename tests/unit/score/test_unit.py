@@ -5,11 +5,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipelines.dataset.attempt import begin_attempt
 from pipelines.dataset.receipt import read_receipts
 from pipelines.errors import DataError
 from pipelines.image.preprocess import Preprocess
 from pipelines.score.model import Model, PackageRef
-from pipelines.score.unit import FailedAlone, ScoreJob, begin_attempt, score_unit
+from pipelines.score.unit import FailedAlone, ScoreJob, score_unit
 from pipelines.sources.base import Found, Source, Unit, make_listing, member_of
 from pipelines.storage import Storage
 
@@ -167,6 +168,21 @@ def test_an_answer_that_is_no_number_is_no_prediction(tmp_path):
     assert found[0]["message"] == "the network's answer is not a finite number"
 
 
+def die(store, *, times):
+    for number in range(times):
+        with contextlib.suppress(KeyboardInterrupt), begin_attempt(store, RUN, 0) as attempt:
+            assert attempt.died == number
+            raise KeyboardInterrupt
+
+
+def test_an_error_is_no_death(tmp_path):
+    store = Storage.open(tmp_path)
+    with pytest.raises(DataError), begin_attempt(store, RUN, 0):
+        raise DataError("the store was away")
+    with begin_attempt(store, RUN, 0) as attempt:
+        assert attempt.died == 0
+
+
 def test_after_two_deaths_members_are_scored_alone_and_the_culprit_is_named(tmp_path):
     source = MemorySource(MIXED)
     asked = []
@@ -180,8 +196,7 @@ def test_after_two_deaths_members_are_scored_alone_and_the_culprit_is_named(tmp_
     def refuse():
         raise FailedAlone("NOT_IMAGE", "no image")
 
-    store = Storage.open(tmp_path)
-    assert [begin_attempt(store, RUN, 0, name) for name in ("x", "y")] == [0, 1]
+    die(Storage.open(tmp_path), times=2)
     found = rows(tmp_path, score_unit(source.units()[0], job(source, tmp_path), model(), alone))
     assert len(asked) == 7
     assert found[2]["reason"] == "KILLED_WORKER"
@@ -191,7 +206,7 @@ def test_after_two_deaths_members_are_scored_alone_and_the_culprit_is_named(tmp_
 
 def test_one_death_is_no_reason_for_care(tmp_path):
     source = MemorySource(MIXED)
-    begin_attempt(Storage.open(tmp_path), RUN, 0, "x")
+    die(Storage.open(tmp_path), times=1)
 
     def alone(data):
         raise AssertionError("not yet")
