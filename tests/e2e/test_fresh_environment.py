@@ -51,8 +51,8 @@ def model(road: Path) -> Path:
     """Return the registered version as the registry hands it out."""
     import mlflow
 
-    uri = f"sqlite:///{road}/runs/mlflow.db"
-    return Path(mlflow.artifacts.download_artifacts("models:/digits/1", dst_path=str(road), tracking_uri=uri))
+    mlflow.set_tracking_uri(f"sqlite:///{road}/runs/mlflow.db")
+    return Path(mlflow.artifacts.download_artifacts("models:/digits/1", dst_path=str(road)))
 
 
 @pytest.fixture(scope="module")

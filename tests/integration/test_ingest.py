@@ -83,7 +83,7 @@ def test_an_image_is_tried_in_a_process_of_its_own() -> None:
 def test_a_dead_process_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     from pipelines.ingest import task
 
-    def die(data: bytes) -> None:
+    def die(data: bytes, settings: ImageConfig) -> None:
         import os
         import signal
 
