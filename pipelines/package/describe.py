@@ -48,6 +48,8 @@ class PackageDescription:
     """Figures by name, e.g. val_top1."""
     train_key: str = ""
     """Key of the training stage."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """Where weights from elsewhere come from, licence and source named; kept by what is trained from them."""
     weights_sha256: str = ""
     """SHA-256 of the weights file; `write_package` fills it in."""
 
@@ -65,6 +67,7 @@ class PackageDescription:
             "metrics": {name: _finite(value) for name, value in self.metrics.items()},
             "weights_sha256": self.weights_sha256,
             "train_key": self.train_key,
+            **({"origin": dict(self.origin)} if self.origin else {}),
         }
 
 
@@ -145,6 +148,8 @@ def _first_fault(values: dict[str, Any]) -> str:
         spec = ModelSpec.from_json(values["spec"])
     except SpecError as error:
         return f"spec.{error}"
+    if not isinstance(values.get("origin", {}), dict):
+        return f"origin is {values['origin']!r}; it must be a dict"
     classes = values["classes"]
     if not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes):
         return "classes must be texts, each once"

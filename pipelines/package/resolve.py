@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 REGISTRY_SCHEME = "models:/"
 _REGISTRY_REF = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>[0-9]+)|@(?P<alias>[^/@]+))")
 _STAGE_CATALOG = "_catalog.json"
+_PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle", ".pth.tar", ".pt.tar")
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,26 @@ def find_version(
         raise RegistryError(f"the registry cannot be asked for {name!r}: {redact(str(error))}", where=where) from error
 
 
+def refuse_bare_weights(ref: str) -> None:
+    """Refuse a file of weights in a model's place, naming the command that makes a package of it.
+
+    Raises:
+        InputError: the name ends like a pickle's or a safetensors file's.
+    """
+    lower = ref.lower()
+    if lower.endswith(_PICKLE_SUFFIXES):
+        what = f"{ref} is a pickle by its name: reading one may run code that it brings along"
+    elif lower.endswith(".safetensors"):
+        what = f"{ref} holds weights alone: no network, classes or pixels are described"
+    else:
+        return
+    raise InputError(
+        what, mend=f"resnet models import {ref} --arch NAME --licence LICENCE --source URL --out FOLDER, once"
+    )
+
+
 def _resolve_folder(ref: str) -> ResolvedPackage:
+    refuse_bare_weights(ref)
     root = Storage.open(ref)
     name = root.uri.rsplit("/", 1)[-1]
     storage, expected = _package_folder(root)

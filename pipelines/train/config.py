@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, create_model, model_validator
 
-from pipelines.config.strict import StrictModel, runtime_field
+from pipelines.config.strict import StrictModel, later_field, runtime_field
 from pipelines.ray_runtime import RayConfig
 from pipelines.tracking import TrackingConfig
 from resnet_models.spec import ModelSpec
@@ -55,6 +55,47 @@ class AugmentConfig(StrictModel):
     """Mix pairs of images and labels, the share drawn from Beta(alpha, alpha) (arXiv:1710.09412); 0: none."""
 
 
+# `from` is a word of Python: a class body cannot name a field so, and no other name reads as well in a config.
+_InitFrom = create_model(
+    "_InitFrom",
+    __base__=StrictModel,
+    **{
+        "from": (
+            str,
+            runtime_field(
+                "",
+                description="Model whose weights are the start: a package, train, tune or imported folder, or "
+                "models:/NAME@ALIAS; empty: random weights. The key holds the weights' hash, not the address.",
+            ),
+        )
+    },  # type: ignore[call-overload]
+)
+
+
+class InitConfig(_InitFrom):
+    """What the network starts from, and how much of it is left as it is (transfer learning)."""
+
+    freeze_until: str = Field("", pattern=r"^(stage[1-8]|head)?$")
+    """What lies before this part (stage1 ... or head) is kept: weights and norm statistics; empty: all is trained."""
+    lr_decay_by_depth: float = Field(1.0, gt=0, le=1)
+    """Rate of a part (stem, each stage) as a fraction of the rate of the part after it; the head has the full one
+    (discriminative rates, arXiv:1801.06146 sec. 3.2); 1: one rate for all."""
+
+    @property
+    def source(self) -> str:
+        """The field `from`."""
+        return str(getattr(self, "from"))
+
+    @model_validator(mode="after")
+    def _check(self) -> InitConfig:
+        if self.freeze_until and not self.source:
+            raise ValueError(
+                f"freeze_until is {self.freeze_until} and there is no from, so random weights would be kept; mend: "
+                "name a model with init.from=..., or leave freeze_until out"
+            )
+        return self
+
+
 class TrainConfig(StrictModel):
     """One training run."""
 
@@ -64,6 +105,8 @@ class TrainConfig(StrictModel):
     """Folder or address of the run; empty: runs/train/<key>."""
     model: ModelSpec = ModelSpec()
     """The network. Classes are those of the dataset."""
+    init: InitConfig = later_field(InitConfig(), legacy=InitConfig().model_dump(mode="json"))
+    """What the network starts from. With `init.from` and no `model`, the network is that model's."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """How a gradient becomes a step."""
     schedule: ScheduleConfig = ScheduleConfig()

@@ -32,13 +32,14 @@ from pipelines.train.ema import WeightAverage
 from pipelines.train.evaluation import evaluate
 from pipelines.train.feed import Batch, OpenRows, SplitRows, TrainFeed, open_splits
 from pipelines.train.mixing import blend, mixup_shares
-from pipelines.train.network import is_channels_last_safe, make_network, settle_spec
+from pipelines.train.network import draws_by_sample, is_channels_last_safe
 from pipelines.train.optimizer import make_optimizer, set_rate
 from pipelines.train.precision import resolve_device, resolve_precision
 from pipelines.train.records import EpochRecord, read_records, write_progress, write_record
 from pipelines.train.schedule import rate_at
 from pipelines.train.state import Best, EpochSums, TrainState, read_cursor
-from pipelines.train.transforms import Normalise, usable_std
+from pipelines.train.transfer import rate_scales, set_training, start_network
+from pipelines.train.transforms import Normalise, sample_keys, usable_std
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -145,21 +146,27 @@ class _Loop:
         mean, std = dataset.mean_std("train")
         self.normalise = Normalise(mean, usable_std(std), device)
         self.feed = TrainFeed(self.train_rows, config, world, mean)
-        spec = settle_spec(config.model, dataset.classes, self.train_rows.image_shape)
         self.precision = resolve_precision(config.precision, device)
-        network = make_network(spec, seed=config.seed, world=world, device=device, channels_last=config.channels_last)
+        start = start_network(
+            config, dataset.classes, self.train_rows.image_shape, world=world, device=device, resumes=newest is not None
+        )
+        network, self._frozen = start.network, start.frozen
         self._channels_last = config.channels_last and is_channels_last_safe(network, device)
+        self._draws_by_sample = draws_by_sample(start.spec)
+        scales = rate_scales(network, config.init.lr_decay_by_depth)
         self.state = TrainState(
             network=network,
-            optimizer=make_optimizer(network, config.optimizer),
+            optimizer=make_optimizer(network, config.optimizer, scales),
             scaler=torch.amp.GradScaler(device.type, enabled=self.precision.needs_scaler),
             average=WeightAverage(network, config.ema_decay) if config.ema_decay else None,
         )
         self.identity = {
             "dataset": dataset.fingerprint,
-            "network": spec.to_json(),
+            "network": start.spec.to_json(),
             "config": hashlib.sha256(canonical_json(output_values(config))).hexdigest()[:16],
         }
+        if start.initial:
+            self.identity["init"] = start.initial.resolved.weights_sha256
         if newest:
             self.state.load_files(newest, self.identity)
             if world.rank == 0:
@@ -185,7 +192,7 @@ class _Loop:
     def _train_epoch(self) -> None:
         """Do what is left of the running epoch."""
         cursor = self.state.cursor
-        self.state.network.train()
+        set_training(self.state.network, self._frozen)
         self._mark_s = time.perf_counter()
         for batch in self._timed(self.feed.batches(cursor.epoch + 1, cursor.batch)):
             self._step(batch)
@@ -207,7 +214,7 @@ class _Loop:
         images, targets = self._prepare(batch)
         with self.precision.autocast():
             if batch.partner_pixels is None:
-                logits = state.network(images)
+                logits = self._logits(images, batch)
                 losses = self._losses(logits, targets)
             else:
                 logits, losses = self._mixed(batch, images, targets)
@@ -233,6 +240,14 @@ class _Loop:
         images = self.normalise(self._moved(batch.pixels), channels_last=self._channels_last)
         return images, self._moved(batch.targets)
 
+    def _logits(self, images: Tensor, batch: Batch) -> Tensor:
+        """Return the network's answer, what it drops at random keyed by the samples."""
+        network: Callable[..., Tensor] = self.state.network
+        if not self._draws_by_sample:
+            return network(images)
+        keys = sample_keys(batch.hashes, seed=self.config.seed, epoch=self.state.cursor.epoch + 1)
+        return network(images, sample_keys=keys.to(self.device))
+
     def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each row, in float32."""
         return F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=self.config.label_smoothing)
@@ -244,7 +259,7 @@ class _Loop:
         config, epoch = self.config, self.state.cursor.epoch + 1
         shares = mixup_shares(batch.hashes, config.augment.mixup_alpha, seed=config.seed, epoch=epoch).to(self.device)
         partners = self.normalise(self._moved(batch.partner_pixels), channels_last=self._channels_last)
-        logits = self.state.network(blend(images, partners, shares))
+        logits = self._logits(blend(images, partners, shares), batch)
         own, other = self._losses(logits, targets), self._losses(logits, self._moved(batch.partner_targets))
         return logits, shares * own + (1 - shares) * other
 

@@ -12,6 +12,7 @@ from pipelines.package.describe import PackageDescription, write_package
 from pipelines.storage import Storage
 from pipelines.train.checkpoint import Checkpoint, DamagedCheckpoint, load_checkpoint, load_latest
 from pipelines.train.config import TrainConfig
+from pipelines.train.initial import find_initial
 from pipelines.train.records import read_record
 from pipelines.train.state import STATE, Best, read_cursor, read_kept_weights
 from pipelines.train.transforms import usable_std
@@ -41,6 +42,7 @@ def write_model(config: TrainConfig, run: Storage, best: Best, *, train_key: str
     dataset = open_dataset(config.dataset)
     mean, std = dataset.mean_std("train")
     safe = usable_std(std)
+    initial = find_initial(config)
     spec = json.loads(checkpoint.files[STATE])["identity"]["network"]
     description = PackageDescription(
         spec=ModelSpec.from_json(spec),
@@ -51,6 +53,7 @@ def write_model(config: TrainConfig, run: Storage, best: Best, *, train_key: str
         dataset={"uri": dataset.uri, "version": dataset.version, "fingerprint": dataset.fingerprint},
         metrics={"epoch": record.epoch, "val_top1": record.val_top1, "val_loss": record.val_loss} if record else {},
         train_key=train_key,
+        origin=initial.to_json(dataset.classes) if initial else {},
     )
     return write_package(run, MODEL, read_kept_weights(checkpoint), description)
 

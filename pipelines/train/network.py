@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -11,10 +11,11 @@ from pipelines.errors import ConfigError, InputError
 from pipelines.train.batch_norm import make_global
 from pipelines.train.collectives import World
 from resnet_models.errors import SpecError
-from resnet_models.resnet import build
+from resnet_models.resnet import ResNet, build
 from resnet_models.spec import ModelSpec
 
 _SAFE_CHANNELS = 8
+_RANDOM_FIELDS = ("drop_path_rate", "drop_block_rate", "block_dropout", "head_dropout")
 
 
 def settle_spec(spec: ModelSpec, classes: Sequence[str], image_shape: tuple[int, int]) -> ModelSpec:
@@ -40,6 +41,11 @@ def settle_spec(spec: ModelSpec, classes: Sequence[str], image_shape: tuple[int,
         raise ConfigError(f"model.{error.field} is {error.value!r}: {error.reason}", mend=error.cure) from error
 
 
+def draws_by_sample(spec: ModelSpec) -> bool:
+    """Return whether the network drops something at random in training, and so wants the samples' keys."""
+    return any(getattr(spec, name, 0.0) > 0.0 for name in _RANDOM_FIELDS)
+
+
 def is_channels_last_safe(network: nn.Module, device: torch.device) -> bool:
     """Return whether a network may be trained channels-last.
 
@@ -59,10 +65,29 @@ def is_channels_last_safe(network: nn.Module, device: torch.device) -> bool:
 
 
 def make_network(
-    spec: ModelSpec, *, seed: int, world: World, device: torch.device, channels_last: bool = True
-) -> nn.Module:
-    """Return the network with initial weights, its batch norms over the global batch."""
-    network = make_global(build(spec, seed=seed), world).to(device)
+    spec: ModelSpec,
+    *,
+    seed: int,
+    world: World,
+    device: torch.device,
+    channels_last: bool = True,
+    load: Callable[[ResNet], None] | None = None,
+) -> ResNet:
+    """Return the network with initial weights, its batch norms over the global batch.
+
+    Args:
+        spec: the network, settled.
+        seed: seed of the random weights.
+        world: the processes that train together.
+        device: where it will be.
+        channels_last: whether its weights lie channels-last, where that is safe.
+        load: puts weights of another run into the network, in place.
+    """
+    network = build(spec, seed=seed)
+    if load:
+        load(network)
+    make_global(network, world)
+    network = network.to(device)
     if channels_last and is_channels_last_safe(network, device):
         network = network.to(memory_format=torch.channels_last)
     world.copy_from_first(network)

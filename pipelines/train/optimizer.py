@@ -10,26 +10,39 @@ from torch import Tensor, nn
 from pipelines.errors import DataError
 from pipelines.train.config import OptimizerConfig
 
+_SCALE = "rate_scale"
+"""Key of a parameter group: its rate as a fraction of the run's."""
 
-def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Return the optimiser over the network's parameters, at the peak rate.
+
+def make_optimizer(
+    network: nn.Module, config: OptimizerConfig, scales: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """Return the optimiser over the network's parameters that are trained, at the peak rate.
 
     Norm scales and biases, the parameters of one dimension, are never decayed (arXiv:1812.01187, sec. 3.1).
+
+    Args:
+        network: the network; parameters that take no gradient are left out.
+        config: the rule and its numbers.
+        scales: each parameter's learning rate as a fraction of the run's; None: 1 for all.
     """
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    trained = [(p, scales[name] if scales else 1.0) for name, p in _trained(network)]
+    groups = []
+    for scale in sorted({scale for _, scale in trained}, reverse=True):  # the full rate first: it is the run's `lr`
+        own = {_SCALE: scale, "lr": config.lr * scale}
+        several = [p for p, of in trained if of == scale]
+        decayed, free = [p for p in several if p.ndim > 1], [p for p in several if p.ndim <= 1]
+        groups.append({"params": decayed, "weight_decay": config.weight_decay, **own})
+        groups.append({"params": free, "weight_decay": 0.0, **own})
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, config.beta2), fused=True)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every parameter."""
+    """Set the learning rate of every parameter: `lr` times the scale of its group."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group[_SCALE]
 
 
 def state_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from pipelines.errors import ConfigError, InputError
 from pipelines.stage_output import Plan, canonical_json, default_out, stage_key
 from pipelines.storage import Storage
 from pipelines.train.config import TrainConfig
+from pipelines.train.initial import Initial, find_initial, starting_spec
 
 OUTPUT_VERSION = 1
 STAGE = "train"
@@ -21,14 +22,19 @@ class TrainPlan(Plan):
 
     dataset: str = ""
     """Absolute address and version, as `open_dataset` takes it anywhere."""
+    classes: tuple[str, ...] = ()
+    """Classes of the data."""
+    initial: Initial | None = None
+    """What the run starts from; None: random weights."""
 
 
 def plan(config: TrainConfig) -> TrainPlan:
-    """Return the plan: the dataset's catalog is read, nothing else.
+    """Return the plan: the dataset's catalog is read, and with `init.from` that model's description.
 
     Raises:
-        ConfigError: no dataset is named.
-        InputError: there is no such dataset or version.
+        ConfigError: no dataset is named, or `init` names what the network lacks.
+        InputError: there is no such dataset, version or model.
+        RegistryError: the registry lacks the model or cannot be reached.
     """
     if not config.dataset:
         raise ConfigError("dataset is missing", mend="name one: resnet train CONFIG --dataset DATASET")
@@ -45,6 +51,12 @@ def plan(config: TrainConfig) -> TrainPlan:
         # The same stored rows can be shown to a network in another geometry.
         "preprocess": hashlib.sha256(canonical_json(catalog["preprocess"])).hexdigest()[:16],
     }
+    classes = tuple(catalog.get("classes") or ())
+    initial = find_initial(config)
+    starting_spec(config, initial)
+    if initial:
+        inputs |= initial.key_inputs(config, classes)
     key = stage_key(STAGE, config, inputs, OUTPUT_VERSION)
     out = config.out or default_out(STAGE, key)
-    return TrainPlan(STAGE, key, inputs, out, dataset=format_ref(storage.uri, int(catalog["version"])))
+    dataset = format_ref(storage.uri, int(catalog["version"]))
+    return TrainPlan(STAGE, key, inputs, out, dataset=dataset, classes=classes, initial=initial)

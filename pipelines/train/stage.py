@@ -25,6 +25,7 @@ from pipelines.stage_output import (
 from pipelines.storage import Storage
 from pipelines.tracking import RUN_KEY_TAG, RunLog, refuse_local_store, resolve_uri
 from pipelines.train.config import TrainConfig
+from pipelines.train.initial import keep_copy
 from pipelines.train.plan import STAGE, TrainPlan
 from pipelines.train.plan import plan as make_plan
 from pipelines.train.records import EpochRecord
@@ -57,7 +58,9 @@ def run(config: TrainConfig) -> TrainResult:
         return _result(plan, store, catalog, skipped=True)
     _refuse_early(config)
     standing = open_run(store, STAGE, plan.key, {"dataset": plan.dataset})
-    pinned = config.model_copy(update={"dataset": standing["dataset"], "out": plan.out})
+    pinned = config.model_copy(
+        update={"dataset": standing["dataset"], "out": plan.out, **_pinned_init(config, plan, store)}
+    )
     log = _open_log(config, plan, store, standing)
     with log:
         _log_start(log, pinned, plan)
@@ -91,6 +94,7 @@ def run(config: TrainConfig) -> TrainResult:
                     "val_top1": outcome.best.val_top1,
                     "val_loss": outcome.best.val_loss,
                 },
+                **({"init": _describe_init(plan)} if plan.initial else {}),
                 "epochs": outcome.epochs,
                 "records": [record.to_json() for record in outcome.records],
                 # Addresses may hold a password, and say nothing about the network.
@@ -177,6 +181,19 @@ def _open_log(config: TrainConfig, plan: TrainPlan, store: Storage, standing: di
     return log
 
 
+def _pinned_init(config: TrainConfig, plan: TrainPlan, store: Storage) -> dict[str, Any]:
+    """Return the change of the config that has the run start from its own copy of what `init.from` names."""
+    if plan.initial is None:
+        return {}
+    return {"init": config.init.model_copy(update={"from": keep_copy(plan.initial, store, config.tracking)})}
+
+
+def _describe_init(plan: TrainPlan) -> dict[str, Any]:
+    assert plan.initial is not None
+    words = plan.initial.describe(plan.classes)
+    return {"ref": plan.initial.ref, "words": words, **plan.initial.to_json(plan.classes)}
+
+
 def _log_start(log: RunLog, config: TrainConfig, plan: TrainPlan) -> None:
     values = config.model_dump(mode="json", exclude={"tracking", "ray"})
     log.log_params(values)
@@ -197,6 +214,8 @@ def _result(plan: TrainPlan, store: Storage, catalog: dict[str, Any], *, skipped
         "model": f"{store.uri}/{catalog['model']['path']}",
         "mlflow_run_id": catalog["mlflow_run_id"],
     }
+    if "init" in catalog:
+        figures["started_from"] = catalog["init"]["words"]
     commands = (
         f"resnet evaluate {plan.out} {catalog['dataset']['uri']}",
         f"resnet score ARCHIVE --model {plan.out}/{catalog['model']['path']} --out PREDICTIONS",

@@ -14,13 +14,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipelines.dataset.keyed import Hashes, keyed_uniform
+from pipelines.dataset.keyed import Hashes, keyed_hash, keyed_uniform
 from pipelines.train.config import AugmentConfig
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 # One number per use of randomness, never reused: two uses of one stream would be correlated.
-FLIP, SHIFT_Y, SHIFT_X, CUTOUT_Y, CUTOUT_X, MIXUP_SHARE = range(1, 7)
+FLIP, SHIFT_Y, SHIFT_X, CUTOUT_Y, CUTOUT_X, MIXUP_SHARE, NETWORK = range(1, 8)
 
 
 class Normalise:
@@ -78,6 +78,18 @@ def augment(
     if config.cutout_px:
         pixels = np.where(_holes(hashes, config.cutout_px, (height, width), seed, epoch), _colour(mean), pixels)
     return pixels
+
+
+def sample_keys(hashes: Hashes, *, seed: int, epoch: int, repeat: int = 0) -> Tensor:
+    """Return the keys from which a network draws what it drops: int64 (N,), the same whoever holds the rows.
+
+    Args:
+        hashes: `image_hashes` of the rows, (N,).
+        seed: seed of the run.
+        epoch: epoch the rows are read in.
+        repeat: which copy of a row this is.
+    """
+    return torch.from_numpy(keyed_hash(seed, epoch, NETWORK, repeat, hashes).view(np.int64))
 
 
 def _is_mirrored(hashes: Hashes, seed: int, epoch: int) -> npt.NDArray[np.bool_]:

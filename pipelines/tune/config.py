@@ -19,6 +19,8 @@ Value = bool | int | float | str | Annotated[tuple[int, ...], _Listed]
 """A value that a config field can take: a number, a word, true or false, or whole numbers (`model.depths`)."""
 Bounds = Annotated[tuple[float, float], _Listed]
 
+_GIVEN = ("num_classes", "in_channels", "from")
+"""Fields that the data, or one set of weights for the whole sweep, decides."""
 _SAMPLERS = ("choice", "uniform", "loguniform", "integer")
 
 
@@ -122,7 +124,7 @@ def tunable_paths(base: TrainConfig) -> list[str]:
         if is_runtime(field) or name in ("tracking", "ray", "epochs"):
             continue
         if isinstance(values[name], dict):
-            paths += [f"{name}.{key}" for key in values[name] if key not in ("num_classes", "in_channels")]
+            paths += [f"{name}.{key}" for key in values[name] if key not in _GIVEN]
         else:
             paths.append(name)
     return paths

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pipelines.errors import ConfigError
 from pipelines.stage_output import Plan, default_out, stage_key
+from pipelines.train.initial import Initial
 from pipelines.train.plan import plan as plan_training
 from pipelines.tune.config import TuneConfig
 from pipelines.tune.space import sample_params
@@ -20,6 +21,8 @@ class TunePlan(Plan):
 
     dataset: str = ""
     """Absolute address and version, as `open_dataset` takes it anywhere."""
+    initial: Initial | None = None
+    """What every trial starts from; None: random weights."""
 
 
 def plan(config: TuneConfig) -> TunePlan:
@@ -35,4 +38,6 @@ def plan(config: TuneConfig) -> TunePlan:
         sample_params(config, config.space)  # too small a space is refused before anything is written
     training = plan_training(config.train)
     key = stage_key(STAGE, config, training.inputs, OUTPUT_VERSION)
-    return TunePlan(STAGE, key, training.inputs, config.out or default_out(STAGE, key), dataset=training.dataset)
+    return TunePlan(
+        STAGE, key, training.inputs, config.out or default_out(STAGE, key), training.dataset, training.initial
+    )

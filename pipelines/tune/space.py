@@ -37,14 +37,20 @@ class TrialPlan:
     refusal: str = ""
 
 
-def default_space(model: ModelSpec, image_size_px: int) -> dict[str, Dimension]:
-    """Return what is varied when the config does not say: depth, width and learning rate, for images of this side."""
+def default_space(model: ModelSpec, image_size_px: int, *, fixed_network: bool = False) -> dict[str, Dimension]:
+    """Return what is varied when the config does not say: depth, width and learning rate, for images of this side.
+
+    With `fixed_network`, since weights to start from fit one network alone, only the learning rate.
+    """
+    rate = {"optimizer.lr": Dimension(loguniform=(0.01, 0.5))}
+    if fixed_network:
+        return rate
     settled = model.for_images(image_size_px=image_size_px)
     depths = depth_choices(settled.block, settled.num_stages)[:_DEFAULT_DEPTHS]
     return {
         "model.depth": Dimension(choice=tuple(depths)),
         "model.width": Dimension(choice=(0.5, 1.0)),
-        "optimizer.lr": Dimension(loguniform=(0.01, 0.5)),
+        **rate,
     }
 
 
@@ -79,7 +85,8 @@ def make_trials(config: TuneConfig, *, image_size_px: int, num_classes: int) -> 
     Raises:
         ConfigError: the space holds too few points, or not one of the sampled trainings is possible.
     """
-    space = config.space or default_space(config.train.model, image_size_px)
+    fixed = bool(config.train.init.source)
+    space = config.space or default_space(config.train.model, image_size_px, fixed_network=fixed)
     trials = []
     for index, params in enumerate(sample_params(config, space)):
         trial = f"{index + 1:04d}"

@@ -20,6 +20,7 @@ from pipelines.ray_runtime import ray_session
 from pipelines.stage_output import RUN, StageResult, open_run, publish_catalog, read_catalog
 from pipelines.storage import Storage
 from pipelines.tracking import RUN_KEY_TAG, RunLog, TrackingConfig, refuse_local_store, resolve_uri
+from pipelines.train.initial import INIT, keep_copy, starting_spec
 from pipelines.tune.config import TuneConfig
 from pipelines.tune.plan import STAGE, TunePlan
 from pipelines.tune.plan import plan as make_plan
@@ -53,8 +54,10 @@ def run(config: TuneConfig) -> TuneResult:
     catalog = read_catalog(store)
     if catalog is not None and catalog["key"] == plan.key:
         return _result(plan, store, catalog, skipped=True)
-    trials = _plan_trials(config, plan)
+    trials = _plan_trials(config, plan, store)
     standing = open_run(store, STAGE, plan.key, {"dataset": plan.dataset})
+    if plan.initial:
+        keep_copy(plan.initial, store, config.tracking)
     place = hashlib.sha256(store.uri.encode()).hexdigest()[:16]
     with _open_log(config, plan, store, standing, place) as log:
         _log_start(log, config, plan)
@@ -82,13 +85,16 @@ def _run_trials(config: TuneConfig, sweep: Sweep, dataset: str, store: Storage) 
         run_trials(config, sweep, session)
 
 
-def _plan_trials(config: TuneConfig, plan: TunePlan) -> list[TrialPlan]:
+def _plan_trials(config: TuneConfig, plan: TunePlan, store: Storage) -> list[TrialPlan]:
     """Sample every trial and fit it to the data, before Ray is started."""
     from pipelines.dataset.reader import open_dataset
 
     dataset = open_dataset(plan.dataset)
     # A trial records nothing itself: the driver does, from what the trial leaves in its folder.
-    update = {"dataset": plan.dataset, "out": "", "tracking": TrackingConfig(enabled=False)}
+    update: dict[str, Any] = {"dataset": plan.dataset, "out": "", "tracking": TrackingConfig(enabled=False)}
+    if plan.initial:  # trials start from the sweep's own copy
+        update["init"] = config.train.init.model_copy(update={"from": store.child(INIT).uri})
+        update["model"] = starting_spec(config.train, plan.initial)
     pinned = config.model_copy(update={"train": config.train.model_copy(update=update)})
     return make_trials(pinned, image_size_px=_input_size_px(dataset), num_classes=len(dataset.classes))
 
