@@ -7,22 +7,23 @@ import math
 import torch
 from torch import nn
 
-from resnet_models.blocks.basic import BasicBlock
-from resnet_models.blocks.bottleneck import BottleneckBlock
+from resnet_models.blocks.residual import ResidualBlock
 
 
 def initialise(network: nn.Module, *, seed: int, zero_init_last: bool = False) -> None:
     """Set every weight of `network` in place, as a function of its structure and the seed alone.
 
-    Convolutions: normal with variance 2 / fan-out (He et al., arXiv:1502.01852, eq. 14). Classifier: uniform within
-    1 / sqrt(fan-in), torch's own default. `zero_init_last` starts every block as its shortcut (arXiv:1706.02677,
+    Convolutions: normal with variance 2 / fan-out (He et al., arXiv:1502.01852, eq. 14), biases 0. Classifiers: uniform
+    within 1 / sqrt(fan-in), torch's own default. `zero_init_last` starts every block as its shortcut (arXiv:1706.02677,
     sec. 5.1).
     """
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, (nn.Conv1d, nn.Conv2d)):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-        elif isinstance(module, nn.BatchNorm2d):
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
             module.reset_parameters()
         elif isinstance(module, nn.Linear):
             bound = 1.0 / math.sqrt(module.in_features)
@@ -30,7 +31,5 @@ def initialise(network: nn.Module, *, seed: int, zero_init_last: bool = False) -
             nn.init.uniform_(module.bias, -bound, bound, generator=generator)
     if zero_init_last:
         for module in network.modules():
-            if isinstance(module, BasicBlock):
-                nn.init.zeros_(module.norm2.weight)
-            elif isinstance(module, BottleneckBlock):
-                nn.init.zeros_(module.norm3.weight)
+            if isinstance(module, ResidualBlock) and isinstance(module.last_norm, (nn.BatchNorm2d, nn.GroupNorm)):
+                nn.init.zeros_(module.last_norm.weight)

@@ -4,27 +4,48 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from resnet_models.blocks.basic import BasicBlock
 from resnet_models.blocks.bottleneck import BottleneckBlock
+from resnet_models.blocks.parts import LAYERS_PER_BLOCK, BlockNoise, BlockParts
 from resnet_models.blocks.preactivation import PreactBasicBlock, PreactBottleneckBlock
+from resnet_models.blocks.residual import ResidualBlock
+from resnet_models.draws import SampleDraws
+from resnet_models.drop import SampleDropout
 from resnet_models.errors import SpecError
+from resnet_models.heads import make_end_activation, make_end_norm, make_exits
 from resnet_models.init import initialise
-from resnet_models.pooling import GlobalAveragePool
-from resnet_models.spec import ModelSpec
-from resnet_models.stem import STEMS
+from resnet_models.pooling import HEAD_POOLS
+from resnet_models.spec import ModelSpec, check_image_size
+from resnet_models.stem import make_stem
+
+_HEAD_LAYER = 0  # draw number of the head's dropout; block k takes the LAYERS_PER_BLOCK after 1 + k LAYERS_PER_BLOCK
+
+
+class Stage(nn.Sequential):
+    """Residual blocks in a row; the first one changes size and channels.
+
+    Shape: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def forward(self, x: Tensor, draws: SampleDraws | None = None) -> Tensor:
+        """Run the blocks; `draws` are the samples' random numbers, else torch's generator gives them."""
+        for block in self:
+            x = block(x, draws)
+        return x
 
 
 class ResNet(nn.Module):
-    """Stem, stages of residual blocks, average pooling, one linear layer.
+    """Stem, stages of residual blocks, a pooling, one linear layer.
 
     He et al. 2015, arXiv:1512.03385, table 1 and sec. 4.2; pre-activation networks end in one more norm and ReLU
-    (arXiv:1603.05027, appendix). Weights are torch's defaults; `build` sets them properly.
+    (arXiv:1603.05027, appendix). Weights are torch's defaults; `build` sets them properly. `exits` holds the early
+    classifiers by stage number, where the spec has some; `forward` leaves them alone.
     Shape: (N, in_channels, H, W) -> logits (N, num_classes).
 
     Raises:
         SpecError: The stem is still "auto" or the number of classes unknown: settle both with `ModelSpec.for_images`.
+            From `forward`: the images have other channels, or are smaller than the strides allow.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -34,48 +55,97 @@ class ResNet(nn.Module):
         if spec.num_classes < 1:
             raise SpecError("num_classes", 0, "a network needs outputs", "settle it with spec.for_images")
         self.spec = spec
-        self.stem = STEMS[spec.stem](spec.in_channels, spec.stem_width, activated=not spec.is_preactivation)
-        channels = spec.stem_width
-        stages = []
-        for depth, stage_channels, stride in zip(
-            spec.stage_depths, spec.stage_channels, spec.stage_strides, strict=True
-        ):
-            stages.append(make_stage(spec, channels, stage_channels, depth=depth, stride=stride))
-            channels = stage_channels * spec.expansion
-        self.stages = nn.Sequential(*stages)
-        self.norm = nn.BatchNorm2d(channels) if spec.is_preactivation else None
-        self.pool = GlobalAveragePool()
-        self.head = nn.Linear(channels, spec.num_classes)
+        parts = BlockParts.of(spec)
+        self.stem = make_stem(spec, parts)
+        self.stages = nn.Sequential(*(make_stage(spec, stage) for stage in range(spec.num_stages)))
+        self.norm = make_end_norm(spec.stage_channels[-1] * spec.expansion, parts)
+        self.activation = make_end_activation(parts)
+        self.pool = HEAD_POOLS[spec.head_pool]()
+        self.dropout = SampleDropout(spec.head_dropout, _HEAD_LAYER) if spec.head_dropout else None
+        self.head = nn.Linear(spec.feature_channels, spec.num_classes)
+        self.exits = make_exits(spec)
 
-    def features(self, x: Tensor) -> Tensor:
-        """Return the vector per image that the classifier sees: (N, in_channels, H, W) -> (N, channels)."""
-        x = self.stages(self.stem(x))
+    def stage_outputs(self, x: Tensor, *, sample_keys: Tensor | None = None) -> list[Tensor]:
+        """Return the map behind each stage: stage k has (N, channels, ceil(H / stride), ceil(W / stride)).
+
+        Those of pre-activation networks are sums that no activation has seen yet; `finish` gives the last one its own.
+
+        Args:
+            x: Images, float (N, in_channels, H, W).
+            sample_keys: int64 (N,), as in `forward`.
+        """
+        if not torch.compiler.is_compiling():  # in a graph the size stays open
+            _check_images(self.spec, x, sample_keys)
+        draws = None if sample_keys is None else SampleDraws(sample_keys)
+        outputs = []
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x, draws)
+            outputs.append(x)
+        return outputs
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Return the last stage's map as the pooling sees it: normed and activated where the blocks leave that open."""
         if self.norm is not None:
-            x = F.relu(self.norm(x), inplace=True)
-        pooled: Tensor = self.pool(x)
+            x = self.norm(x)
+        return x if self.activation is None else self.activation(x)
+
+    def features(self, x: Tensor, *, sample_keys: Tensor | None = None) -> Tensor:
+        """Return the vector per image that the classifier sees: (N, in_channels, H, W) -> (N, feature_channels)."""
+        pooled: Tensor = self.pool(self.finish(self.stage_outputs(x, sample_keys=sample_keys)[-1]))
         return pooled
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, num_classes)."""
-        logits: Tensor = self.head(self.features(x))
+    def forward(self, x: Tensor, *, sample_keys: Tensor | None = None) -> Tensor:
+        """Return logits (N, num_classes).
+
+        Args:
+            x: Images, float (N, in_channels, H, W).
+            sample_keys: int64 (N,), one per image: whatever is left out at random while training is then a function of
+                the key, not of torch's generator.
+        """
+        features = self.features(x, sample_keys=sample_keys)
+        if self.dropout is not None:
+            features = self.dropout(features, None if sample_keys is None else SampleDraws(sample_keys))
+        logits: Tensor = self.head(features)
         return logits
 
 
-def make_stage(spec: ModelSpec, in_channels: int, channels: int, *, depth: int, stride: int) -> nn.Sequential:
-    """Return the blocks of one stage; the first one changes size and channels."""
-    out_channels = channels * spec.expansion
-    blocks: list[nn.Module] = []
-    for index in range(depth):
-        entering = in_channels if index == 0 else out_channels
-        blocks.append(make_block(spec, entering, channels, stride=stride if index == 0 else 1))
-    return nn.Sequential(*blocks)
+def _check_images(spec: ModelSpec, x: Tensor, sample_keys: Tensor | None) -> None:
+    if x.dim() != 4 or x.shape[1] != spec.in_channels:
+        raise SpecError(
+            "in_channels",
+            spec.in_channels,
+            f"the images have shape {list(x.shape)}",
+            f"give (N, {spec.in_channels}, H, W), or build the network with their number of channels",
+        )
+    check_image_size(spec, min(x.shape[2:]))
+    if sample_keys is not None and sample_keys.shape != x.shape[:1]:
+        raise ValueError(f"sample_keys has shape {list(sample_keys.shape)}; there are {x.shape[0]} images")
 
 
-def make_block(spec: ModelSpec, in_channels: int, channels: int, *, stride: int) -> nn.Module:
+def make_stage(spec: ModelSpec, stage: int) -> Stage:
+    """Return the blocks of a stage, counted from 0."""
+    widths = (spec.stem_width, *(channels * spec.expansion for channels in spec.stage_channels))
+    first = sum(spec.stage_depths[:stage])
+    blocks = [
+        make_block(
+            spec,
+            widths[stage] if index == 0 else widths[stage + 1],
+            spec.stage_channels[stage],
+            stride=spec.stage_strides[stage] if index == 0 else 1,
+            noise=make_noise(spec, stage, first + index),
+        )
+        for index in range(spec.stage_depths[stage])
+    ]
+    return Stage(*blocks)
+
+
+def make_block(spec: ModelSpec, in_channels: int, channels: int, *, stride: int, noise: BlockNoise) -> ResidualBlock:
     """Return one residual block of a stage of `channels`."""
+    parts = BlockParts.of(spec)
     if not spec.is_bottleneck:
         basic = PreactBasicBlock if spec.is_preactivation else BasicBlock
-        return basic(in_channels, channels, stride=stride, shortcut=spec.shortcut)
+        return basic(in_channels, channels, stride=stride, parts=parts, noise=noise)
     bottleneck = PreactBottleneckBlock if spec.is_preactivation else BottleneckBlock
     return bottleneck(
         in_channels,
@@ -84,7 +154,24 @@ def make_block(spec: ModelSpec, in_channels: int, channels: int, *, stride: int)
         stride=stride,
         stride_first=spec.stride_placement == "v1",
         groups=spec.cardinality,
-        shortcut=spec.shortcut,
+        parts=parts,
+        noise=noise,
+    )
+
+
+def make_noise(spec: ModelSpec, stage: int, index: int) -> BlockNoise:
+    """Return what block `index` of the network, in `stage` (both from 0), leaves out at random.
+
+    Stochastic depth rises linearly from 0 at the first block to its rate at the last (arXiv:1603.09382, eq. 4, but for
+    its first block's p_0 = 1); DropBlock works in the last two stages (arXiv:1810.12890, sec. 4.1).
+    """
+    blocks = sum(spec.stage_depths)
+    return BlockNoise(
+        path=spec.drop_path_rate * index / max(1, blocks - 1),
+        region=spec.drop_block_rate if stage >= spec.num_stages - 2 else 0.0,
+        region_size=spec.drop_block_size,
+        value=spec.block_dropout,
+        layer=1 + index * LAYERS_PER_BLOCK,
     )
 
 

@@ -16,7 +16,7 @@ def random_spec(rng: random.Random) -> ModelSpec:
         is_bottleneck = block.endswith("bottleneck")
         by_depth = rng.random() < 0.2
         try:
-            return ModelSpec(
+            spec = ModelSpec(
                 block=block,  # type: ignore[arg-type]
                 depth=rng.choice([8, 10, 11, 14, 20]) if by_depth else 0,
                 depths=() if by_depth else tuple(rng.randint(1, 2) for _ in range(stages)),
@@ -35,3 +35,5 @@ def random_spec(rng: random.Random) -> ModelSpec:
             )
         except SpecError:
             continue  # a combination that is rightly refused
+        if spec.min_image_px <= 32:
+            return spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 _RUNTIME = "runtime"
 _LEGACY = "legacy"
+_LATER = "later"
 
 
 class StrictModel(BaseModel):
@@ -36,7 +38,8 @@ def is_runtime(field: FieldInfo) -> bool:
 def output_values(config: BaseModel) -> dict[str, Any]:
     """Return the JSON values of the fields that decide the output, nested models included.
 
-    A nested model inside a list or a union is taken whole: its runtime fields, if any, count as output.
+    A nested model inside a list or a union is taken whole: its runtime fields, if any, count as output. A field of a
+    nested dataclass whose metadata says `later` was added after outputs existed; at its default it is left out.
     """
     values = config.model_dump(mode="json")
     for name, field in type(config).model_fields.items():
@@ -46,4 +49,9 @@ def output_values(config: BaseModel) -> dict[str, Any]:
             values.pop(name, None)
         elif isinstance(value, BaseModel):
             values[name] = output_values(value)
+        elif is_dataclass(value):
+            unchanged = {
+                f.name for f in fields(value) if f.metadata.get(_LATER) and getattr(value, f.name) == f.default
+            }
+            values[name] = {key: entry for key, entry in values[name].items() if key not in unchanged}
     return values

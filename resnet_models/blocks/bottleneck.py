@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from resnet_models.blocks.convolution import conv1x1, conv3x3
-from resnet_models.blocks.shortcut import make_shortcut
+from resnet_models.blocks.parts import NO_NOISE, PLAIN_PARTS, BlockNoise, BlockParts
+from resnet_models.blocks.postactivation import PostactivationBlock
+from resnet_models.draws import SampleDraws
 
 
-class BottleneckBlock(nn.Module):
+class BottleneckBlock(PostactivationBlock):
     """1x1, 3x3 and 1x1 convolutions beside a shortcut: y = relu(F(x) + S(x)).
 
     He et al. 2015, arXiv:1512.03385, fig. 5 right; `groups` > 1 is form (c) of fig. 3 in ResNeXt, arXiv:1611.05431.
@@ -24,24 +25,36 @@ class BottleneckBlock(nn.Module):
         out_channels: int,
         *,
         stride: int,
-        stride_first: bool,
-        groups: int,
-        shortcut: str,
+        stride_first: bool = False,
+        groups: int = 1,
+        parts: BlockParts = PLAIN_PARTS,
+        noise: BlockNoise = NO_NOISE,
     ) -> None:
-        super().__init__()
+        super().__init__(out_channels, parts=parts, noise=noise)
         first, second = (stride, 1) if stride_first else (1, stride)
-        self.conv1 = conv1x1(in_channels, inner_channels, stride=first)
-        self.norm1 = nn.BatchNorm2d(inner_channels)
-        self.conv2 = conv3x3(inner_channels, inner_channels, stride=second, groups=groups)
-        self.norm2 = nn.BatchNorm2d(inner_channels)
+        self.conv1 = conv1x1(in_channels, inner_channels, stride=parts.conv_stride(first))
+        self.norm1 = parts.make_norm(inner_channels)
+        self.shrink1 = parts.make_shrink(inner_channels, stride=first)
+        self.conv2 = conv3x3(inner_channels, inner_channels, stride=parts.conv_stride(second), groups=groups)
+        self.norm2 = parts.make_norm(inner_channels)
+        self.shrink2 = parts.make_shrink(inner_channels, stride=second)
         self.conv3 = conv1x1(inner_channels, out_channels)
-        self.norm3 = nn.BatchNorm2d(out_channels)
-        self.shortcut = make_shortcut(in_channels, out_channels, stride=stride, option=shortcut)
+        self.norm3 = parts.make_norm(out_channels)
+        self.shortcut = parts.make_shortcut(in_channels, out_channels, stride=stride)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return relu(F(x) + S(x))."""
-        residual: Tensor = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        residual = F.relu(self.norm2(self.conv2(residual)), inplace=True)
-        residual = self.norm3(self.conv3(residual))
-        residual += self.shortcut(x)
-        return F.relu(residual, inplace=True)
+    @property
+    def last_norm(self) -> nn.Module:
+        """The third norm."""
+        return self.norm3
+
+    def branch(self, x: Tensor, draws: SampleDraws | None = None) -> Tensor:
+        """Return F(x)."""
+        residual: Tensor = self.activation(self.norm1(self.conv1(x)))
+        if self.shrink1 is not None:
+            residual = self.shrink1(residual)
+        residual = self._activate_map(self.conv2(residual), self.norm2, draws)
+        if self.shrink2 is not None:
+            residual = self.shrink2(residual)
+        if self.dropout is not None:
+            residual = self.dropout(residual, draws)
+        return self._close(self.conv3(residual), draws)

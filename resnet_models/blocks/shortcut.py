@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional as F  # torch's own name for it
 
 from resnet_models.blocks.convolution import conv1x1
+from resnet_models.pooling import make_shrink
+
+_POOLED_SHORTCUTS = {"average_pool": "average", "blur_pool": "blur"}
 
 
 class ZeroPadShortcut(nn.Module):
@@ -27,27 +32,41 @@ class ZeroPadShortcut(nn.Module):
 class ProjectionShortcut(nn.Module):
     """Options B and C (arXiv:1512.03385 sec. 4.1): a 1x1 convolution, strided itself or after a pooling.
 
-    With `pooled` the stride is an average pooling before it, so that no pixel is thrown away (ResNet-D,
-    arXiv:1812.01187 fig. 2c). Without `normed` there is no norm: pre-activation blocks add bare sums.
+    A pooling before it throws no pixel away: an average (ResNet-D, arXiv:1812.01187 fig. 2c) or a blur
+    (arXiv:1904.11486). Without `norm` there is none: pre-activation blocks add bare sums.
     Shape: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int, pooled: bool, normed: bool) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int,
+        pooling: str = "stride",
+        norm: Callable[[int], nn.Module] | None = None,
+    ) -> None:
         super().__init__()
-        self.pool_stride = stride if pooled else 1
-        self.conv = conv1x1(in_channels, out_channels, stride=1 if pooled else stride)
-        self.norm = nn.BatchNorm2d(out_channels) if normed else nn.Identity()
+        self.pool = make_shrink(pooling, in_channels, stride=stride)
+        self.conv = conv1x1(in_channels, out_channels, stride=stride if self.pool is None else 1)
+        self.norm = nn.Identity() if norm is None else norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool where asked, project, norm where asked."""
-        if self.pool_stride > 1:
-            # ceil_mode keeps odd sizes equal to the strided convolution's; the ragged edge averages real pixels only
-            x = F.avg_pool2d(x, self.pool_stride, ceil_mode=True, count_include_pad=False)
+        if self.pool is not None:
+            x = self.pool(x)
         out: Tensor = self.norm(self.conv(x))
         return out
 
 
-def make_shortcut(in_channels: int, out_channels: int, *, stride: int, option: str, normed: bool = True) -> nn.Module:
+def make_shortcut(
+    in_channels: int,
+    out_channels: int,
+    *,
+    stride: int,
+    option: str,
+    norm: Callable[[int], nn.Module] | None,
+) -> nn.Module:
     """Return the shortcut of a block: identity where the shape stays, unless the option projects always.
 
     Args:
@@ -55,10 +74,11 @@ def make_shortcut(in_channels: int, out_channels: int, *, stride: int, option: s
         out_channels: Channels that leave it.
         stride: Stride of the block.
         option: `ModelSpec.shortcut`.
-        normed: Whether a projection is followed by a norm.
+        norm: Makes the norm behind a projection; None: there is none.
     """
     if stride == 1 and in_channels == out_channels and option != "all_projection":
         return nn.Identity()
     if option == "zero_pad":
         return ZeroPadShortcut(in_channels, out_channels, stride=stride)
-    return ProjectionShortcut(in_channels, out_channels, stride=stride, pooled=option == "average_pool", normed=normed)
+    pooling = _POOLED_SHORTCUTS.get(option, "stride")
+    return ProjectionShortcut(in_channels, out_channels, stride=stride, pooling=pooling, norm=norm)

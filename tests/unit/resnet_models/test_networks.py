@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from resnet_models.blocks.basic import BasicBlock
+from resnet_models.blocks.parts import BlockParts
 from resnet_models.blocks.preactivation import PreactBasicBlock
 from resnet_models.blocks.shortcut import ProjectionShortcut, ZeroPadShortcut
 from resnet_models.complexity import count
@@ -127,8 +128,9 @@ def test_shortcuts_keep_the_size_of_the_block() -> None:
     x = torch.rand(1, 4, 7, 9)
     for shortcut in (
         ZeroPadShortcut(4, 6, stride=2),
-        ProjectionShortcut(4, 6, stride=2, pooled=False, normed=True),
-        ProjectionShortcut(4, 6, stride=2, pooled=True, normed=True),
+        ProjectionShortcut(4, 6, stride=2, norm=nn.BatchNorm2d),
+        ProjectionShortcut(4, 6, stride=2, pooling="average", norm=nn.BatchNorm2d),
+        ProjectionShortcut(4, 6, stride=2, pooling="blur"),
     ):
         assert shortcut(x).shape == (1, 6, 4, 5)
     padded = ZeroPadShortcut(4, 6, stride=2)(x)
@@ -137,11 +139,12 @@ def test_shortcuts_keep_the_size_of_the_block() -> None:
 
 
 def test_a_preactivation_identity_carries_the_raw_signal() -> None:
-    block = PreactBasicBlock(4, 4, stride=1, shortcut="projection").eval()
+    block = PreactBasicBlock(4, 4, stride=1).eval()
     nn.init.zeros_(block.conv2.weight)
     x = torch.randn(2, 4, 5, 5)
     assert torch.equal(block(x), x)
-    assert isinstance(BasicBlock(4, 4, stride=1, shortcut="all_projection").shortcut, ProjectionShortcut)
+    always = BlockParts(shortcut="all_projection")
+    assert isinstance(BasicBlock(4, 4, stride=1, parts=always).shortcut, ProjectionShortcut)
 
 
 def test_an_unsettled_spec_is_not_built() -> None:
