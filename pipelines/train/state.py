@@ -16,6 +16,7 @@ from pipelines.errors import DataError
 from pipelines.train.checkpoint import Checkpoint
 from pipelines.train.ema import WeightAverage
 from pipelines.train.optimizer import load_state_tensors, state_tensors
+from resnet_models.spec import ModelSpec
 from resnet_models.state_dict import WeightsError, load_strict, pack_weights, unpack_weights
 
 WEIGHTS, AVERAGE, OPTIMIZER, STATE = "weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
@@ -106,10 +107,12 @@ class TrainState:
         """
         state = json.loads(checkpoint.files[STATE])
         for name, ours in identity.items():
-            if state["identity"].get(name) != ours:
+            theirs = state["identity"].get(name)
+            if name == "network" and isinstance(theirs, dict):
+                theirs = {**ModelSpec().to_json(), **theirs}  # an earlier release knew fewer fields
+            if theirs != ours:
                 raise DataError(
-                    f"the checkpoint of step {checkpoint.step} is of {name} {state['identity'].get(name)!r},"
-                    f" and this run's is {ours!r}",
+                    f"the checkpoint of step {checkpoint.step} is of {name} {theirs!r}, and this run's is {ours!r}",
                     mend="choose another --out",
                 )
         try:
