@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipelines.cli import options, render
+from pipelines.cli.models_import import import_command
 
 if TYPE_CHECKING:
     from pipelines.tracking import TrackingConfig
@@ -20,6 +21,7 @@ EXAMPLES = (
     "resnet models register runs/train/1a2b3c4d5e6f --name photos --evaluation runs/evaluate/6f5e4d3c2b1a",
     "resnet models promote photos 3 --reason 'rollback: version 4 fails on night shots'",
     "resnet models open digits 2",
+    "resnet models import resnet50.pth --arch resnet50 --licence BSD-3-Clause --source https://HOST --out resnet50",
 )
 
 tracking_uri = click.option(
@@ -36,7 +38,10 @@ def tracking_of(uri: str) -> TrackingConfig:
 
 @click.group("models", epilog=options.examples(*EXAMPLES))
 def command() -> None:
-    """List, show, register, promote or open registered models."""
+    """List, show, register, promote or open registered models; import weights made elsewhere."""
+
+
+command.add_command(import_command)
 
 
 @command.command("list")
