@@ -40,6 +40,7 @@ from pipelines.train.schedule import rate_at
 from pipelines.train.state import Best, EpochSums, TrainState, read_cursor
 from pipelines.train.transfer import rate_scales, set_training, start_network
 from pipelines.train.transforms import Normalise, sample_keys, usable_std
+from resnet_models.whitening import whiten_stem
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ OnEpoch = Callable[[EpochRecord], bool]
 
 _SYNC_S = 1.0
 """Seconds between the moments when workers add up their figures and agree what to do."""
+_WHITENING_ROWS = 256
+"""Training rows, spread over the split, from which a whitening stem takes its directions."""
 _PROGRESS_S = 2.0
 """Seconds between two notes of where the run is."""
 
@@ -151,6 +154,9 @@ class _Loop:
             config, dataset.classes, self.train_rows.image_shape, world=world, device=device, resumes=newest is not None
         )
         network, self._frozen = start.network, start.frozen
+        if start.spec.stem == "whitening" and not newest and not start.initial:
+            rows = np.linspace(0, self.train_rows.num_rows - 1, _WHITENING_ROWS).astype(np.int64)
+            whiten_stem(network, self.normalise(self._moved(self.train_rows.pixels.take(np.unique(rows)))))
         self._channels_last = config.channels_last and is_channels_last_safe(network, device)
         self._draws_by_sample = draws_by_sample(start.spec)
         scales = rate_scales(network, config.init.lr_decay_by_depth)

@@ -15,7 +15,6 @@ from resnet_models.resnet import ResNet, build
 from resnet_models.spec import ModelSpec
 
 _SAFE_CHANNELS = 8
-_RANDOM_FIELDS = ("drop_path_rate", "drop_block_rate", "block_dropout", "head_dropout")
 
 
 def settle_spec(spec: ModelSpec, classes: Sequence[str], image_shape: tuple[int, int]) -> ModelSpec:
@@ -43,7 +42,7 @@ def settle_spec(spec: ModelSpec, classes: Sequence[str], image_shape: tuple[int,
 
 def draws_by_sample(spec: ModelSpec) -> bool:
     """Return whether the network drops something at random in training, and so wants the samples' keys."""
-    return any(getattr(spec, name, 0.0) > 0.0 for name in _RANDOM_FIELDS)
+    return max(spec.drop_path_rate, spec.drop_block_rate, spec.block_dropout, spec.head_dropout) > 0.0
 
 
 def is_channels_last_safe(network: nn.Module, device: torch.device) -> bool:

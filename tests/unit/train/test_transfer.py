@@ -21,7 +21,7 @@ from pipelines.train import loop
 from pipelines.train.checkpoint import load_latest
 from pipelines.train.config import OptimizerConfig, TrainConfig
 from pipelines.train.initial import keep_copy
-from pipelines.train.loop import fit_local
+from pipelines.train.loop import fit, fit_local
 from pipelines.train.model import write_model
 from pipelines.train.optimizer import make_optimizer, set_rate
 from pipelines.train.plan import plan
@@ -33,6 +33,7 @@ from resnet_models.spec import ModelSpec
 from resnet_models.state_dict import unpack_weights
 from resnet_models.zoo import named_spec
 from tests.unit.train.tiny import make_config, write_dataset
+from tests.unit.train.worlds import in_threads
 
 SPEC = ModelSpec(stem="cifar", depths=(1, 1), channels=(8, 16), num_classes=3)
 CLASSES = ("a", "b", "c")
@@ -152,7 +153,7 @@ def test_equal_shapes_of_another_network_are_warned_of(
 
 
 def test_one_network_has_one_spelling() -> None:
-    by_depth = ModelSpec(stem="cifar", depth=8, num_classes=3)
+    by_depth = ModelSpec(stem="cifar", depth=8, num_classes=3, drop_path_rate=0.1)
     listed = ModelSpec(stem="cifar", depths=(1, 1, 1), channels=(16, 32, 64), num_classes=7)
     assert differences(by_depth, listed) == {}
     assert differences(named_spec("resnet50"), named_spec("resnet50_v1")) == {"stride_placement": ("v1.5", "v1")}
@@ -335,3 +336,37 @@ def test_keys_of_samples_are_their_own() -> None:
     assert torch.equal(sample_keys(hashes[3:5], seed=1, epoch=2), keys[3:5])
     for other in ({"seed": 2, "epoch": 2}, {"seed": 1, "epoch": 3}, {"seed": 1, "epoch": 2, "repeat": 1}):
         assert not set(sample_keys(hashes, **other).tolist()) & set(keys.tolist())
+
+
+def test_what_is_dropped_does_not_depend_on_the_number_of_workers(dataset: str, tmp_path: Path) -> None:
+    model = {"depths": [2, 2], "channels": [8, 16], "stem": "cifar", "drop_path_rate": 0.5, "head_dropout": 0.2}
+    config = make_config(dataset, model=model, epochs=2)
+    runs = {}
+    for size in (1, 2):
+        run = Storage.open(tmp_path / f"run-{size}")
+        outcomes = in_threads(size, lambda world, run=run: fit(config, run, world=world, device=torch.device("cpu")))
+        runs[size] = outcomes[0].records
+    for one, two in zip(runs[1], runs[2], strict=True):
+        assert one.train_loss == pytest.approx(two.train_loss, rel=1e-4)
+        assert one.val_loss == pytest.approx(two.val_loss, rel=1e-3)
+    still = fit_local(
+        make_config(dataset, model=model | {"drop_path_rate": 0.0}, epochs=2),
+        Storage.open(tmp_path / "still"),
+        device="cpu",
+    )
+    assert still.records[0].train_loss != pytest.approx(runs[1][0].train_loss, rel=1e-3)
+
+
+def test_a_whitening_stem_learns_its_directions_from_the_data(dataset: str, tmp_path: Path) -> None:
+    model = {"depths": [1, 1], "channels": [8, 16], "stem": "whitening"}
+    config = make_config(dataset, model=model, epochs=1)
+    found = []
+    for size in (1, 2):
+        run = Storage.open(tmp_path / f"run-{size}")
+        in_threads(size, lambda world, run=run: fit(config, run, world=world, device=torch.device("cpu")))
+        found.append(weights_of(run)["stem.whitening.directions"])
+    assert torch.equal(*found)
+    assert not torch.equal(
+        found[0],
+        build(ModelSpec(depths=(1, 1), channels=(8, 16), stem="whitening", num_classes=3)).stem.whitening.directions,
+    )
