@@ -16,11 +16,13 @@ from typing import Any
 
 from ray import tune
 from ray.tune import Callback
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from pipelines import capacity
 from pipelines.progress import Progress
 from pipelines.ray_runtime import RaySession
+from pipelines.redact import is_secret_name
 from pipelines.train.group import choose_gpu
 from pipelines.tune.config import TuneConfig
 from pipelines.tune.sweep import Sweep, trial_job
@@ -53,6 +55,7 @@ def run_trials(config: TuneConfig, sweep: Sweep, session: RaySession) -> None:
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    keep_secrets_out_of_tune()
     share = divide(config, len(sweep.unfinished()), session)
     jobs = [
         trial_job(
@@ -77,6 +80,16 @@ def run_trials(config: TuneConfig, sweep: Sweep, session: RaySession) -> None:
     finally:
         sweep.close()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def keep_secrets_out_of_tune() -> None:
+    """Keep Tune from copying storage secrets into its actors' runtime environment, which Ray logs in the clear.
+
+    Trials get them as every worker does, from the hook of `ray_runtime`, or inherit them.
+    """
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+        [name for name in class_cache.ENV_VARS_TO_PROPAGATE if is_secret_name(name)]
+    )
 
 
 def divide(config: TuneConfig, num_trials: int, session: RaySession) -> Share:

@@ -9,7 +9,7 @@ from pipelines.config.load import load_config
 from pipelines.errors import ClusterError, ConfigError, DataError, StorageError
 from pipelines.ray_runtime import RaySession
 from pipelines.tune.config import TuneConfig
-from pipelines.tune.drive import Share, divide
+from pipelines.tune.drive import Share, divide, keep_secrets_out_of_tune
 from pipelines.tune.stepwise import Stalled, StepwiseFit
 from pipelines.tune.trial import RowsCache, TrialActor, describe
 
@@ -18,6 +18,18 @@ def share(nodes: list[float], trials: int, *overrides: str, gpus: float = 0.0) -
     config = load_config(TuneConfig, None, overrides)
     session = RaySession(sum(nodes), gpus, len(nodes), node_cpus=tuple(nodes))
     return divide(config, trials, session)
+
+
+def test_tune_puts_no_secret_into_a_runtime_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.tune.execution import class_cache
+
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"):
+        monkeypatch.setenv(name, "planted-secret")
+    keep_secrets_out_of_tune()
+    actor = class_cache._ActorClassCache().get(type("Trainable", (), {}))
+    environment = actor._default_options["runtime_env"]["env_vars"]
+    assert "PL_DISABLE_FORK" in environment  # it is the place that Tune reads from
+    assert "planted-secret" not in environment.values()
 
 
 @pytest.mark.parametrize(
