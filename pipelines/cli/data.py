@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipelines.cli import options, render
+from pipelines.cli import data_edit, options, render
 from pipelines.errors import DataError
 
 _CLASSES_SHOWN = 20
@@ -19,12 +19,17 @@ EXAMPLES = (
     "resnet data show datasets/photos",
     "resnet data verify datasets/photos@v1",
     "resnet data files datasets/photos --split train",
+    "resnet data relabel datasets/photos corrections.csv",
+    "resnet data retract datasets/photos IMAGE_ID && resnet data compact datasets/photos --purge",
 )
 
 
 @click.group("data", epilog=options.examples(*EXAMPLES))
 def command() -> None:
-    """Show, verify, compact or export a dataset, or list its files (DATASET, or DATASET@v2 for one version)."""
+    """Show, verify, mend, compact or export a dataset, or list its files (DATASET, or DATASET@v2 for one version)."""
+
+
+data_edit.add_to(command)
 
 
 @command.command("show")
@@ -133,15 +138,21 @@ def files(dataset: str, split: str, as_json: bool) -> None:
 
 @command.command("compact")
 @click.argument("dataset", metavar="DATASET")
+@click.option("--purge", is_flag=True, help="Then purge every earlier version, so that retracted bytes are gone.")
 @options.as_json
-def compact(dataset: str, as_json: bool) -> None:
+def compact(dataset: str, purge: bool, as_json: bool) -> None:
     """Write the shards on which patches stand anew, as the next version; rows and fingerprints stay."""
     from pipelines.dataset import collect
 
     version = collect.compact(dataset)
+    gone = data_edit.purge_earlier(dataset) if purge else {}
     if as_json:
-        render.as_json({"dataset": dataset, "version": version})
-    elif version is None:
+        render.as_json({"dataset": dataset, "version": version, **gone})
+        return
+    if gone:
+        click.echo(f"{render.clean(dataset)}: {len(gone['purged'])} earlier versions purged,"
+                   f" {len(gone['deleted']):,} files deleted")  # fmt: skip
+    if version is None:
         click.echo(f"{render.clean(dataset)}: no patch stands, nothing to write")
     else:
         click.echo(f"{render.clean(dataset)}@v{version}: published, no patch stands")

@@ -38,7 +38,7 @@ DEAD_AFTER_S = 24 * 3600.0
 """Age of a run's newest file after which an unpublished run is taken for dead."""
 
 _OWNERS = [
-    re.compile(r"^(?:data|_work)/([0-9a-f]+-\d+)/"),
+    re.compile(r"^(?:data|_work|sheet)/([0-9a-f]+-\d+)/"),
     re.compile(r"^(?:patches|quarantine)/([0-9a-f]+-\d+)-"),
 ]
 
@@ -125,6 +125,7 @@ def compact(reference: str) -> int | None:
         lists = [_compacted_list(dataset, run_id, f"{attempt}-{n}", entry) for n, entry in enumerate(entries)]
         catalog = {**dataset.catalog, "stage": "compact", "key": key, "shard_lists": lists, "patches": []}
         catalog["splits"] = _with_bytes(dataset, catalog)
+        catalog.pop("sheet", None)  # it may show images that are no longer there
         try:
             return publish_version(dataset.storage, run_id, catalog, base=dataset.version)
         except PublishConflict:
@@ -162,6 +163,7 @@ def owner_of(path: str) -> str:
 def named_files(storage: Storage, catalog: Mapping[str, Any]) -> set[str]:
     """Return every file that a dataset's catalog names, by itself or through its shard lists."""
     named = {entry["path"] for entry in [*catalog["shard_lists"], *catalog["patches"]]}
+    named |= set(catalog.get("sheet", {}).values())
     for entry in catalog["shard_lists"]:
         shards, quarantine = read_shard_list(storage, entry)
         named |= {file.path for file in shards} | {file.path for file in quarantine}
