@@ -69,7 +69,7 @@ def python(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scored(road: Path) -> dict[str, dict[str, Any]]:
     summary = json.loads((road / "runs/demo/run.json").read_text())
     out = next(road / entry["out"] for entry in summary["stages"] if entry["stage"] == "score")
-    return {row["key"]: row for path in out.glob("data/**/*.parquet") for row in pq.read_table(path).to_pylist()}
+    return {row["key"]: row for path in out.glob("data/**/part-*.parquet") for row in pq.read_table(path).to_pylist()}
 
 
 def test_it_answers_there_what_resnet_score_answers_here(road: Path, model: Path, python: Path) -> None:
