@@ -31,7 +31,12 @@ with zipfile.ZipFile(sys.argv[2]) as archive:
     keys = archive.namelist()
     answers = model.predict({"image": [archive.read(key) for key in keys]}, params={"top_k": int(sys.argv[3])})
 rows = zip(keys, answers["names"], answers["probabilities"], answers["reason"])
-json.dump([[key, list(names), list(map(float, chances)), reason] for key, names, chances, reason in rows], sys.stdout)
+texts = lambda cell: list(cell) if isinstance(cell, (list, tuple)) or hasattr(cell, "tolist") else []
+json.dump(
+    [[key, texts(names), list(map(float, texts(chances))), reason if isinstance(reason, str) else ""]
+     for key, names, chances, reason in rows],
+    sys.stdout,
+)
 """
 
 
