@@ -216,15 +216,18 @@ def test_every_way_to_widen(kind: str, changes: dict[str, object]) -> None:
     check_training_goes_on(grown, "sgd", before)
 
 
-def test_the_named_networks_grow_into_each_other() -> None:
-    for small, large in (("resnet18", "resnet34"), ("resnet50", "resnet101"), ("resnet50", "wide_resnet50_2")):
-        network = build(named_spec(small, num_classes=7), seed=2).eval()
-        grown = grow(network, named_spec(large, num_classes=0)).network
-        assert grown.spec == named_spec(large, num_classes=7)
-        x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-        with torch.no_grad():
-            got, expected = grown(x), network(x)
-        assert torch.equal(got, expected) or ("wide" in large and (got - expected).norm() <= 1e-6 * expected.norm())
+@pytest.mark.parametrize("large", ["resnet34", "resnet101", "wide_resnet50_2"])
+def test_the_named_networks_grow_into_each_other(large: str) -> None:
+    network = build(named_spec("resnet18" if large == "resnet34" else "resnet50", num_classes=7), seed=2).eval()
+    grown = grow(network, named_spec(large, num_classes=0)).network
+    assert grown.spec == named_spec(large, num_classes=7)
+    x = torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        if "wide" not in large:
+            assert torch.equal(grown(x), network(x))
+            return
+        got, expected = grown.double()(x.double()), network.double()(x.double())
+    assert (got - expected).norm() <= 1e-12 * expected.norm()  # float32 rounds 50 layers to about 1e-6
 
 
 @pytest.mark.parametrize(
