@@ -44,7 +44,8 @@ def predict_early(network: ResNet, images: Tensor, threshold: float) -> EarlyPre
     """Return each image's logits from the first exit that is sure of it; only the others go on to deeper stages.
 
     Sure means a softmax probability of at least `threshold` for one class (arXiv:1703.09844, sec. 4, "anytime"
-    networks, exits so). The logits are those that `exit_logits` gives for that exit.
+    networks, exits so). The logits are those that `exit_logits` gives for that exit: to the bit wherever the kernels
+    treat an image alike in batches of any size, as those of CPUs do.
 
     Args:
         network: In eval mode, with exits (`ModelSpec.exits`).

@@ -24,15 +24,27 @@ def images(count: int = 4, size: int = 15) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(7))
 
 
-def gradients(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
+def gradients(network: nn.Module, x: Tensor, *, sample_keys: Tensor | None = None) -> dict[str, Tensor]:
     network.zero_grad()
-    F.cross_entropy(network(x), torch.arange(len(x)) % 5).backward()
+    F.cross_entropy(network(x, sample_keys=sample_keys), torch.arange(len(x)) % 5).backward()
     return {name: weight.grad.clone() for name, weight in network.named_parameters() if weight.grad is not None}
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_bit_equal_and_statistics_move_once(block: str) -> None:
-    plain, checkpointed = tiny(block).train(), tiny(block).train()
+@pytest.mark.parametrize(
+    ("block", "changes"),
+    [
+        *((block, {}) for block in BLOCKS),
+        ("basic", {"norm": "ghost", "norm_size": 2}),
+        ("basic", {"norm": "sync"}),
+        ("basic", {"norm": "group", "norm_size": 4}),
+        ("bottleneck", {"norm": "frozen", "attention": "se"}),
+        ("preact_basic", {"activation": "silu", "attention": "eca", "downsample": "blur"}),
+        ("basic", {"stem": "whitening", "exits": [1], "head_pool": "gem"}),
+        ("basic", {"ordering": "relu_before_addition", "activation": "mish"}),
+    ],
+)
+def test_bit_equal_and_statistics_move_once(block: str, changes: dict[str, object]) -> None:
+    plain, checkpointed = (tiny(block, **changes).train() for _ in range(2))
     checkpoint_activations(checkpointed)
     assert is_checkpointed(checkpointed)
     assert list(checkpointed.state_dict()) == list(plain.state_dict())
@@ -63,17 +75,22 @@ def test_a_copy_is_checkpointed_on_its_own_and_switching_off_restores_the_classe
     assert not is_checkpointed(network)
 
 
-def test_random_draws_are_the_same_in_the_recomputation() -> None:
+@pytest.mark.parametrize("keyed", [True, False])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_random_draws_are_the_same_in_the_recomputation(block: str, keyed: bool) -> None:
     results = []
     for enabled in (False, True):
-        network = tiny("basic").train()
-        for stage in network.stages:
-            for block in stage.children():
-                block.shortcut = nn.Sequential(block.shortcut, nn.Dropout(0.3))
+        network = tiny(
+            block, drop_path_rate=0.4, drop_block_rate=0.2, drop_block_size=3, block_dropout=0.2, head_dropout=0.3
+        ).train()
         checkpoint_activations(network, enabled)
         torch.manual_seed(5)
-        results.append(gradients(network, images()))
-    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+        results.append(gradients(network, images(), sample_keys=torch.arange(4) if keyed else None))
+        if keyed:
+            torch.manual_seed(6)  # has no say
+            results.append(gradients(network, images(), sample_keys=torch.arange(4)))
+    for result in results[1:]:
+        assert all(torch.equal(results[0][name], result[name]) for name in results[0])
 
 
 def test_a_failing_recomputation_gives_the_buffers_back() -> None:
