@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -72,7 +72,7 @@ def greedy_soup(
         ValueError: No ingredients, or a score that is no finite number.
     """
     check_soup_ingredients(networks)
-    again = list(batches) if iter(batches) is batches else batches  # an iterator would be empty the second time
+    again = list(batches) if isinstance(batches, Iterator) else batches  # an iterator is empty the second time
     singles = [_finite_score(score(uniform_soup([one])), f"network {index}") for index, one in enumerate(networks)]
     order = sorted(range(len(networks)), key=lambda index: -singles[index])  # stable: ties keep the order given
     kept, soup, best = order[:1], uniform_soup([networks[order[0]]]), singles[order[0]]

@@ -28,10 +28,10 @@ def occlusion(
         target: Class to explain: one for all, one per image (N,), or None for each image's predicted class.
         size_px: Side of the square; 0: an eighth of the image's shorter side, rounded up.
         stride_px: Step between positions, `size_px` at most, so that every pixel is covered; 0: half the square.
-        fill: What covers the pixels, broadcast to (N, C, H, W)'s squares: a number, or a colour (C, 1, 1).
+        fill: What covers the pixels: a number, or a colour (C, 1, 1).
 
     Raises:
-        ValueError: Images, target, size or stride do not fit.
+        ValueError: Images, target, size, stride or fill do not fit.
     """
     height, width = images.shape[-2:] if images.ndim == 4 else (0, 0)
     size = size_px or max(1, -(-min(height, width) // 8))
@@ -42,6 +42,13 @@ def occlusion(
             raise ValueError(f"size_px is {size}: it must be 1 to {min(height, width)}, the image's shorter side")
         if not 1 <= stride <= size:
             raise ValueError(f"stride_px is {stride}: it must be 1 to size_px ({size}), or pixels are never covered")
+        try:
+            cover = torch.as_tensor(fill, dtype=batch.dtype, device=batch.device).expand(*batch.shape[:2], size, size)
+        except RuntimeError:
+            raise ValueError(
+                f"fill has shape {list(torch.as_tensor(fill).shape)}: give a number, or a colour "
+                f"[{batch.shape[1]}, 1, 1]"
+            ) from None
         logits = model(batch.clone())
         targets = explained_targets(logits, target)
         before = target_scores(logits, targets).double()
@@ -51,7 +58,7 @@ def occlusion(
             for left in _positions(width, size, stride):
                 square = (..., slice(top, top + size), slice(left, left + size))
                 hidden = batch.clone()
-                hidden[square] = fill
+                hidden[square] = cover
                 after = target_scores(model(hidden), targets).double()
                 fall[square] += (before - after)[:, None, None]
                 covered[square] += 1.0

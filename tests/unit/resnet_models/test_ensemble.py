@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from resnet_models.ensemble import Ensemble
 from resnet_models.errors import SpecError
 from resnet_models.explain.gradcam import grad_cam
+from resnet_models.norm import GhostBatchNorm, SyncedBatchNorm
 from resnet_models.resnet import ResNet, build
 from resnet_models.snapshot import SnapshotCollector, snapshot_lr_factor
 from resnet_models.soup import greedy_soup, remeasure_statistics, uniform_soup
@@ -263,6 +265,24 @@ def test_remeasured_statistics_leave_modes_and_dropout_alone() -> None:
     remeasure_statistics(network, [images])
     torch.testing.assert_close(network[1].running_mean, images.mean(dim=(0, 2, 3)))
     assert (network[0].training, network[1].training, network[1].momentum) == (True, False, 0.1)
+
+
+@pytest.mark.parametrize("norm", [SyncedBatchNorm(3), GhostBatchNorm(3, size=100), GhostBatchNorm(3, size=8)])
+def test_other_batch_norms_are_remeasured(norm: nn.BatchNorm2d) -> None:
+    batches = [square_batch(count, seed=count)[0] for count in (24, 8)]
+    plain = nn.Sequential(nn.BatchNorm2d(3))
+    network = nn.Sequential(norm)
+    for one in (plain, network):
+        remeasure_statistics(one, batches)
+    torch.testing.assert_close(network[0].running_mean, plain[0].running_mean)
+    torch.testing.assert_close(network[0].running_var, plain[0].running_var, rtol=0.01, atol=0.0)
+
+
+@pytest.mark.parametrize("norm", ["group", "frozen"])
+def test_soups_without_running_statistics_need_no_batches(norm: str) -> None:
+    spec = replace(SPEC, norm=norm, norm_size=4 if norm == "group" else 0)
+    soup = uniform_soup([build(spec, seed=seed) for seed in range(2)])
+    assert soup(torch.randn(1, 3, 32, 32)).isfinite().all()
 
 
 def test_impossible_soups_are_refused(fine_tuned: list[ResNet]) -> None:

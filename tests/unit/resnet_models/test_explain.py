@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from resnet_models.checkpointing import checkpoint_activations
 from resnet_models.explain.gradcam import grad_cam, grad_cam_plus_plus
 from resnet_models.explain.integrated import integrated_gradients
 from resnet_models.explain.occlusion import occlusion
@@ -185,6 +187,14 @@ def test_occlusion_of_a_sum_is_what_was_covered() -> None:
     assert filled[0, 0, 0] == 4.0  # the first channel stayed
 
 
+def test_a_checkpointed_network_is_explained_alike(trained: ResNet) -> None:
+    images, targets, _ = square_batch(2, seed=5)
+    network = copy.deepcopy(trained)
+    checkpoint_activations(network)
+    for method in (grad_cam, integrated_gradients):
+        assert torch.equal(method(network, images, targets), method(trained, images, targets))
+
+
 def test_target_takes_a_class_for_all_or_one_each(trained: ResNet) -> None:
     images, _, _ = square_batch(3, seed=6)
     each = grad_cam(trained, images, torch.tensor([0, 1, 2]))
@@ -231,6 +241,11 @@ def test_bad_input_is_refused(
             integrated_gradients,
             {"baseline": torch.zeros(2, 5, 5)},
             r"baseline has shape \[2, 5, 5\]: it must fit \[1, 3, 32, 32\]",
+        ),
+        (
+            occlusion,
+            {"fill": torch.zeros(2, 1, 1)},
+            r"fill has shape \[2, 1, 1\]: give a number, or a colour \[3, 1, 1\]",
         ),
         (occlusion, {"size_px": 33}, "size_px is 33: it must be 1 to 32, the image's shorter side"),
         (
