@@ -72,6 +72,11 @@ class Layer:
         """Whether it is part of a block's shortcut."""
         return ".shortcut" in self.name
 
+    @property
+    def is_gate(self) -> bool:
+        """Whether it belongs to a block's channel gates."""
+        return ".attention." in self.name
+
 
 def trace_layers(spec: ModelSpec, *, image_size_px: int) -> list[Layer]:
     """Return the layers of a settled spec for one square image; no weight is allocated.
