@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pipelines.dataset.patch import Change
 from pipelines.dataset.reader import Dataset
+from pipelines.dataset.user_table import read_rows
 from pipelines.errors import InputError
-from pipelines.storage import Storage
 
 _NAMES = "name images by image_id, or by key (and source where two sources have the key)"
 _SEPARATOR = "|"
@@ -34,7 +28,7 @@ def read_relabels(dataset: Dataset, address: str) -> list[Change]:
     Raises:
         InputError: the file is no such table, or names an image that the dataset does not have.
     """
-    rows = list(_read_rows(address))
+    rows = list(read_rows(address))
     if not rows:
         raise InputError(f"{address} has no rows: nothing would be relabelled")
     missing = [name for name in ("label",) if name not in rows[0]]
@@ -73,7 +67,7 @@ def exclusions(dataset: Dataset, names: Sequence[str], address: str, reason: str
     """
     rows: list[tuple[Mapping[str, Any], str]] = [({"image_id": name, "key": name}, name) for name in names]
     if address:
-        rows += [(row, f"{address} row {number}") for number, row in enumerate(_read_rows(address), start=1)]
+        rows += [(row, f"{address} row {number}") for number, row in enumerate(read_rows(address), start=1)]
     if not rows:
         raise InputError("no image is named", mend=_NAMES)
     find = _Finder(dataset)
@@ -118,32 +112,3 @@ def _label(value: object, task: str) -> Any:
         except ValueError as error:
             raise InputError(f"label {value!r} is no number, and the dataset's labels are numbers") from error
     return str(value)
-
-
-def _read_rows(address: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a CSV, JSONL or Parquet file.
-
-    Raises:
-        InputError: it is none, or a damaged one.
-    """
-    parent, _, name = address.rpartition("/")
-    data = Storage.open(parent or ".").read(name)
-    suffix = PurePosixPath(name).suffix.lower()
-    try:
-        if suffix == ".parquet":
-            yield from pq.read_table(pa.BufferReader(data)).to_pylist()
-        elif suffix == ".jsonl":
-            for line in data.decode("utf-8-sig").splitlines():
-                if line.strip():
-                    yield dict(json.loads(line))
-        elif suffix in (".csv", ".tsv"):
-            text = io.StringIO(data.decode("utf-8-sig"), newline="")
-            reader = csv.DictReader(text, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
-            for row in reader:
-                if None in row or None in row.values():
-                    raise InputError(f"{address} line {reader.line_num} has another number of fields than its header")
-                yield row
-        else:
-            raise InputError(f"{address} is no table", mend="give a .csv, .tsv, .jsonl or .parquet file")
-    except (UnicodeDecodeError, csv.Error, ValueError, TypeError, pa.ArrowInvalid) as error:
-        raise InputError(f"{address} cannot be read as a {suffix} table: {error}") from error

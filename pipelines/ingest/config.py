@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.config.strict import StrictModel, runtime_field
+from pipelines.config.strict import StrictModel, later_field, runtime_field
 from pipelines.ray_runtime import RayConfig
 
 GeometryMode = Literal["none", "fit", "crop", "pad", "squash"]
@@ -80,7 +80,14 @@ class IngestConfig(StrictModel):
     """Settings of one ingest."""
 
     source: str = Field(min_length=1)
-    """The images: a folder (of class folders), .zip, .tar or .tar.gz; a path or s3://BUCKET/..."""
+    """The images: a folder (of class folders), .zip, .tar or .tar.gz, or Parquet with images; a path or s3://BUCKET/..."""
+    labels: str = later_field("", legacy="")
+    """A table of labels for images whose folders do not say them (.csv, .tsv, .jsonl, .parquet): columns key (the path
+    in the source), label, if wanted split, and any others, which travel into the dataset as text."""
+    image_column: str = later_field("", legacy="")
+    """Column of the images where the source is Parquet; empty: found by its name and type."""
+    label_column: str = later_field("", legacy="")
+    """Column of the labels where the source is Parquet; empty: label, class or the like."""
     source_name: str = ""
     """Name of the source within the dataset, part of every image_id; empty: the last part of its path."""
     out: str = runtime_field("")

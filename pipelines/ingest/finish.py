@@ -19,6 +19,7 @@ from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.dedupe import Duplicates, find_duplicates
 from pipelines.ingest.split import SplitPlan
 from pipelines.ingest.stored import make_preprocess
+from pipelines.ingest.unit import schema_of
 from pipelines.sources.base import Listing, Source
 from pipelines.stage_output import Plan
 from pipelines.storage import Storage
@@ -75,7 +76,7 @@ def build_catalog(
     if duplicates.leaks and is_rewritten:
         changes = drop_rows([(leak.shard, leak.row) for leak in duplicates.leaks])
         # one attempt name for all drivers of this run: they would write the same bytes
-        files = rewrite_touched(store, run_id, files, "leaks-dropped", changes)
+        files = rewrite_touched(store, run_id, files, "leaks-dropped", changes, schema=schema_of(source))
     counts = _count(listing, reports, duplicates)
     rows = sum(file.rows for file in files) - (0 if is_rewritten else len(duplicates.leaks))
     check_counts(counts, rows)
@@ -92,6 +93,7 @@ def build_catalog(
         split=split_plan.to_json(),
         counts=counts,
         config=config.model_dump(mode="json"),
+        carried=source.carried,
     )
     catalog["duplicates"] = duplicates.to_json()
     catalog["ignored"] = dict(listing.ignored)

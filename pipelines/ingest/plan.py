@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipelines.ingest.config import IngestConfig
 from pipelines.sources.base import Source
+from pipelines.sources.columns import Columns
 from pipelines.sources.resolve import open_source
 from pipelines.stage_output import Plan, default_out, stage_key
 
@@ -17,7 +18,22 @@ def plan(config: IngestConfig) -> Plan:
     Raises:
         InputError: the source is missing, or nothing that images are read from.
     """
-    return make_plan(config, open_source(config.source, config.source_name))
+    return make_plan(config, open_images(config))
+
+
+def open_images(config: IngestConfig) -> Source:
+    """Open the source that a config names, with its table of labels where it names one.
+
+    Raises:
+        InputError: the source or the table is missing, or not what it is taken for.
+    """
+    columns = Columns(config.image_column, config.label_column)
+    source = open_source(config.source, config.source_name, columns=columns)
+    if not config.labels:
+        return source
+    from pipelines.sources.labelled import LabelledSource, read_labels
+
+    return LabelledSource(source, read_labels(config.labels))
 
 
 def make_plan(config: IngestConfig, source: Source) -> Plan:
@@ -26,6 +42,7 @@ def make_plan(config: IngestConfig, source: Source) -> Plan:
     The key holds the source's name and digest instead of its address, so that a source that moved is known again.
     """
     inputs = {"name": source.name, "listing": source.listing_digest()}
-    settings = config.model_copy(update={"source": "", "source_name": ""})
+    # What a table says is in the listing's digest, wherever the table lies.
+    settings = config.model_copy(update={"source": "", "source_name": "", "labels": ""})
     key = stage_key(STAGE, settings, inputs, OUTPUT_VERSION)
     return Plan(STAGE, key, inputs, config.out or default_out(STAGE, key))

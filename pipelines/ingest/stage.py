@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 from pipelines.dataset.catalog import DATASET_FORMAT, Catalog, next_run_id, publish_version, read_version
 from pipelines.errors import InputError
 from pipelines.ingest.config import IngestConfig
-from pipelines.ingest.plan import STAGE, make_plan
+from pipelines.ingest.plan import STAGE, make_plan, open_images
 from pipelines.progress import Progress
 from pipelines.sources.base import Listing, Source, Unit
 from pipelines.sources.names import outside_splits
-from pipelines.sources.resolve import open_source
 from pipelines.stage_output import RUN, Plan, StageResult, open_run
 from pipelines.storage import Storage
 
@@ -45,7 +44,7 @@ def run(config: IngestConfig, run_units: RunUnits | None = None) -> IngestResult
         InputError: the source is missing, unreadable or without images, or `out` holds something else.
         DataError: too many images are unusable.
     """
-    source = open_source(config.source, config.source_name)
+    source = open_images(config)
     plan = make_plan(config, source)
     store = Storage.open(plan.out)
     _check_apart(source, store)

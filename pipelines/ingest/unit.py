@@ -9,8 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from pipelines.dataset.attempt import begin_attempt
 from pipelines.dataset.receipt import write_receipt
+from pipelines.dataset.schema import make_shard_schema
 from pipelines.dataset.writer import ShardWriter
 from pipelines.image.header import RefusedImage
 from pipelines.ingest.config import ImageConfig
@@ -56,8 +59,14 @@ def ingest_unit(unit: Unit, job: IngestJob, alone: Alone | None = None) -> dict[
         careful = alone if attempt.died >= KILLS_BEFORE_CARE else None
         if careful is not None:
             logger.warning("unit %d died %d times: its images are tried alone", unit.index, attempt.died)
-        report = _write_unit(unit, job, ShardWriter(store, job.run_id, unit.index, attempt.name), careful)
+        writer = ShardWriter(store, job.run_id, unit.index, attempt.name, schema=schema_of(job.source))
+        report = _write_unit(unit, job, writer, careful)
         return write_receipt(store, job.run_id, unit.index, report)
+
+
+def schema_of(source: Source) -> pa.Schema:
+    """Return the schema of a source's rows: ours, and its further columns as text."""
+    return make_shard_schema("single", [pa.field(name, pa.string()) for name in source.carried])
 
 
 def _write_unit(unit: Unit, job: IngestJob, writer: ShardWriter, careful: Alone | None) -> dict[str, Any]:
@@ -103,6 +112,7 @@ def _row(member: Member, image: StoredImage, job: IngestJob) -> dict[str, Any]:
         "stored_sha256": image.stored_sha256,
         "flags": [*image.flags, *member.flags],
         **measure(image.pixels)._asdict(),
+        **dict(zip(job.source.carried, member.carried, strict=True)),
     }
 
 

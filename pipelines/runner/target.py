@@ -183,7 +183,7 @@ def _kind_of(stage: str, address: str) -> Literal["dataset", "images"]:
             f"{address} is no preset of {stage}, no .yaml file, and nothing is there",
             mend=f"presets: {', '.join(preset_names(stage)) or 'none'}; or check the path",
         )
-    if "://" not in uri and Path(uri).suffix.lower() in (".csv", ".tsv", ".jsonl", ".json", ".txt", ".parquet"):
+    if "://" not in uri and Path(uri).suffix.lower() in (".csv", ".tsv", ".jsonl", ".json", ".txt"):
         raise ConfigError(
             f"{address} is a table, where a folder, .zip or .tar of images is meant",
             mend="give the folder that holds the images, one sub-folder a class",

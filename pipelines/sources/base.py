@@ -31,6 +31,8 @@ class Entry(NamedTuple):
     extent: int
     detail: tuple[int, ...]
     """What the source needs to unpack it."""
+    carried: tuple[str | None, ...] = ()
+    """Values of the source's `carried` columns."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Member:
     message: str
     flags: tuple[str, ...]
     size: int
+    carried: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,8 @@ class Source(abc.ABC):
     def __init__(self, uri: str, name: str) -> None:
         self.uri = uri
         self.name = name
+        self.carried: tuple[str, ...] = ()
+        """Names of further columns that travel into the dataset."""
         self._listing: Listing | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -193,6 +198,7 @@ def member_of(entry: Entry, data: bytes | None, reason: str = "", message: str =
         message=message,
         flags=entry.flags,
         size=entry.size,
+        carried=entry.carried,
     )
 
 

@@ -8,17 +8,22 @@ from pipelines.errors import InputError
 from pipelines.image.sniff import FORMAT_BY_EXTENSION
 from pipelines.sources.base import Source
 from pipelines.sources.byte_stream import DECOMPRESSORS
+from pipelines.sources.columns import Columns
 from pipelines.sources.folder import FolderSource
+from pipelines.sources.names import ignored_as
 from pipelines.sources.tar import TarSource
 from pipelines.sources.zip import ZipSource
 from pipelines.storage import Storage
 
-TABLE_EXTENSIONS = ("csv", "tsv", "json", "jsonl", "parquet", "xlsx", "xls")
-KINDS = "a folder of class folders (SOURCE/<class>/<image>), a .zip, a .tar or a .tar.gz"
+PARQUET = ".parquet"
+TABLE_EXTENSIONS = ("csv", "tsv", "json", "jsonl", "xlsx", "xls")
+KINDS = "a folder of class folders (SOURCE/<class>/<image>), a .zip, a .tar, a .tar.gz or Parquet"
 
 
-def open_source(uri: str, name: str = "") -> Source:
+def open_source(uri: str, name: str = "", *, columns: Columns | None = None) -> Source:
     """Return the source at a local path or an object store's address; its name is the last part of the path.
+
+    `columns` says where images and labels are in Parquet, if that has to be said.
 
     Only the first bytes are read; `listing()` reads the rest.
 
@@ -35,14 +40,24 @@ def open_source(uri: str, name: str = "") -> Source:
         storage = Storage.open(parent or "/")
         size = storage.size(last)
         if size is not None:
-            return _open_file(storage, last, size, name or last)
+            return _open_file(storage, last, size, name or last, columns or Columns())
     folder = FolderSource(whole, name or last)
     if not folder.files():
         raise _missing(uri, whole)
+    if any(file.path.startswith("_versions/") for file in folder.files()):
+        raise InputError(
+            f"{whole.uri} is a dataset or predictions of resnet-pipelines, not a source of images",
+            mend=f"use it as it is (resnet train {uri}), or write its images out: resnet data export {uri}",
+        )
+    tables = [file for file in folder.files() if file.path.lower().endswith(PARQUET)]
+    if tables and all(ignored_as(file.path) for file in folder.files()):
+        from pipelines.sources.parquet import ParquetSource  # pyarrow, which no other source needs
+
+        return ParquetSource(whole, whole.uri, tables, name or last, columns or Columns())
     return folder
 
 
-def _open_file(storage: Storage, path: str, size: int, name: str) -> Source:
+def _open_file(storage: Storage, path: str, size: int, name: str, columns: Columns) -> Source:
     address = storage.address(path)
     if size == 0:
         raise InputError(f"{address} is empty (0 bytes)", mend=f"give {KINDS}")
@@ -55,10 +70,16 @@ def _open_file(storage: Storage, path: str, size: int, name: str) -> Source:
             return TarSource(storage, path, name, magic)
     if head[257:262] == b"ustar" or suffix == "tar":
         return TarSource(storage, path, name)
+    if path.lower().endswith(PARQUET):
+        from pipelines.sources.parquet import ParquetSource
+
+        file = storage.stat(path)
+        assert file is not None
+        return ParquetSource(storage, address, [file], name, columns)
     if suffix in TABLE_EXTENSIONS:
         raise InputError(
             f"{address} is a table (.{suffix}), and a place that holds the images themselves is needed",
-            mend=f"give {KINDS}; labels are the names of the class folders",
+            mend=f"give {KINDS}; a table of labels is given beside it: labels=PATH",
         )
     if suffix in FORMAT_BY_EXTENSION:
         raise InputError(f"{address} is a single image", mend=f"give the folder that it is in: {storage.uri}")

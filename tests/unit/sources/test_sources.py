@@ -75,7 +75,6 @@ def test_folder_with_a_name_that_is_not_utf8(tmp_path: Path) -> None:
     ("name", "data", "message"),
     [
         ("labels.csv", b"path,label\n", "labels.csv is a table (.csv), and a place that holds the images themselves"),
-        ("rows.parquet", b"PAR1", "rows.parquet is a table (.parquet)"),
         ("one.jpg", b"\xff\xd8\xff", "one.jpg is a single image"),
         ("notes.docx", b"hello", "notes.docx is neither a folder nor an archive that is read"),
         ("none.zip", b"", "none.zip is empty (0 bytes)"),

@@ -1,0 +1,244 @@
+"""Images in Parquet: one file or a folder of them, as Hugging Face `datasets` and this project write it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from typing_extensions import override
+
+from pipelines.errors import DataError, InputError
+from pipelines.sources.base import Entry, Listing, Member, Source, Unit, image_id, member_of
+from pipelines.sources.columns import Columns
+from pipelines.sources.names import SPLIT_WORDS, path_parts
+from pipelines.sources.units import unit_bytes
+from pipelines.storage import Storage, StoredFile
+
+MAX_IMAGE_BYTES = 64 * 2**20
+_BATCH_ROWS = 64
+_IMAGE_NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content", "data")
+_LABEL_NAMES = ("label", "labels", "class", "fine_label", "category", "target", "cls")
+
+
+class _Layout(NamedTuple):
+    """Where images and labels are in a file."""
+
+    image: str
+    is_struct: bool
+    label: str
+    names: tuple[str, ...]
+    """Class names of integer labels; empty where labels are text, or numbers without names."""
+
+
+class ParquetSource(Source):
+    """The rows of Parquet files; a key is FILE!/PATH with the row's own path, or FILE!/ROW where it has none."""
+
+    def __init__(self, storage: Storage, uri: str, files: Sequence[StoredFile], name: str, columns: Columns) -> None:
+        super().__init__(uri, name)
+        self._storage = storage
+        self._files = list(files)
+        self._columns = columns
+
+    @override
+    def _list(self) -> Listing:
+        entries: list[Entry] = []
+        splits = [_split_of(file.path) for file in self._files]
+        is_given = all(splits)
+        for number, file in enumerate(self._files):
+            split = splits[number] if is_given else None
+            entries += self._entries(number, file.path, split)
+        return Listing(tuple(entries))
+
+    def _entries(self, number: int, path: str, split: str | None) -> Iterator[Entry]:
+        with self._parquet(path) as parquet:
+            yield from self._rows_of(parquet, number, path, split)
+
+    def _rows_of(self, parquet: pq.ParquetFile, number: int, path: str, split: str | None) -> Iterator[Entry]:
+        layout = _layout(parquet.schema_arrow, self._columns, self._storage.address(path))
+        names = _own_names(parquet, layout)
+        row = 0
+        for group in range(parquet.num_row_groups):
+            facts = parquet.metadata.row_group(group)
+            size = max(1, facts.total_byte_size // max(1, facts.num_rows))
+            labels = _labels(parquet, group, layout)
+            for place in range(facts.num_rows):
+                key = f"{path}!/{names[row]}"
+                yield Entry(
+                    key=key,
+                    occurrence=0,
+                    image_id=image_id(self.name, key.encode(), 0),
+                    size=size,
+                    label=labels[place],
+                    given_split=split,
+                    reason="",
+                    message="",
+                    flags=(),
+                    offset=0,
+                    extent=0,
+                    detail=(number, group, place),
+                )
+                row += 1
+
+    @override
+    def listing_digest(self) -> str:
+        digest = hashlib.sha256(json.dumps(self._columns).encode())
+        for file in self._files:
+            digest.update(f"\n{file.path}\0{file.size}\0{file.etag or f'{file.modified:.6f}'}".encode())
+        return digest.hexdigest()
+
+    @override
+    def units(self) -> list[Unit]:
+        """Deal whole row groups to units, as cards are dealt: a row group is read once, and units mix the files."""
+        entries = self.listing().entries
+        groups: dict[tuple[int, ...], list[Entry]] = {}
+        for entry in entries:
+            groups.setdefault(entry.detail[:2], []).append(entry)
+        total = sum(entry.size for entry in entries)
+        number = max(1, min(len(groups), total // unit_bytes(entries)))
+        hands: list[list[Entry]] = [[] for _ in range(number)]
+        for place, group in enumerate(groups.values()):
+            hands[place % number] += group
+        return [Unit(index, tuple(hand)) for index, hand in enumerate(hands)]
+
+    @override
+    def open(self, unit: Unit) -> Iterator[Member]:
+        groups: dict[tuple[int, ...], list[Entry]] = {}
+        for entry in unit.entries:
+            groups.setdefault(entry.detail[:2], []).append(entry)
+        for (number, group), entries in groups.items():
+            yield from self._read_group(self._files[number].path, group, entries)
+
+    def _read_group(self, path: str, group: int, entries: Sequence[Entry]) -> Iterator[Member]:
+        wanted = {entry.detail[2]: entry for entry in entries}
+        try:
+            with self._parquet(path) as parquet:
+                for row, data in enumerate(self._images(parquet, path, group)):
+                    if (entry := wanted.pop(row, None)) is not None:
+                        yield _member(entry, data)
+        except (pa.ArrowInvalid, OSError, DataError) as error:
+            fault = f"row group {group} of {path} cannot be read: {error}"
+            for entry in wanted.values():
+                yield member_of(entry, None, "CORRUPT", fault)
+            return
+        for entry in wanted.values():
+            yield member_of(entry, None, "CHANGED", "the file has fewer rows than when it was listed")
+
+    def _images(self, parquet: pq.ParquetFile, path: str, group: int) -> Iterator[bytes | None]:
+        layout = _layout(parquet.schema_arrow, self._columns, self._storage.address(path))
+        column = f"{layout.image}.bytes" if layout.is_struct else layout.image
+        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[column]):
+            cells = batch.column(0)
+            yield from (cells.field("bytes") if layout.is_struct else cells).to_pylist()
+
+    @contextlib.contextmanager
+    def _parquet(self, path: str) -> Iterator[pq.ParquetFile]:
+        with self._storage.open_file(path) as file:
+            try:
+                parquet = pq.ParquetFile(file)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise InputError(
+                    f"{self._storage.address(path)} is no whole Parquet file: {error}", mend="fetch it again"
+                ) from error
+            yield parquet
+
+
+def _member(entry: Entry, data: bytes | None) -> Member:
+    if entry.reason:
+        return member_of(entry, None)
+    if data is None:
+        return member_of(entry, None, "EMPTY", "the row has no image")
+    if len(data) > MAX_IMAGE_BYTES:
+        return member_of(entry, None, "TOO_LARGE", f"{len(data):,} bytes are more than 64 MB")
+    return member_of(entry._replace(size=len(data)), data)
+
+
+def _split_of(path: str) -> str | None:
+    """Return the split that a file's name says: `train-00000-of-00002.parquet`, `test.parquet` or a folder `val/`."""
+    *folders, name = path_parts(path)
+    words = [name.partition(".")[0].partition("-")[0], *reversed(folders)]
+    return next((SPLIT_WORDS[word.lower()] for word in words if word.lower() in SPLIT_WORDS), None)
+
+
+def _layout(schema: pa.Schema, columns: Columns, where: str) -> _Layout:
+    """Return which columns hold images and labels.
+
+    Raises:
+        InputError: there is no such column, or more than one that could be meant.
+    """
+    holds = {field.name: _holds_bytes(field.type) for field in schema}
+    if columns.image:
+        if not holds.get(columns.image):
+            raise InputError(
+                f"{where} has no column {columns.image!r} of encoded images; it has {', '.join(schema.names)}",
+                mend="name another with image_column",
+            )
+        image = columns.image
+    else:
+        candidates = [name for name in _IMAGE_NAMES if holds.get(name)] or [name for name in holds if holds[name]]
+        if not candidates:
+            raise InputError(
+                f"{where} has no column of encoded images; it has {', '.join(schema.names)}",
+                mend="images are bytes, or struct<bytes, path> as Hugging Face `datasets` writes them",
+            )
+        if candidates[0] not in _IMAGE_NAMES and len(candidates) > 1:
+            raise InputError(
+                f"{where} has {len(candidates)} columns of bytes: {', '.join(candidates)}",
+                mend="name one with image_column",
+            )
+        image = candidates[0]
+    label = columns.label or next((name for name in _LABEL_NAMES if name in schema.names and name != image), "")
+    if label and label not in schema.names:
+        raise InputError(
+            f"{where} has no column {label!r}; it has {', '.join(schema.names)}", mend="name another with label_column"
+        )
+    if label and pa.types.is_nested(schema.field(label).type):
+        raise InputError(f"{where}: column {label!r} holds lists; an image has one label", mend="name another column")
+    return _Layout(image, pa.types.is_struct(schema.field(image).type), label, _class_names(schema, label))
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(kind.field(i).name == "bytes" and _holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
+    """Return the names behind integer labels, as `datasets` keeps them in the file's metadata."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return tuple(map(str, features[label]["names"]))
+    except (KeyError, ValueError, TypeError):
+        return ()
+
+
+def _labels(parquet: pq.ParquetFile, group: int, layout: _Layout) -> list[str | None]:
+    if not layout.label:
+        return [None] * int(parquet.metadata.row_group(group).num_rows)
+    values = parquet.read_row_group(group, columns=[layout.label]).column(0).to_pylist()
+    return [_label(value, layout.names) for value in values]
+
+
+def _label(value: Any, names: Sequence[str]) -> str | None:
+    if value is None or value == "":
+        return None
+    if names and isinstance(value, int):
+        return names[value] if 0 <= value < len(names) else None  # -1 means unlabelled there
+    return str(value)
+
+
+def _own_names(parquet: pq.ParquetFile, layout: _Layout) -> list[str]:
+    """Return a name for every row: its own path where all rows have one and no two the same, else its number."""
+    number = int(parquet.metadata.num_rows)
+    numbers = [f"{row:06d}" for row in range(number)]
+    kind = parquet.schema_arrow.field(layout.image).type
+    if not layout.is_struct or kind.get_field_index("path") < 0:
+        return numbers
+    cells = parquet.read(columns=[f"{layout.image}.path"]).column(0).combine_chunks()
+    own = [PurePosixPath(name).as_posix() if name else "" for name in cells.field("path").to_pylist()]
+    return own if all(own) and len(set(own)) == number else numbers

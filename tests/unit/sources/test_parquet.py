@@ -1,0 +1,114 @@
+"""Images in Parquet, as `datasets` writes them, as this project does, and as people do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.errors import InputError
+from pipelines.sources.columns import Columns
+from pipelines.sources.resolve import open_source
+from tests import factories
+
+IMAGES = [factories.make_png(seed, 20, 16) for seed in range(12)]
+
+
+def write(path: Path, columns: dict[str, Any], *, features: dict[str, Any] | None = None, rows: int = 5) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table(columns)
+    if features is not None:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path, row_group_size=rows)
+    return path
+
+
+def structs(images: list[bytes | None], paths: list[str | None] | None = None) -> pa.Array:
+    names = paths or [None] * len(images)
+    rows = [None if data is None else {"bytes": data, "path": name} for data, name in zip(images, names, strict=True)]
+    return pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+
+
+def members(source: Any) -> dict[str, Any]:
+    return {member.key: member for unit in source.units() for member in source.open(unit)}
+
+
+def test_what_hugging_face_datasets_writes(tmp_path: Path) -> None:
+    from datasets import ClassLabel, Dataset, Features, Image
+
+    features = Features({"image": Image(), "label": ClassLabel(names=["cat", "dog"])})
+    for split, count in (("train", 8), ("test", 4)):
+        rows = [{"image": {"bytes": IMAGES[i], "path": None}, "label": i % 2} for i in range(count)]
+        Dataset.from_list(rows, features=features).to_parquet(tmp_path / f"hf/data/{split}-00000-of-00001.parquet")
+    (tmp_path / "hf" / "README.md").write_text("a card")
+    source = open_source(str(tmp_path / "hf"))
+    found = members(source)
+    assert len(found) == 12
+    member = found["data/train-00000-of-00001.parquet!/000003"]
+    assert (member.label, member.given_split, member.data) == ("dog", "train", IMAGES[3])
+    assert {member.given_split for member in found.values()} == {"train", "test"}
+
+
+def test_keys_are_the_rows_own_paths_where_they_tell_rows_apart(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"image": structs(IMAGES[:2], ["x/1.png", "y/1.png"]), "label": ["k", "l"]})
+    assert list(members(open_source(str(path)))) == ["a.parquet!/x/1.png", "a.parquet!/y/1.png"]
+    path = write(tmp_path / "b.parquet", {"image": structs(IMAGES[:2], ["1.png", "1.png"])})
+    found = members(open_source(str(path)))
+    assert list(found) == ["b.parquet!/000000", "b.parquet!/000001"]
+    assert [member.label for member in found.values()] == [None, None]
+
+
+def test_ids_and_units_depend_on_the_rows_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.sources.units.MIN_UNIT_BYTES", 1_000)
+    columns = {"png": pa.array(IMAGES, pa.large_binary()), "class": list("aabbaabbaabb")}
+    first = open_source(str(write(tmp_path / "p" / "x.parquet", columns, rows=2)))
+    second = open_source(str(write(tmp_path / "q" / "x.parquet", columns, rows=2)))
+    assert len(first.units()) > 2
+    assert [unit.entries for unit in first.units()] == [unit.entries for unit in second.units()]
+    assert all(len(unit.entries) % 2 == 0 for unit in first.units())  # row groups are whole
+    assert {member.data for member in members(first).values()} == set(IMAGES)
+
+
+def test_rows_without_an_image_and_files_that_shrink_have_reasons(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"image": structs([IMAGES[0], None, IMAGES[2]]), "label": [1, -1, 7]})
+    source = open_source(str(path))
+    units = source.units()
+    assert [(m.reason, m.label) for m in source.open(units[0])] == [(None, "1"), ("EMPTY", "-1"), (None, "7")]
+    write(path, {"image": structs([IMAGES[0]]), "label": [1]})
+    assert [m.reason for m in source.open(units[0])] == [None, "CHANGED", "CHANGED"]
+    path.write_bytes(b"PAR1 cut")
+    with pytest.raises(InputError, match="is no whole Parquet file"):
+        list(source.open(units[0]))
+
+
+@pytest.mark.parametrize(
+    ("columns", "named", "message"),
+    [
+        ({"text": ["a"]}, Columns(), "has no column of encoded images; it has text"),
+        ({"left": [b"a"], "right": [b"b"]}, Columns(), "has 2 columns of bytes: left, right"),
+        ({"image": [b"a"]}, Columns(image="photo"), "has no column 'photo' of encoded images; it has image"),
+        ({"image": [b"a"]}, Columns(label="kind"), "has no column 'kind'; it has image"),
+        ({"image": [b"a"], "label": [["a", "b"]]}, Columns(), "column 'label' holds lists"),
+    ],
+)
+def test_columns_that_cannot_be_meant(tmp_path: Path, columns: Any, named: Columns, message: str) -> None:
+    path = write(tmp_path / "a.parquet", columns)
+    with pytest.raises(InputError, match=message):
+        open_source(str(path), columns=named).listing()
+
+
+def test_named_columns_are_taken(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"left": IMAGES[:1], "right": IMAGES[1:2], "label": ["x"], "kind": ["y"]})
+    (member,) = members(open_source(str(path), columns=Columns("right", "kind"))).values()
+    assert (member.data, member.label) == (IMAGES[1], "y")
+
+
+def test_a_dataset_of_ours_is_no_source(tmp_path: Path) -> None:
+    (tmp_path / "set" / "_versions").mkdir(parents=True)
+    (tmp_path / "set" / "_versions" / "v000001.json").write_text("{}")
+    with pytest.raises(InputError, match="not a source of images"):
+        open_source(str(tmp_path / "set"))
