@@ -154,6 +154,8 @@ def _fit(
     state: dict[str, Tensor], spec: ModelSpec, notes: tuple[str, ...], file: Path
 ) -> tuple[str, ModelSpec, dict[str, Tensor], tuple[str, ...]]:
     """Return whose names the weights have, and the spec and the weights that fit each other exactly."""
+    import torch
+
     from resnet_models.resnet import ResNet
     from resnet_models.state_dict import WeightsError, count_nonfinite, load_strict
 
@@ -161,8 +163,8 @@ def _fit(
     for names, mapped in _mappings(state, spec):
         classes = int(mapped[_HEAD].shape[0]) if _HEAD in mapped else spec.num_classes
         sized = replace(spec, num_classes=classes)
-        own = ResNet(sized).state_dict()
-        hits = len(own.keys() & mapped.keys())
+        with torch.device("meta"):
+            hits = len(ResNet(sized).state_dict().keys() & mapped.keys())
         if best is None or hits > best[0]:
             best = (hits, names, sized, mapped)
     assert best is not None, "our own names are always tried"
@@ -189,9 +191,11 @@ def _fit(
 def _mappings(state: dict[str, Tensor], spec: ModelSpec) -> list[tuple[str, dict[str, Tensor]]]:
     """Return the weights under our names by each key map that can read them."""
     from resnet_models.state_dict import WeightsError, from_torchvision
+    from resnet_models.timm_names import from_timm
 
     maps: dict[str, Callable[[Mapping[str, Tensor], ModelSpec], dict[str, Tensor]]] = {
-        "torchvision": from_torchvision,
+        "torchvision": from_torchvision,  # timm's plain networks have the same names
+        "timm": from_timm,
     }
     found = [("our", dict(state))]
     for names, mapping in maps.items():

@@ -73,6 +73,21 @@ def test_torchvisions_weights_answer_as_before(tmp_path: Path, suffix: str) -> N
     ]
 
 
+@pytest.mark.parametrize("name", ["resnet10t", "seresnext26d_32x4d", "resnetv2_18"])
+def test_timms_weights_answer_as_before(tmp_path: Path, name: str) -> None:
+    import timm
+
+    torch.manual_seed(0)
+    theirs = timm.create_model(name, num_classes=5).eval()
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    done = import_weights(tmp_path / "w.pth", name, str(tmp_path / "out"), ORIGIN)
+    assert (done.names, done.num_classes) == ("timm", 5)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected, found = theirs(images), load_package(str(tmp_path / "out")).network(images)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
 def test_our_own_names_are_read_too(tmp_path: Path) -> None:
     network = build(named_spec("resnet20", num_classes=4), seed=3)
     torch.save(network.state_dict(), tmp_path / "w.pt")
