@@ -90,6 +90,8 @@ def _make_recomputing(plain: type[nn.Module]) -> type[nn.Module]:
     def forward(self: nn.Module, *inputs: Any, **options: Any) -> Any:
         if not torch.is_grad_enabled():
             return plain.forward(self, *inputs, **options)
+        if torch.compiler.is_compiling():  # recomputes values only, never what is written to buffers
+            return checkpoint(plain.forward, self, *inputs, use_reentrant=False, **options)
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), _buffers_aside(self)

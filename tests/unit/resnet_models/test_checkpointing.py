@@ -166,3 +166,16 @@ def test_one_step_of_resnet152_within_24_gib() -> None:
     checkpoint_activations(network)
     F.cross_entropy(network(torch.randn(32, 3, 224, 224)), torch.arange(32)).backward()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 24 * 2**20  # KiB
+
+
+def test_compiled_it_is_the_same_too() -> None:
+    plain, checkpointed = (tiny("basic", depths=[1, 1], drop_path_rate=0.4).train() for _ in range(2))
+    checkpoint_activations(checkpointed)
+    keys = torch.arange(4)
+    expected = gradients(plain, images(), sample_keys=keys)
+    compiled = torch.compile(checkpointed, backend="aot_eager", fullgraph=True)
+    F.cross_entropy(compiled(images(), sample_keys=keys), torch.arange(4)).backward()
+    for name, weight in checkpointed.named_parameters():
+        torch.testing.assert_close(weight.grad, expected[name])
+    for name, buffer in checkpointed.named_buffers():
+        torch.testing.assert_close(buffer, plain.get_buffer(name))
