@@ -18,7 +18,8 @@ class GhostBatchNorm(nn.BatchNorm2d):
     The batch is cut, in order, into the fewest slices of at most `size` images, as equal as can be. Running statistics
     take one step a batch, towards the mean of the slices' figures weighted by their images; slices are added in a fixed
     order, those of several processes in turn (slice 0 of every rank, slice 1, ...), so that the same slices give the
-    same bits however they are spread. Every process must call it. In eval mode it is batch norm.
+    same bits however they are spread. Every process must call it. A slice with a single value per channel is normalised
+    by the running statistics, which it leaves alone. In eval mode it is batch norm.
     Shape: (N, channels, H, W) -> (N, channels, H, W).
     """
 
@@ -30,9 +31,15 @@ class GhostBatchNorm(nn.BatchNorm2d):
         """Normalise each slice by itself."""
         if not self.training:
             return super().forward(x)
+        assert self.running_mean is not None
+        assert self.running_var is not None
         slices = x.tensor_split(-(-x.shape[0] // self.size)) if x.shape[0] else ()
         outs, figures = [], []
         for part in slices:
+            if part.numel() == self.num_features:  # a single value has no variance: it takes the running figures
+                mean, variance = self.running_mean.clone(), self.running_var.clone()  # cloned: they move below
+                outs.append(F.batch_norm(part, mean, variance, self.weight, self.bias, False, 0.0, self.eps))
+                continue
             mean, variance = torch.zeros_like(self.weight), torch.ones_like(self.weight)
             # Momentum 1: torch leaves the slice's own mean and unbiased variance in the two buffers.
             outs.append(F.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.eps))
