@@ -115,9 +115,20 @@ class SplitRows:
 
 
 class TrainFeed:
-    """The training batches of one worker."""
+    """The training batches of one worker.
 
-    def __init__(self, rows: SplitRows, config: TrainConfig, world: World, mean: tuple[float, ...]) -> None:
+    Args:
+        rows: the training split.
+        config: seed, batch size, augmentation.
+        world: the workers that share each batch.
+        mean: mean of pixel / 255 per channel, the colour that cut-outs take.
+        ghost_size: rows of a ghost batch, whose rows then follow each other and are never shared; 0: none.
+    """
+
+    def __init__(
+        self, rows: SplitRows, config: TrainConfig, world: World, mean: tuple[float, ...], *, ghost_size: int = 0
+    ) -> None:
+        self.ghost_size = ghost_size
         self.rows = rows
         self.config = config
         self.world = world
@@ -127,7 +138,8 @@ class TrainFeed:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield this worker's share of the batches of an epoch (counted from 1), from batch `start` on."""
         order = self._order(epoch)
-        lanes = order.lanes_of(self.world.rank, self.world.size)
+        # Ghost by ghost, so that norms that cut the share into ghosts cut it where the ghosts meet.
+        lanes = sorted(order.lanes_of(self.world.rank, self.world.size), key=order.ghost_of)
         if self.rows.is_cached:
             for t in range(start, order.num_batches):
                 yield self._make(order, lanes, epoch, t)
@@ -141,7 +153,11 @@ class TrainFeed:
 
     def _order(self, epoch: int) -> EpochOrder:
         return EpochOrder(
-            self.rows.group_sizes, seed=self.config.seed, epoch=epoch, global_batch=self.config.global_batch_size
+            self.rows.group_sizes,
+            seed=self.config.seed,
+            epoch=epoch,
+            global_batch=self.config.global_batch_size,
+            ghost_size=self.ghost_size,
         )
 
     def _make(self, order: EpochOrder, lanes: Sequence[int], epoch: int, t: int) -> Batch:

@@ -113,6 +113,11 @@ def starting_spec(config: TrainConfig, initial: Initial | None) -> ModelSpec:
     return spec
 
 
+def ghost_size_of(spec: ModelSpec) -> int:
+    """Return the rows of a ghost batch; 0 where norms see more than one."""
+    return spec.settled_norm_size if spec.norm == "ghost" else 0
+
+
 def keep_copy(initial: Initial, run: Storage, tracking: TrackingConfig) -> str:
     """Copy the package into a run's folder, once, and return the copy's address."""
     copy = run.child(INIT)

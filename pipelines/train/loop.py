@@ -31,6 +31,7 @@ from pipelines.train.config import TrainConfig
 from pipelines.train.ema import WeightAverage
 from pipelines.train.evaluation import evaluate
 from pipelines.train.feed import Batch, OpenRows, SplitRows, TrainFeed, open_splits
+from pipelines.train.initial import ghost_size_of
 from pipelines.train.mixing import blend, mixup_shares
 from pipelines.train.network import draws_by_sample, is_channels_last_safe
 from pipelines.train.optimizer import make_optimizer, set_rate
@@ -148,12 +149,12 @@ class _Loop:
         self.train_rows, self.val_rows = open_splits(dataset, config, world, open_rows)
         mean, std = dataset.mean_std("train")
         self.normalise = Normalise(mean, usable_std(std), device)
-        self.feed = TrainFeed(self.train_rows, config, world, mean)
         self.precision = resolve_precision(config.precision, device)
         start = start_network(
             config, dataset.classes, self.train_rows.image_shape, world=world, device=device, resumes=newest is not None
         )
         network, self._frozen = start.network, start.frozen
+        self.feed = TrainFeed(self.train_rows, config, world, mean, ghost_size=ghost_size_of(start.spec))
         if start.spec.stem == "whitening" and not newest and not start.initial:
             rows = np.linspace(0, self.train_rows.num_rows - 1, _WHITENING_ROWS).astype(np.int64)
             whiten_stem(network, self.normalise(self._moved(self.train_rows.pixels.take(np.unique(rows)))))

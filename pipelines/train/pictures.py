@@ -11,6 +11,7 @@ from pipelines.storage import Storage
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
 from pipelines.train.feed import SplitRows, TrainFeed
+from pipelines.train.initial import find_initial, ghost_size_of, starting_spec
 from pipelines.train.records import EpochRecord
 
 _MOSAIC_IMAGES = 48
@@ -24,7 +25,8 @@ def draw_pictures(config: TrainConfig, run: Storage, records: Sequence[EpochReco
     dataset = open_dataset(config.dataset)
     # A limit of 0 decodes the rows of this one batch and no others.
     rows = SplitRows(dataset, "train", limit_bytes=0, threads=1, window_groups=512)
-    feed = TrainFeed(rows, config, World(), dataset.mean_std("train")[0])
+    ghost_size = ghost_size_of(starting_spec(config, find_initial(config)))
+    feed = TrainFeed(rows, config, World(), dataset.mean_std("train")[0], ghost_size=ghost_size)
     batch = next(feed.batches(1))
     shown = min(_MOSAIC_IMAGES, len(batch.targets))
     names = [dataset.classes[target] for target in batch.targets[:shown]]

@@ -25,7 +25,7 @@ from pipelines.stage_output import (
 from pipelines.storage import Storage
 from pipelines.tracking import RUN_KEY_TAG, RunLog, refuse_local_store, resolve_uri
 from pipelines.train.config import TrainConfig
-from pipelines.train.initial import keep_copy
+from pipelines.train.initial import ghost_size_of, keep_copy, starting_spec
 from pipelines.train.plan import STAGE, TrainPlan
 from pipelines.train.plan import plan as make_plan
 from pipelines.train.records import EpochRecord
@@ -56,7 +56,7 @@ def run(config: TrainConfig) -> TrainResult:
     catalog = read_catalog(store)
     if catalog is not None and catalog["key"] == plan.key:
         return _result(plan, store, catalog, skipped=True)
-    _refuse_early(config)
+    _refuse_early(config, plan)
     standing = open_run(store, STAGE, plan.key, {"dataset": plan.dataset})
     pinned = config.model_copy(
         update={"dataset": standing["dataset"], "out": plan.out, **_pinned_init(config, plan, store)}
@@ -152,18 +152,19 @@ def run_workers(
     return outcome
 
 
-def _refuse_early(config: TrainConfig) -> None:
+def _refuse_early(config: TrainConfig, plan: TrainPlan) -> None:
     """Refuse what is known to fail before Ray and its workers are started."""
     if config.use_gpu is True and not (config.ray.address or os.environ.get("RAY_ADDRESS")):
         capacity.check_gpu(use_gpu=True)
     from pipelines.dataset.order import make_lanes
 
-    lanes, _ = make_lanes(config.global_batch_size)
-    if config.num_workers > lanes:
+    lanes, ghosts = make_lanes(config.global_batch_size, ghost_size_of(starting_spec(config, plan.initial)))
+    most = ghosts or lanes
+    if config.num_workers > most:
         raise ConfigError(
             f"num_workers is {config.num_workers}; a global batch of {config.global_batch_size} is shared by"
-            f" {lanes} at most",
-            mend=f"set num_workers={lanes} or a larger global_batch_size",
+            f" {most} at most" + (", one ghost batch each" if ghosts else ""),
+            mend=f"set num_workers={most} or a larger global_batch_size",
         )
 
 

@@ -17,7 +17,7 @@ from pipelines.image.preprocess import Preprocess
 from pipelines.package.describe import PackageDescription, write_package
 from pipelines.package.load import load_package
 from pipelines.storage import Storage
-from pipelines.train import loop
+from pipelines.train import loop, stage
 from pipelines.train.checkpoint import load_latest
 from pipelines.train.config import OptimizerConfig, TrainConfig
 from pipelines.train.initial import keep_copy
@@ -370,3 +370,18 @@ def test_a_whitening_stem_learns_its_directions_from_the_data(dataset: str, tmp_
         found[0],
         build(ModelSpec(depths=(1, 1), channels=(8, 16), stem="whitening", num_classes=3)).stem.whitening.directions,
     )
+
+
+def test_ghost_batches_hold_the_same_rows_on_any_number_of_workers(dataset: str, tmp_path: Path) -> None:
+    model = {"depths": [1, 1], "channels": [8, 16], "stem": "cifar", "norm": "ghost", "norm_size": 6}
+    config = make_config(dataset, model=model, epochs=1, global_batch_size=24)  # 72 rows: three full batches
+    losses = []
+    for size in (1, 2, 4):
+        run = Storage.open(tmp_path / f"run-{size}")
+        outcomes = in_threads(size, lambda world, run=run: fit(config, run, world=world, device=torch.device("cpu")))
+        losses.append(outcomes[0].records[0].train_loss)
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
+    with pytest.raises(ConfigError, match="ghost batches of 6 rows do not divide the global batch size 20"):
+        fit_local(make_config(dataset, model=model), Storage.open(tmp_path / "odd"), device="cpu")
+    with pytest.raises(ConfigError, match=r"num_workers is 5; .* is shared by 4 at most, one ghost batch each"):
+        stage.run(make_config(dataset, model=model, global_batch_size=24, num_workers=5))
