@@ -1,4 +1,4 @@
-"""`resnet data relabel|exclude|retract|log|diff|gc|purge`: new versions of a dataset, what they changed, what goes."""
+"""`resnet data relabel|exclude|retract|duplicates|log|diff|gc|purge`: new versions, what they changed, what goes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHOWN = 20
 
 def add_to(group: click.Group) -> None:
     """Add the commands to `resnet data`."""
-    for command in (relabel, exclude, retract, log, diff, gc, purge):
+    for command in (relabel, exclude, retract, duplicates, log, diff, gc, purge):
         group.add_command(command)
 
 
@@ -77,6 +77,50 @@ def retract(dataset: str, images: tuple[str, ...], table: str, reason: str, as_j
         return
     render.table(("version", "of these images in its files"), [(f"v{number}", count) for number, count in held.items()])
     render.next_steps([f"resnet data compact {opened.uri} --purge"])
+
+
+@click.command("duplicates")
+@click.argument("dataset", metavar="DATASET[@vN]")
+@click.option("--distance", default=4, show_default=True, type=click.IntRange(0, 4), help="Bits of 64 that may differ.")
+@click.option("--across-splits", is_flag=True, help="Take out only what stands in a less held-out split too.")
+@click.option("--table", default="", metavar="FILE.csv", help="Write the images to take out.")
+@click.option("--page", default="", metavar="FILE.html", help="Write the clusters as a page with images.")
+@options.as_json
+def duplicates(dataset: str, distance: int, across_splits: bool, table: str, page: str, as_json: bool) -> None:
+    """Find images that look alike, by perceptual hash; what to do about them is yours to say."""
+    from pipelines.dataset.duplicates import find_alike
+    from pipelines.dataset.reader import open_dataset
+
+    opened = open_dataset(dataset)
+    alike = find_alike(opened, max_distance=distance)
+    surplus = alike.surplus(across_splits=across_splits)
+    if table:
+        _write_table(table, surplus)
+    if page:
+        from pipelines.dataset.duplicates_page import make_page
+
+        Path(page).write_bytes(make_page(alike, opened))
+    if as_json:
+        render.as_json({"dataset": opened.ref, "counts": alike.counts(), "surplus": surplus})
+        return
+    click.echo(f"look-alikes: {render.clean(opened.ref)}, at most {distance} of 64 bits apart")
+    render.pairs(alike.counts())
+    commands = [f"python -m webbrowser {page}"] if page else [f"resnet data duplicates {dataset} --page alike.html"]
+    if table:
+        commands.append(f"resnet data exclude {opened.uri} --from {table} --reason near-duplicate")
+    elif surplus:
+        commands.append(f"resnet data duplicates {dataset} --across-splits --table alike.csv")
+    render.next_steps(commands)
+
+
+def _write_table(path: str, rows: list[dict[str, Any]]) -> None:
+    import csv
+
+    columns = ["image_id", "key", "split", "label", "like", "like_split", "distance"]
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 @click.command("log")

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.evaluate.summary import Summary
-from pipelines.image.decode import decode_image
 from pipelines.plots.figures import confusion_matrix, reliability
 from pipelines.plots.page import Cell, Fact, FigureCard, Meter, Page, Tile
-from pipelines.plots.picture import Picture, encode_picture
+from pipelines.plots.picture import Picture
+from pipelines.plots.thumbnail import make_picture, make_thumbnail
 
-_THUMB_PX = 160
 _MAX_CLASSES = 200
 
 
@@ -117,12 +116,6 @@ def _add_classes(page: Page, summary: Summary) -> None:
 
 
 def _thumbnail(data: bytes) -> Picture:
-    from pipelines.image.resize import resize_pixels
-
-    pixels = decode_image(data).pixels
-    height, width = pixels.shape[:2]
-    shrink = max(height, width) / _THUMB_PX
-    if shrink > 1:
-        pixels = resize_pixels(pixels, max(1, round(width / shrink)), max(1, round(height / shrink)))
-    # Small images are shown in whole pixels, which a lossy format would smear.
-    return encode_picture(pixels, media_type="image/png" if max(height, width) <= 64 else "image/jpeg")
+    pixels = make_thumbnail(data)
+    assert pixels is not None, "it was decoded to be evaluated"
+    return make_picture(pixels)

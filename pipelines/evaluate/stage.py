@@ -53,7 +53,8 @@ def run(config: EvaluateConfig) -> EvaluateResult:
 
 def _evaluate(config: EvaluateConfig, inputs: Inputs, planned: Plan, out: Storage) -> dict[str, Any]:
     from pipelines.dataset.reader import open_dataset
-    from pipelines.evaluate.mistakes import stored_images, worst_mistakes
+    from pipelines.dataset.stored_images import stored_images
+    from pipelines.evaluate.mistakes import worst_mistakes
     from pipelines.evaluate.predict import predict_split
     from pipelines.evaluate.record import record
     from pipelines.evaluate.report import make_figures, make_page

@@ -12,14 +12,11 @@ import numpy.typing as npt
 from pipelines.dataset.reader import Dataset
 from pipelines.dataset.shards import read_shard_list
 from pipelines.dataset.tables import open_parquet
-from pipelines.image.decode import decode_image
-from pipelines.image.header import RefusedImage
-from pipelines.image.resize import resize_pixels
-from pipelines.plots.picture import Picture, encode_picture
+from pipelines.plots.picture import Picture
+from pipelines.plots.thumbnail import make_picture, make_thumbnail
 from pipelines.sources.resolve import open_source
 from pipelines.storage import Storage
 
-THUMB_PX = 160
 _GROUPS_READ = 6
 _UNITS_READ = 6
 _MEMBERS_PER_UNIT = 400
@@ -46,25 +43,6 @@ class Scored:
     names: tuple[str, ...]
     probabilities: tuple[float, ...]
     picture: Picture
-
-
-def make_thumbnail(data: bytes) -> npt.NDArray[np.uint8] | None:
-    """Return an image file's pixels (H, W, 3), at most 160 a side; None for what cannot be decoded."""
-    try:
-        pixels = decode_image(data).pixels
-    except RefusedImage:
-        return None
-    height, width = pixels.shape[:2]
-    shrink = max(height, width) / THUMB_PX
-    if shrink > 1:
-        pixels = resize_pixels(pixels, max(1, round(width / shrink)), max(1, round(height / shrink)))
-    return pixels
-
-
-def make_picture(pixels: npt.NDArray[np.uint8]) -> Picture:
-    """Return a thumbnail as a picture."""
-    # JPEG would smear an 8 x 8 digit; larger ones as PNG would make the page heavy.
-    return encode_picture(pixels, media_type="image/png" if max(pixels.shape[:2]) <= 64 else "image/jpeg", quality=82)
 
 
 def sample_classes(dataset: Dataset, split: str, per_class: int, classes: Collection[str]) -> list[Pictured]:

@@ -12,7 +12,8 @@ import pytest
 
 from pipelines.dataset.reader import Dataset
 from pipelines.errors import DataError
-from pipelines.evaluate.mistakes import stored_images, worst_mistakes
+from pipelines.dataset.stored_images import stored_images
+from pipelines.evaluate.mistakes import worst_mistakes
 from pipelines.evaluate.predict import (
     Answers,
     check_every_row_once,

@@ -1,0 +1,83 @@
+"""Near-duplicates: every pair within the distance is found, nothing else, and chains do not merge pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.dataset import near
+from pipelines.dataset.near import near_clusters, near_pairs
+
+WORDS = st.integers(0, 2**64 - 1)
+FLIPS = st.lists(st.integers(0, 63), max_size=7)
+
+
+def flipped(value: int, bits: list[int]) -> int:
+    for bit in bits:
+        value ^= 1 << bit
+    return value
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(WORDS, st.lists(FLIPS, max_size=4)), min_size=1, max_size=12), st.integers(0, 4))
+def test_the_pairs_are_those_of_a_comparison_of_all(families: list[tuple[int, list[list[int]]]], distance: int) -> None:
+    values = sorted({flipped(base, flips) for base, all_flips in families for flips in ([], *all_flips)})
+    unique = np.array(values, np.uint64)
+    expected = {
+        (i, j)
+        for i in range(len(values))
+        for j in range(i + 1, len(values))
+        if (values[i] ^ values[j]).bit_count() <= distance
+    }
+    pairs, capped = near_pairs(unique, max_distance=distance)
+    assert {tuple(pair) for pair in pairs.tolist()} == expected
+    assert len(pairs) == len(expected)
+    assert capped == 0
+
+
+def test_equal_hashes_are_one_cluster_and_lonely_ones_none() -> None:
+    found = near_clusters(np.array([5, 0xABCD << 40, 5, 5, 0xFEDC << 20], np.uint64))
+    assert found.cluster.tolist() == [0, -1, 0, 0, -1]
+    assert found.leader.tolist() == [0]
+
+
+def test_a_chain_of_small_steps_does_not_merge_its_ends() -> None:
+    chain = np.array([(1 << bits) - 1 for bits in range(0, 41, 2)], np.uint64)  # neighbours 2 bits apart, ends 40
+    found = near_clusters(chain)
+    assert (found.cluster >= 0).all()
+    for number, leader in enumerate(found.leader.tolist()):
+        members = chain[found.cluster == number]
+        assert np.bitwise_count(members ^ chain[leader]).max() <= 4
+        assert len(members) <= 5
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(WORDS, min_size=2, max_size=30), st.randoms(use_true_random=False))
+def test_clusters_do_not_depend_on_the_order_of_rows(values: list[int], shuffler: object) -> None:
+    rows = [value for base in values for value in (base, base ^ 1, base ^ 6)]
+    order = list(range(len(rows)))
+    shuffler.shuffle(order)  # type: ignore[attr-defined]
+    straight = near_clusters(np.array(rows, np.uint64)).cluster
+    mixed = near_clusters(np.array([rows[place] for place in order], np.uint64)).cluster
+
+    def groups(cluster: np.ndarray, names: list[int]) -> set[frozenset[int]]:
+        return {
+            frozenset(names[place] for place in np.flatnonzero(cluster == number).tolist())
+            for number in range(cluster.max() + 1)
+        }
+
+    assert groups(straight, list(range(len(rows)))) == groups(mixed, order)
+
+
+def test_hashes_that_too_many_resemble_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near, "MAX_RUN", 8)
+    crowd = np.arange(64, dtype=np.uint64) << np.uint64(58)  # all but the last block in common
+    _, capped = near_pairs(crowd)
+    assert capped == 64 - 9
+
+
+def test_distances_beyond_what_the_blocks_promise_are_refused() -> None:
+    with pytest.raises(ValueError, match="max_distance is 5"):
+        near_clusters(np.array([1], np.uint64), max_distance=5)
