@@ -34,7 +34,7 @@ _USUAL_NORM_SIZE = 32  # groups: Wu & He 2018, arXiv:1803.08494, sec. 4; ghost b
 _LATER = {"later": True}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class SpecFields:
     """What a residual network is, field by field; unchecked (see `ModelSpec`).
 

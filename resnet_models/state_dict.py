@@ -95,3 +95,14 @@ def from_torchvision(state: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, 
 def count_nonfinite(state: Mapping[str, Tensor]) -> int:
     """Return how many values are infinite or not a number: such weights are damaged or diverged."""
     return sum(int((~torch.isfinite(tensor)).sum()) for tensor in state.values() if tensor.is_floating_point())
+
+
+def check_finite(state: Mapping[str, Tensor]) -> None:
+    """Refuse weights that hold infinities or values that are no numbers.
+
+    Raises:
+        WeightsError: Names the first tensor, and how many of its values.
+    """
+    for name, tensor in state.items():
+        if bad := count_nonfinite({name: tensor}):
+            raise WeightsError(f"{name} holds {bad} values that are infinite or not a number, of {tensor.numel()}")
