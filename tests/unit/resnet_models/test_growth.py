@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from resnet_models.adaptive import exit_logits
@@ -70,24 +70,26 @@ NO_COPIES = {"eca"}  # refused, and tested so
 def ten_batches() -> list[tuple[Tensor, Tensor]]:
     """Four classes of stripes under noise, every eighth label wrong: the loss falls, and not to zero."""
     generator = torch.Generator().manual_seed(3)
-    axis = torch.arange(12.0)
+    axis = torch.arange(10.0)
     waves = torch.stack([torch.sin(axis), torch.cos(2 * axis)])
     patterns = torch.stack(
-        [*(wave.expand(12, 12) for wave in waves), *(wave[:, None].expand(12, 12) for wave in waves)]
+        [*(wave.expand(10, 10) for wave in waves), *(wave[:, None].expand(10, 10) for wave in waves)]
     )
     batches = []
     for _ in range(10):
-        targets = torch.randint(4, (32,), generator=generator)
-        noise = torch.randn(32, 3, 12, 12, generator=generator)
-        batches.append((patterns[targets][:, None] + noise, torch.cat([targets[:28], 3 - targets[28:]])))
+        targets = torch.randint(4, (24,), generator=generator)
+        noise = torch.randn(24, 3, 10, 10, generator=generator)
+        batches.append((patterns[targets][:, None] + noise, torch.cat([targets[:21], 3 - targets[21:]])))
     return batches
 
 
-def make_optimizer(network: nn.Module, kind: str) -> torch.optim.Optimizer:
+def make_optimizer(network: ResNet, kind: str) -> torch.optim.Optimizer:
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if kind == "adamw":
         return torch.optim.AdamW(trained, lr=2e-3)
-    return torch.optim.SGD(trained, lr=0.05, momentum=0.9, weight_decay=1e-4)
+    # Frozen norms do not tame a new block's first steps: at 0.05 the next ten losses were 1.16 of the last ten.
+    lr = 0.01 if network.spec.norm == "frozen" else 0.05
+    return torch.optim.SGD(trained, lr=lr, momentum=0.9, weight_decay=1e-4)
 
 
 def train(network: ResNet, optimizer: torch.optim.Optimizer, *, rounds: int, seed: int) -> list[float]:
@@ -108,7 +110,7 @@ def train(network: ResNet, optimizer: torch.optim.Optimizer, *, rounds: int, see
 def _trained(kind: str, rule: str) -> tuple[ResNet, dict[str, Tensor], float]:
     network = build(ModelSpec.from_json(KINDS[kind]), seed=1)
     optimizer = make_optimizer(network, rule)
-    losses = train(network, optimizer, rounds=4, seed=5)
+    losses = train(network, optimizer, rounds=3, seed=5)
     return network.eval(), read_optimizer_state(network, optimizer), sum(losses) / 10
 
 
