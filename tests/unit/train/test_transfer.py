@@ -28,15 +28,13 @@ from pipelines.train.plan import plan
 from pipelines.train.state import AVERAGE, OPTIMIZER, WEIGHTS
 from pipelines.train.transfer import differences, freeze, rate_scales, set_training
 from pipelines.train.transforms import sample_keys
-from resnet_models.resnet import ResNet, build
+from resnet_models.resnet import build
 from resnet_models.spec import ModelSpec
 from resnet_models.state_dict import unpack_weights
 from resnet_models.zoo import named_spec
+from tests.unit.train.starts import CLASSES, SPEC, write_start
 from tests.unit.train.tiny import make_config, write_dataset
 from tests.unit.train.worlds import in_threads
-
-SPEC = ModelSpec(stem="cifar", depths=(1, 1), channels=(8, 16), num_classes=3)
-CLASSES = ("a", "b", "c")
 
 
 @pytest.fixture(scope="module")
@@ -47,27 +45,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def run(tmp_path: Path) -> Storage:
     return Storage.open(tmp_path / "run")
-
-
-def write_start(
-    folder: Path,
-    spec: ModelSpec = SPEC,
-    classes: tuple[str, ...] = CLASSES,
-    *,
-    network: ResNet | None = None,
-    origin: dict[str, Any] | None = None,
-) -> str:
-    """Write a package whose weights and norm statistics are all unlike a fresh network's; return its address."""
-    network = network or build(spec, seed=11)
-    with torch.no_grad():
-        for value in network.state_dict().values():
-            if value.is_floating_point():
-                value.add_(0.01)
-    description = PackageDescription(
-        spec, classes, Preprocess().to_json(), (0.4, 0.5, 0.6), (0.2, 0.2, 0.2), origin=origin or {}
-    )
-    write_package(Storage.open(folder), "", network.state_dict(), description)
-    return str(folder)
 
 
 def start_from(dataset: str, source: str, **changes: Any) -> TrainConfig:
