@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from resnet_models.resnet import ResNet
 from resnet_models.spec import ModelSpec
+from resnet_models.whitening import PatchWhitening
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Complexity:
     parameters: int
     """Trainable values: convolutions, norm scales and shifts, the classifier."""
     macs: int
-    """Multiply-adds of convolutions and the classifier, as the papers count them (norms and additions left out)."""
+    """Multiply-adds of 2-D convolutions and the classifier, as the papers count them: no norms, additions, poolings."""
 
 
 def count(spec: ModelSpec, *, image_size_px: int) -> Complexity:
@@ -36,6 +37,8 @@ def count(spec: ModelSpec, *, image_size_px: int) -> Complexity:
         nonlocal macs
         if isinstance(module, nn.Conv2d):
             macs += output.numel() * module.weight[0].numel()
+        elif isinstance(module, PatchWhitening):
+            macs += output.numel() * module.directions[0].numel()
         elif isinstance(module, nn.Linear):
             macs += module.weight.numel()
 
