@@ -70,12 +70,12 @@ def predict_early(network: ResNet, images: Tensor, threshold: float) -> EarlyPre
             continue
         found = exits[str(number)](x)
         sure = found.softmax(dim=1).amax(dim=1) >= threshold
-        logits[going_on[sure]] = found[sure]
+        logits[going_on[sure]] = found[sure].to(logits.dtype)
         stages[going_on[sure]] = number
         x, going_on = x[~sure], going_on[~sure]
         if not len(going_on):
             return EarlyPrediction(logits, stages)
-    logits[going_on] = classify_map(network, x)
+    logits[going_on] = classify_map(network, x).to(logits.dtype)
     return EarlyPrediction(logits, stages)
 
 
