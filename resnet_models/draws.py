@@ -16,12 +16,15 @@ _GOLDEN = 0x9E3779B9 - (1 << 32)  # 2^32 / golden ratio: neighbouring counters l
 
 
 def _mix_word(x: Tensor) -> Tensor:
-    """Return a well-mixed bijection of int64 values in [0, 2^32)."""
-    x = x ^ (x >> 16)
-    x = (x * _FIRST_FACTOR) & _WORD
-    x = x ^ (x >> 15)
-    x = (x * _SECOND_FACTOR) & _WORD
-    return x ^ (x >> 16)
+    """Return a well-mixed bijection of int64 values in [0, 2^32), in the place of `x`."""
+    x ^= x >> 16
+    x *= _FIRST_FACTOR
+    x &= _WORD
+    x ^= x >> 15
+    x *= _SECOND_FACTOR
+    x &= _WORD
+    x ^= x >> 16
+    return x
 
 
 def _mix_number(x: int) -> int:
