@@ -19,7 +19,7 @@ demo: $(VENV)/.stamp-install
 	$(BIN)/resnet run demo
 
 test: $(VENV)/.stamp-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 slow: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -m slow
