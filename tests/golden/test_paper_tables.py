@@ -7,12 +7,15 @@ linear layer. A printed figure is the paper's; where ours rounds to another one,
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 
 from resnet_models.complexity import Complexity, count
 from resnet_models.spec import ModelSpec
-from resnet_models.zoo import named_spec
+from resnet_models.zoo import named_spec, spec_names
+
+README = Path(__file__).parents[2] / "resnet_models" / "README.md"
 
 # Name -> (millions as printed, digits behind the point, exactly counted or None)
 PARAMETERS: dict[str, tuple[float, int, int | None]] = {
@@ -103,3 +106,31 @@ def test_closed_formula_of_the_cifar_networks() -> None:
         norms = 2 * (16 + 2 * blocks * (16 + 32 + 64))
         spec = ModelSpec(stem="cifar", depth=6 * blocks + 2, shortcut="zero_pad", num_classes=10)
         assert count(spec, image_size_px=32).parameters == convolutions + norms + 64 * 10 + 10
+
+
+def readme_rows() -> dict[str, tuple[int, float, float]]:
+    """Return the table of the package's README: name -> side in pixels, parameters, multiply-adds."""
+    rows = {}
+    for line in README.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 5 and cells[1].isdigit():
+            rows[cells[0]] = (int(cells[1]), float(cells[2]), float(cells[3]))
+    return rows
+
+
+def check_readme(names: list[str]) -> None:
+    rows = readme_rows()
+    for name in names:
+        size_px, millions, giga_macs = rows[name]
+        found = count(named_spec(name), image_size_px=size_px)
+        assert (round(found.parameters / 1e6, 2), round(found.macs / 1e9, 2)) == (millions, giga_macs), name
+
+
+def test_the_readme_lists_every_name() -> None:
+    assert list(readme_rows()) == spec_names()
+    check_readme(["resnet20", "seresnet18", "resnetv2_18d", "resnet10t"])
+
+
+@pytest.mark.slow
+def test_the_readmes_figures_are_ours() -> None:
+    check_readme(spec_names())
