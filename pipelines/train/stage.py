@@ -156,6 +156,11 @@ def _refuse_early(config: TrainConfig, plan: TrainPlan) -> None:
     """Refuse what is known to fail before Ray and its workers are started."""
     if config.use_gpu is True and not (config.ray.address or os.environ.get("RAY_ADDRESS")):
         capacity.check_gpu(use_gpu=True)
+    if plan.initial:
+        from pipelines.dataset.reader import open_dataset
+        from pipelines.train.transfer import refuse_misfit
+
+        refuse_misfit(config, plan.initial, open_dataset(plan.dataset))
     from pipelines.dataset.order import make_lanes
 
     lanes, ghosts = make_lanes(config.global_batch_size, ghost_size_of(starting_spec(config, plan.initial)))

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipelines.dataset.reader import Dataset
 from pipelines.errors import ConfigError
 from pipelines.package.load import load_resolved
 from pipelines.tracking import TrackingConfig
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
+from pipelines.train.feed import input_shape
 from pipelines.train.initial import Initial, find_initial, starting_spec
 from pipelines.train.network import make_network, settle_spec
 from resnet_models.resnet import ResNet
@@ -79,21 +81,40 @@ def load_initial(network: ResNet, initial: Initial, *, keeps_head: bool, trackin
     loaded = load_resolved(initial.resolved, tracking)
     given = loaded.network.state_dict()
     own = network.state_dict()
-    taken = {}
-    for name, tensor in own.items():
-        if name.startswith(_OWN_PARTS) and (not keeps_head or name not in given):
-            taken[name] = tensor
-            continue
-        if name not in given or given[name].shape != tensor.shape:
-            raise _misfit(name, given, tensor, loaded.spec, network.spec)
-        taken[name] = given[name]
-    for name in given:
-        if name not in own and not name.startswith(_OWN_PARTS):
-            raise _misfit(name, given, None, loaded.spec, network.spec)
-    network.load_state_dict(taken)
+    taken = _taken_names(own, given, loaded.spec, network.spec, keeps_head=keeps_head)
+    network.load_state_dict({**own, **{name: given[name] for name in taken}})
     if others := differences(loaded.spec, network.spec):
         words = ", ".join(f"{name} {there} there and {here} here" for name, (there, here) in others.items())
         _LOGGER.warning("the weights that init.from names were trained in another network: %s", words)
+
+
+def refuse_misfit(config: TrainConfig, initial: Initial, dataset: Dataset) -> None:
+    """Refuse weights of another network by the two descriptions alone, before anything is started.
+
+    Raises:
+        ConfigError: as `load_initial`, or the network does not fit the data.
+    """
+    here = settle_spec(starting_spec(config, initial), dataset.classes, input_shape(dataset))
+    with torch.device("meta"):  # shapes only
+        own, given = ResNet(here).state_dict(), ResNet(initial.spec).state_dict()
+    _taken_names(own, given, initial.spec, here, keeps_head=initial.keeps_head(dataset.classes))
+
+
+def _taken_names(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], there: ModelSpec, here: ModelSpec, *, keeps_head: bool
+) -> list[str]:
+    """Return the names of the tensors that are taken; raise where one does not fit."""
+    taken = []
+    for name, tensor in own.items():
+        if name.startswith(_OWN_PARTS) and (not keeps_head or name not in given):
+            continue
+        if name not in given or given[name].shape != tensor.shape:
+            raise _misfit(name, given, tensor, there, here)
+        taken.append(name)
+    for name in given:
+        if name not in own and not name.startswith(_OWN_PARTS):
+            raise _misfit(name, given, None, there, here)
+    return taken
 
 
 def differences(there: ModelSpec, here: ModelSpec) -> dict[str, tuple[object, object]]:
@@ -125,7 +146,7 @@ def _misfit(
 ) -> ConfigError:
     """Return the error that names the first tensor that differs and the settings that would make it fit."""
     theirs = f"has shape {list(given[name].shape)} there" if name in given else "is not there"
-    ours = "is not here" if own is None else f"has shape {list(own.shape)} here"
+    ours = "is not here" if own is None else f"{'' if name in given else 'has shape '}{list(own.shape)} here"
     fitting = {field: value for field, (value, _) in differences(there, here).items()}
     if "depths" in fitting and here.depth:
         fitting["depth"] = 0

@@ -110,6 +110,17 @@ def test_the_first_tensor_that_differs_is_named_with_the_settings_that_fit(
     )
 
 
+def test_a_misfit_is_refused_before_anything_is_started(dataset: str, tmp_path: Path) -> None:
+    source = write_start(tmp_path / "start")
+    config = start_from(dataset, source, model={"depth": 8, "stem": "cifar"}, out=str(tmp_path / "run"))
+    with pytest.raises(ConfigError, match=r"stem.conv.weight has shape \[8, 3, 3, 3\] there and \[16, 3, 3, 3\]"):
+        stage.run(config)
+    assert not (tmp_path / "run").exists()
+    preact = {"depths": [1, 1], "channels": [8, 16], "stem": "cifar", "block": "preact_basic"}
+    with pytest.raises(ConfigError, match=r"stages.1.0.norm1.weight has shape \[16\] there and \[8\] here"):
+        stage.run(start_from(dataset, source, model=preact, out=str(tmp_path / "run")))
+
+
 def test_a_stem_for_other_images_is_refused(dataset: str, run: Storage, tmp_path: Path) -> None:
     spec = ModelSpec(stem="imagenet", depths=(1, 1), channels=(8, 16), num_classes=3)
     source = write_start(tmp_path / "start", spec)
