@@ -12,7 +12,7 @@ SIDE_NAMES = frozenset({"readme", "license", "licence", "copying", "notice", "ch
 SIDE_EXTENSIONS = frozenset({
     "txt", "md", "rst", "csv", "tsv", "json", "jsonl", "xml", "yaml", "yml", "toml", "ini", "cfg", "html", "htm",
     "css", "js", "py", "ipynb", "sh", "log", "pdf", "doc", "docx", "xls", "xlsx", "npy", "npz", "mat", "pkl",
-    "pickle", "pt", "pth", "h5", "parquet", "arrow", "db", "sqlite", "lock", "sha256", "md5", "asc", "sig",
+    "pickle", "pt", "pth", "h5", "cls", "parquet", "arrow", "db", "sqlite", "lock", "sha256", "md5", "asc", "sig",
 })  # fmt: skip
 ARCHIVE_EXTENSIONS = frozenset({"zip", "tar", "tgz", "gz", "bz2", "xz", "zst", "7z", "rar"})
 

@@ -6,18 +6,19 @@ from pathlib import PurePosixPath
 
 from pipelines.errors import InputError
 from pipelines.image.sniff import FORMAT_BY_EXTENSION
+from pipelines.sources.archives import ArchivesSource
 from pipelines.sources.base import Source
 from pipelines.sources.byte_stream import DECOMPRESSORS
 from pipelines.sources.columns import Columns
 from pipelines.sources.folder import FolderSource
-from pipelines.sources.names import ignored_as
+from pipelines.sources.names import ARCHIVE_EXTENSIONS, ignored_as
 from pipelines.sources.tar import TarSource
 from pipelines.sources.zip import ZipSource
 from pipelines.storage import Storage
 
 PARQUET = ".parquet"
 TABLE_EXTENSIONS = ("csv", "tsv", "json", "jsonl", "xlsx", "xls")
-KINDS = "a folder of class folders (SOURCE/<class>/<image>), a .zip, a .tar, a .tar.gz or Parquet"
+KINDS = "a folder of class folders (SOURCE/<class>/<image>), a .zip, a .tar, a .tar.gz Parquet, or a folder of archives"
 
 
 def open_source(uri: str, name: str = "", *, columns: Columns | None = None) -> Source:
@@ -49,6 +50,12 @@ def open_source(uri: str, name: str = "", *, columns: Columns | None = None) -> 
             f"{whole.uri} is a dataset or predictions of resnet-pipelines, not a source of images",
             mend=f"use it as it is (resnet train {uri}), or write its images out: resnet data export {uri}",
         )
+    packed = [file for file in folder.files() if _is_archive(file.path)]
+    if packed and all(ignored_as(file.path) or _is_archive(file.path) for file in folder.files()):
+        archives = [
+            (file.path, _open_file(whole, file.path, file.size, file.path, columns or Columns())) for file in packed
+        ]
+        return ArchivesSource(whole.uri, name or last, archives)
     tables = [file for file in folder.files() if file.path.lower().endswith(PARQUET)]
     if tables and all(ignored_as(file.path) for file in folder.files()):
         from pipelines.sources.parquet import ParquetSource  # pyarrow, which no other source needs
@@ -84,6 +91,10 @@ def _open_file(storage: Storage, path: str, size: int, name: str, columns: Colum
     if suffix in FORMAT_BY_EXTENSION:
         raise InputError(f"{address} is a single image", mend=f"give the folder that it is in: {storage.uri}")
     raise InputError(f"{address} is neither a folder nor an archive that is read", mend=f"give {KINDS}")
+
+
+def _is_archive(path: str) -> bool:
+    return path.lower().rpartition(".")[2] in ARCHIVE_EXTENSIONS
 
 
 def _missing(uri: str, storage: Storage) -> InputError:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 from typing_extensions import override
 
 from pipelines.errors import InputError
 from pipelines.sources.base import Entry, Found, Listing, Member, Source, Unit, make_listing, member_of
 from pipelines.sources.byte_stream import DECOMPRESSORS, PackedStream, PlainStream
+from pipelines.sources.names import readable_key
 from pipelines.sources.tar_walk import TarMember, walk_tar
 from pipelines.sources.units import read_ranges, span_units, streamed_units
 from pipelines.storage import Storage
 
 MAX_MEMBER_BYTES = 64 * 2**20
+MAX_CLASS_BYTES = 256
+CLASS_ENDING = b".cls"
+"""WebDataset: `000001.jpg` and `000001.cls` are one sample, the second holding its class as text."""
 SHUFFLE_BYTES = 32 * 2**20
 """Members of a stream are mixed within windows of this size."""
 
@@ -34,11 +39,16 @@ class TarSource(Source):
         stream = self._stream()
         found: list[Found] = []
         faults: list[str] = []
+        classes: dict[str, str] = {}
         for number, member in enumerate(walk_tar(stream)):
             if member.is_fault:
                 faults.append(member.message)
                 if found and member.name and found[-1].offset == member.offset:
                     found.pop()  # its data turned out to be cut only after it was met
+            if member.name.endswith(CLASS_ENDING) and member.size <= MAX_CLASS_BYTES and not member.reason:
+                classes[_sample(readable_key(member.name)[0])] = (
+                    stream.read(member.size).decode(errors="replace").strip()
+                )
             found.append(self._found(number, member))
         if isinstance(stream, PackedStream):
             stream.drain()
@@ -46,7 +56,15 @@ class TarSource(Source):
             if reason and not faults:
                 faults.append(message)
                 found.append(Found(self._fault_name(), 0, 0, 0, (-1,), reason, message))
-        return make_listing(self.name, found, faults)
+        listing = make_listing(self.name, found, faults)
+        if not classes:
+            return listing
+        return replace(
+            listing,
+            entries=tuple(
+                entry._replace(label=classes.get(_sample(entry.key), entry.label)) for entry in listing.entries
+            ),
+        )
 
     def _found(self, number: int, member: TarMember) -> Found:
         reason, message = member.reason, member.message
@@ -118,6 +136,12 @@ class TarSource(Source):
         if make:
             return PackedStream(self._storage, self._path, size, make)
         return PlainStream(self._storage, self._path, size)
+
+
+def _sample(key: str) -> str:
+    """Return what members of one WebDataset sample share: the name up to the first dot of its last component."""
+    folder, slash, file = key.rpartition("/")
+    return f"{folder}{slash}{file.partition('.')[0]}"
 
 
 def _checked(entry: Entry, data: bytes) -> Member:
