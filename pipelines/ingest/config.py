@@ -80,7 +80,7 @@ class IngestConfig(StrictModel):
     """Settings of one ingest."""
 
     source: str = Field(min_length=1)
-    """The images: a folder (of class folders), .zip, .tar or .tar.gz, or Parquet with images; a path or s3://BUCKET/..."""
+    """The images: a folder of class folders, a .zip, .tar or .tar.gz, a folder of these, or Parquet; a path or s3://..."""
     labels: str = later_field("", legacy="")
     """A table of labels for images whose folders do not say them (.csv, .tsv, .jsonl, .parquet): columns key (the path
     in the source), label, if wanted split, and any others, which travel into the dataset as text."""
