@@ -124,10 +124,12 @@ def make_shrink(name: str, channels: int, *, stride: int) -> nn.Module | None:
     """Return what makes a map smaller after a convolution (`ModelSpec.downsample`), or None where that is its stride.
 
     Args:
-        name: stride, blur or average.
+        name: stride, blur, average or max.
         channels: Channels of the map.
         stride: Stride of the block.
     """
     if stride == 1 or name == "stride":
         return None
-    return BlurPool(channels, stride=stride) if name == "blur" else AveragePool(stride=stride)
+    if name == "blur":
+        return BlurPool(channels, stride=stride)
+    return MaxPool(stride=stride) if name == "max" else AveragePool(stride=stride)

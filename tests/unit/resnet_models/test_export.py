@@ -85,6 +85,7 @@ KINDS: dict[str, ModelSpec] = {
         ordering="original",
         activation="hard_swish",
         stem_pool="convolution",
+        downsample="max",
         **TINY,
     ),
     "no_stem_pool": ModelSpec(

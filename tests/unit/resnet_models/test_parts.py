@@ -99,7 +99,7 @@ def test_preactivation_networks_activate_what_the_blocks_leave_open(ordering: st
 
 
 @pytest.mark.parametrize("kind", [BottleneckBlock, PreactBottleneckBlock])
-@pytest.mark.parametrize("downsample", ["stride", "blur", "average"])
+@pytest.mark.parametrize("downsample", ["stride", "blur", "average", "max"])
 @pytest.mark.parametrize("stride_first", [False, True])
 def test_blocks_shrink_in_one_place(
     kind: type[BottleneckBlock | PreactBottleneckBlock], downsample: str, stride_first: bool
