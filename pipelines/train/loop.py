@@ -178,6 +178,7 @@ class _Loop:
             self.state.load_files(newest, self.identity)
             if world.rank == 0:
                 _LOGGER.info("going on from step %d, %d epochs done", newest.step, self.state.cursor.epoch)
+        self._kept_best = self.state.cursor.best
         self._local = torch.zeros(2, device=device)  # sums of loss and of right answers since the last sync
         self._rows, self._trace, self._wait_s, self._steps = 0, 0, 0.0, 0  # of this worker since then
         self._sync_every = 1
@@ -339,11 +340,13 @@ class _Loop:
         cursor = self.state.cursor
         try:
             save_checkpoint(self.run, cursor.step, self.state.to_files(self.identity))
+            self._kept_best = cursor.best
             prune_checkpoints(self.run, keep=[cursor.best.step])
         except StorageError as error:
             if is_final:
                 raise
             _LOGGER.warning("the checkpoint of step %d could not be written; training goes on: %s", cursor.step, error)
+            cursor.best = self._kept_best  # weights that nobody has cannot be the ones to keep
         self._mark_s = time.perf_counter()
         cursor.elapsed_s += self._mark_s - started_s
 

@@ -37,7 +37,9 @@ def settle_spec(spec: ModelSpec, classes: Sequence[str], image_shape: tuple[int,
     try:
         return spec.for_images(image_size_px=min(image_shape), num_classes=len(classes))
     except SpecError as error:
-        raise ConfigError(f"model.{error.field} is {error.value!r}: {error.reason}", mend=error.cure) from error
+        # the size is the dataset's, not a field of the model
+        what = "the images' shorter side" if error.field == "image_size_px" else f"model.{error.field}"
+        raise ConfigError(f"{what} is {error.value!r}: {error.reason}", mend=error.cure) from error
 
 
 def draws_by_sample(spec: ModelSpec) -> bool:

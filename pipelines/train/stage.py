@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +71,9 @@ def run(config: TrainConfig) -> TrainResult:
         description = write_model(pinned, store, outcome.best, train_key=plan.key)
         for path, data in draw_pictures(pinned, store, outcome.records).items():
             log.log_file(path, data)
-        log.log_metrics({"best_val_top1": outcome.best.val_top1, "best_epoch": outcome.best.epoch}, step=outcome.epochs)
+            # of the best epoch, or of the last where the best one's checkpoint is damaged
+        kept = description["metrics"] or asdict(outcome.best)
+        log.log_metrics({"best_val_top1": kept["val_top1"], "best_epoch": kept["epoch"]}, step=outcome.epochs)
         log.log_tags({"weights_sha256": description["weights_sha256"]})
         # Before the catalog: a run killed in between is ended by the rerun, and a late run id still gets in.
         log.end()
@@ -89,11 +91,7 @@ def run(config: TrainConfig) -> TrainResult:
                     "weights_sha256": description["weights_sha256"],
                     "spec": description["spec"],
                 },
-                "best": {
-                    "epoch": outcome.best.epoch,
-                    "val_top1": outcome.best.val_top1,
-                    "val_loss": outcome.best.val_loss,
-                },
+                "best": {name: kept[name] for name in ("epoch", "val_top1", "val_loss")},
                 **({"init": _describe_init(plan)} if plan.initial else {}),
                 "epochs": outcome.epochs,
                 "records": [record.to_json() for record in outcome.records],

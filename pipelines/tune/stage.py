@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,7 +137,9 @@ def _publish(
     for path, data in draw_pictures(store, board).items():
         log.log_file(path, data)
     log.log_file("trials.json", json.dumps(board, indent=1).encode())
-    log.log_metrics({"best_val_top1": record.val_top1, "best_epoch": record.epoch}, step=0)
+    # of the best epoch, or of the last where the best one's checkpoint is damaged
+    kept = description["metrics"] or asdict(best)
+    log.log_metrics({"best_val_top1": kept["val_top1"], "best_epoch": kept["epoch"]}, step=0)
     log.log_params({"best": {"trial": winner["id"], **winner["params"]}})
     log.log_tags({"weights_sha256": description["weights_sha256"], "best_trial": winner["id"]})
     # Before the catalog: a run killed in between is ended by the rerun, and a late run id still gets in.
@@ -158,9 +160,7 @@ def _publish(
             },
             "best": {
                 "trial": winner["id"],
-                "epoch": record.epoch,
-                "val_top1": record.val_top1,
-                "val_loss": record.val_loss,
+                **{name: kept[name] for name in ("epoch", "val_top1", "val_loss")},
                 "params": winner["params"],
                 "mlflow_run_id": winner["mlflow_run_id"],
             },

@@ -10,7 +10,7 @@ import torch
 from pipelines.errors import ConfigError, DataError, InputError, StorageError
 from pipelines.storage import Storage
 from pipelines.train import loop
-from pipelines.train.checkpoint import committed_steps, load_latest
+from pipelines.train.checkpoint import committed_steps, load_checkpoint, load_latest
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
 from pipelines.train.loop import FitOutcome, fit, fit_local, read_outcome
@@ -221,6 +221,11 @@ def test_a_failing_checkpoint_store_is_survived_until_the_end(
     monkeypatch.setattr(loop, "save_checkpoint", save_unless({4}))
     assert fit_on_cpu(make_config(dataset), run).epochs == 2
     assert "the checkpoint of step 4 could not be written; training goes on" in caplog.text
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: (float(next(worse)), 0.5))
+    worse = iter(range(9))  # the first epoch is the best, and its checkpoint is the one that fails
+    outcome = fit_on_cpu(make_config(dataset), run.child("best"))
+    assert outcome.best.epoch == 2
+    assert load_checkpoint(run.child("best"), outcome.best.step).step == 8
     monkeypatch.setattr(loop, "save_checkpoint", save_unless({8}))
     with pytest.raises(StorageError, match="the disk is full"):
         fit_on_cpu(make_config(dataset), run.child("again"))
