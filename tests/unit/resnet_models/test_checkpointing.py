@@ -159,6 +159,7 @@ def test_without_gradients_nothing_is_kept_and_nothing_differs() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_one_step_of_resnet152_within_24_gib() -> None:
     import resource
 
