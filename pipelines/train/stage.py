@@ -71,7 +71,7 @@ def run(config: TrainConfig) -> TrainResult:
         description = write_model(pinned, store, outcome.best, train_key=plan.key)
         for path, data in draw_pictures(pinned, store, outcome.records).items():
             log.log_file(path, data)
-            # of the best epoch, or of the last where the best one's checkpoint is damaged
+        # of the best epoch, or of the last where the best one's checkpoint is damaged
         kept = description["metrics"] or asdict(outcome.best)
         log.log_metrics({"best_val_top1": kept["val_top1"], "best_epoch": kept["epoch"]}, step=outcome.epochs)
         log.log_tags({"weights_sha256": description["weights_sha256"]})
