@@ -6,6 +6,7 @@ Where timm differs from the paper that it cites, a test says how, and that we di
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -16,8 +17,6 @@ from resnet_models.state_dict import WeightsError
 from resnet_models.timm_names import from_timm
 from resnet_models.zoo import named_spec, spec_names
 from tests.peer_networks import ODD_SIZE, SMALL_ODD_SIZE, assert_same_network
-
-timm = pytest.importorskip("timm")
 
 # Stems -C, -D, -S, -T; SE, ECA; blur; average-pool shortcuts; pre-activation; groups; group norm; ResNet-RS.
 QUICK = [
