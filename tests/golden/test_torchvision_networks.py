@@ -31,7 +31,7 @@ def test_equal_to_torchvision(name: str) -> None:
     assert_same_network(theirs, named_spec(name, num_classes=7), from_torchvision, size=size)
 
 
-def test_bit_equal_on_one_thread_of_arithmetic() -> None:
+def test_bit_equal_in_eval_mode() -> None:
     from torchvision.models import resnet18
 
     torch.manual_seed(0)
