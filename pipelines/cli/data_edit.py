@@ -18,7 +18,7 @@ _SHOWN = 20
 
 def add_to(group: click.Group) -> None:
     """Add the commands to `resnet data`."""
-    for command in (relabel, exclude, retract, duplicates, log, diff, gc, purge):
+    for command in (relabel, exclude, retract, duplicates, sheet, log, diff, gc, purge):
         group.add_command(command)
 
 
@@ -111,6 +111,30 @@ def duplicates(dataset: str, distance: int, across_splits: bool, table: str, pag
     elif surplus:
         commands.append(f"resnet data duplicates {dataset} --across-splits --table alike.csv")
     render.next_steps(commands)
+
+
+@click.command("sheet")
+@click.argument("dataset", metavar="DATASET[@vN]")
+@click.option("--page", default="sheet.html", show_default=True, metavar="FILE.html", help="The page to write.")
+@options.as_json
+def sheet(dataset: str, page: str, as_json: bool) -> None:
+    """Write the data sheet: classes, properties, outliers, what gives labels away, what was refused."""
+    from dataclasses import asdict
+
+    from pipelines.dataset.duplicates import find_alike
+    from pipelines.dataset.profile import make_profile
+    from pipelines.dataset.profile_page import make_sheet
+    from pipelines.dataset.reader import open_dataset
+
+    opened = open_dataset(dataset)
+    profile, alike = make_profile(opened), find_alike(opened)
+    Path(page).write_bytes(make_sheet(opened, profile, alike))
+    if as_json:
+        render.as_json({"dataset": opened.ref, "page": page, **asdict(profile), "look_alikes": alike.counts()})
+        return
+    click.echo(f"sheet: {render.clean(page)}")
+    render.pairs({**{f"{kind} images": number for kind, (number, _) in profile.outliers.items()}, **alike.counts()})
+    render.next_steps([f"python -m webbrowser {page}", f"resnet data duplicates {dataset} --page alike.html"])
 
 
 def _write_table(path: str, rows: list[dict[str, Any]]) -> None:

@@ -1,0 +1,94 @@
+"""The data sheet: figures worked by hand, and a page of a dataset with planted oddities."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.cli.main import run_command
+from pipelines.dataset.profile import between_classes, cramers_v, make_profile
+from pipelines.dataset.reader import Dataset, open_dataset
+from pipelines.ingest import stage
+from pipelines.ingest.config import ImageConfig, IngestConfig
+from pipelines.ingest.unit import ingest_unit
+
+
+def test_variance_between_classes() -> None:
+    labels = ["a", "a", "b", "b"]
+    assert between_classes(np.array([1.0, 1.0, 3.0, 3.0]), labels) == 1.0
+    assert between_classes(np.array([1.0, 3.0, 1.0, 3.0]), labels) == 0.0
+    assert between_classes(np.array([0.0, 2.0, 2.0, 4.0]), labels) == pytest.approx(0.5)  # 4 of 8
+    assert between_classes(np.array([2.0, 2.0, 2.0, 2.0]), labels) == 0.0
+    assert between_classes(np.array([1.0, 2.0]), ["a", None]) == 1.0  # unlabelled is a group too
+    assert between_classes(np.array([]), []) == 0.0
+
+
+def test_cramers_v() -> None:
+    assert cramers_v(["PNG", "PNG", "JPEG", "JPEG"], ["a", "a", "b", "b"]) == pytest.approx(1.0)
+    assert cramers_v(["PNG", "JPEG", "PNG", "JPEG"], ["a", "a", "b", "b"]) == pytest.approx(0.0)
+    assert cramers_v(["PNG"] * 4, ["a", "a", "b", "b"]) == 0.0
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Make dark dogs and bright cats, a long picture, a white one, and refuse dogs only."""
+    root = tmp_path_factory.mktemp("profile")
+    draw = np.random.default_rng(0)
+
+    def save(key: str, pixels: np.ndarray) -> None:
+        path = root / "set" / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+    for number in range(20):
+        save(f"cat/{number:02d}.png", draw.integers(120, 250, (40, 40, 3)))
+        save(f"dog/{number:02d}.png", draw.integers(0, 90, (40, 40, 3)))
+    save("cat/long.png", draw.integers(120, 250, (40, 200, 3)))
+    save("cat/white.png", np.full((40, 40, 3), 255))
+    for number in range(12):
+        (root / "set" / "dog" / f"broken{number}.jpg").write_bytes(b"\xff\xd8 cut")
+    config = IngestConfig(
+        source=str(root / "set"), out=str(root / "out"), max_quarantined_fraction=0.5, image=ImageConfig(size_px=32)
+    )
+    stage.run(config, lambda job, units: (ingest_unit(unit, job) for unit in units))
+    return open_dataset(str(root / "out"))
+
+
+def test_planted_oddities_are_found(dataset: Dataset) -> None:
+    profile = make_profile(dataset)
+    assert profile.telling["brightness"] > 0.9
+    assert profile.telling["format"] == 0.0
+    assert profile.formats == {"PNG": 42}
+    found = {kind: [row["key"] for row in rows] for kind, (_, rows) in profile.outliers.items()}
+    assert found["bright"] == ["cat/white.png"]
+    assert found["one colour"] == ["cat/white.png"]
+    assert found["long"] == ["cat/long.png"]
+    assert found["dark"] == []
+    assert profile.cropped_away == pytest.approx(0.8 / 42, abs=1e-4)  # the long one keeps a fifth
+    assert sum(profile.refused.values()) == 12
+    assert profile.refused_bias is not None
+    assert profile.refused_bias < 0.01
+    assert profile.properties["aspect"][-1] == 5.0
+    assert set(profile.by_split) == {"train", "val", "test"}
+
+
+def test_the_page_says_so(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "sheet.html"
+    assert run_command(["data", "sheet", dataset.uri, "--page", str(page)]) == 0
+    assert f"python -m webbrowser {page}" in capsys.readouterr().out
+    html = page.read_text()
+    for words in (
+        "brightness (0 black to 1 white) differs between classes",
+        "What gives the label away",
+        "bright: 1 nearly white",
+        "Some classes lost more than others (chi-square",
+        "Images per class and split",
+    ):
+        assert words in html
+    assert "://" not in html.replace("http://www.w3.org", "")
+    assert run_command(["data", "sheet", dataset.uri, "--page", str(page), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["outliers"]["long"][0] == 1
