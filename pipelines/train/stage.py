@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,15 +14,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipelines import capacity
+from pipelines.dataset.catalog import parse_ref
 from pipelines.errors import ConfigError
+from pipelines.node_paths import check_nodes_see
 from pipelines.ray_runtime import ray_session
-from pipelines.stage_output import (
-    RUN,
-    StageResult,
-    open_run,
-    publish_catalog,
-    read_catalog,
-)
+from pipelines.stage_output import RUN, StageResult, open_run, publish_catalog, read_catalog
 from pipelines.storage import Storage
 from pipelines.tracking import RUN_KEY_TAG, RunLog, refuse_local_store, resolve_uri
 from pipelines.train.config import TrainConfig
@@ -32,6 +29,11 @@ from pipelines.train.records import EpochRecord
 
 if TYPE_CHECKING:
     from pipelines.train.loop import FitOutcome
+
+_LOGGER = logging.getLogger(__name__)
+
+_BUSY_ENOUGH = 0.9
+"""Share of the workers' time that a batch should use at least; below it a warning says what would."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,8 @@ def _train(config: TrainConfig, store: Storage, log: RunLog) -> FitOutcome:
         with ray_session(config.ray) as session:
             if config.tracking.enabled:
                 refuse_local_store(resolve_uri(config.tracking), session.num_nodes)
+            places = {"--dataset": parse_ref(config.dataset)[0], "--out": f"{store.uri}/{RUN}"}
+            check_nodes_see(session.num_nodes, places)
             train_in_workers(config, store, session, on_epoch=on_epoch)
         outcome = read_outcome(config, store)
         assert outcome is not None
@@ -159,7 +163,7 @@ def _refuse_early(config: TrainConfig, plan: TrainPlan) -> None:
         from pipelines.train.transfer import refuse_misfit
 
         refuse_misfit(config, plan.initial, open_dataset(plan.dataset))
-    from pipelines.dataset.order import make_lanes
+    from pipelines.dataset.order import make_lanes, sharing_efficiency
 
     lanes, ghosts = make_lanes(config.global_batch_size, ghost_size_of(starting_spec(config, plan.initial)))
     most = ghosts or lanes
@@ -168,6 +172,13 @@ def _refuse_early(config: TrainConfig, plan: TrainPlan) -> None:
             f"num_workers is {config.num_workers}; a global batch of {config.global_batch_size} is shared by"
             f" {most} at most" + (", one ghost batch each" if ghosts else ""),
             mend=f"set num_workers={most} or a larger global_batch_size",
+        )
+    busy = sharing_efficiency(config.num_workers, lanes, ghosts)
+    if busy < _BUSY_ENOUGH:
+        _LOGGER.warning(
+            "%d workers share the %d %s of a batch unevenly and are busy %.0f%% of the time;"
+            " a number that divides %d would keep all of them busy",
+            *(config.num_workers, most, "ghost batches" if ghosts else "lanes", 100 * busy, most),
         )
 
 

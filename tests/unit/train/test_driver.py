@@ -173,3 +173,17 @@ def test_pictures_are_drawn_from_records_and_the_first_batch(dataset: str, train
         assert run.read(path) == data
         width, height = Image.open(io.BytesIO(data)).size
         assert min(width, height) > 100
+
+
+def test_workers_that_share_a_batch_unevenly_are_warned_of(dataset: str, caplog: pytest.LogCaptureFixture) -> None:
+    from pipelines.train.plan import plan
+    from pipelines.train.stage import _refuse_early
+
+    for workers in (1, 2, 48):
+        config = make_config(dataset, global_batch_size=64, num_workers=workers)
+        _refuse_early(config, plan(config))
+    (said,) = caplog.messages
+    assert said == (
+        "48 workers share the 64 lanes of a batch unevenly and are busy 67% of the time;"
+        " a number that divides 64 would keep all of them busy"
+    )
