@@ -72,7 +72,16 @@ def run(config: TuneConfig) -> TuneResult:
         if sweep.unfinished():
             _run_trials(config, sweep, plan.dataset, store)
         catalog = _publish(config, plan, store, sweep, trials, log)
+    _drop_losers(store, catalog)
     return _result(plan, store, catalog, skipped=False)
+
+
+def _drop_losers(store: Storage, catalog: dict[str, Any]) -> None:
+    """Delete the checkpoints of all trials but the best: a sweep of large networks would fill a disk with them."""
+    for trial in catalog["trials"]:
+        if trial["id"] != catalog["best"]["trial"]:
+            for file in store.list(f"{TRIALS}/{trial['id']}/checkpoints"):
+                store.delete(file.path)
 
 
 def _run_trials(config: TuneConfig, sweep: Sweep, dataset: str, store: Storage) -> None:

@@ -74,6 +74,8 @@ def test_a_sweep_leaves_a_leaderboard_and_the_best_model(swept: tuple[TuneConfig
         assert store.read(f"figures/{picture}.png").startswith(b"\x89PNG")
     for trial in catalog["trials"]:
         assert [epoch for epoch, _ in trial["curve"]] == list(range(1, trial["epochs"] + 1))
+        has_checkpoints = bool(store.list(f"trials/{trial['id']}/checkpoints"))
+        assert has_checkpoints == (trial["id"] == catalog["best"]["trial"])  # losers would fill a disk
 
 
 def test_mlflow_holds_one_parent_and_a_child_for_each_trial(
@@ -127,8 +129,11 @@ def test_a_folder_of_another_sweep_is_refused(swept: tuple[TuneConfig, TuneResul
         stage.run(config.model_copy(update={"seed": 5}))
 
 
-def test_a_sweep_goes_on_from_what_stands(dataset: str, mlflow_uri: str, tmp_path: Path) -> None:
+def test_a_sweep_goes_on_from_what_stands(
+    dataset: str, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ended trials keep their files; a running one goes on; MLflow shows every epoch once."""
+    monkeypatch.setattr(stage, "_drop_losers", lambda *_: None)  # as if killed before that
     config = make_sweep(dataset, tmp_path / "out", mlflow_uri, scheduler="none")
     first = stage.run(config)
     out = tmp_path / "out"
