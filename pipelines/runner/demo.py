@@ -10,15 +10,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import struct
 import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config.strict import StrictModel, runtime_field
 from pipelines.errors import ConfigError
+from pipelines.image.plain_png import encode_grey_png
 from pipelines.ingest.config import IngestConfig, SplitConfig
 from pipelines.ingest.split import SplitPlan, make_split_plan
 from pipelines.sources.base import Entry, Found, image_id, make_listing
@@ -183,26 +182,6 @@ def make_zip(members: Mapping[str, bytes]) -> bytes:
             entry.create_system, entry.external_attr = 3, 0o644 << 16
             archive.writestr(entry, data)
     return buffer.getvalue()
-
-
-def encode_grey_png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """Return an 8-bit grey PNG of pixels (H, W) whose bytes depend on the pixels alone, not on a zlib version.
-
-    PNG specification (third edition), sec. 11; deflate blocks are stored, RFC 1951 sec. 3.2.4.
-    """
-    height, width = pixels.shape
-    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
-    if len(rows) > 0xFFFF:
-        raise ValueError(f"{height} x {width} pixels do not fit one stored block")
-    stored = b"\x78\x01\x01" + struct.pack("<HH", len(rows), len(rows) ^ 0xFFFF) + rows
-    body = stored + struct.pack(">I", zlib.adler32(rows))
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunks((b"IHDR", header), (b"IDAT", body), (b"IEND", b"")))
-
-
-def _chunks(*parts: tuple[bytes, bytes]) -> Iterator[bytes]:
-    for kind, data in parts:
-        yield struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def _grey(image: Any) -> npt.NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from pipelines.sources.base import Source
 from pipelines.sources.byte_stream import DECOMPRESSORS
 from pipelines.sources.columns import Columns
 from pipelines.sources.folder import FolderSource
+from pipelines.sources.idx import IdxSource, is_idx
 from pipelines.sources.names import ARCHIVE_EXTENSIONS, ignored_as
 from pipelines.sources.tar import TarSource
 from pipelines.sources.zip import ZipSource
@@ -50,6 +51,9 @@ def open_source(uri: str, name: str = "", *, columns: Columns | None = None) -> 
             f"{whole.uri} is a dataset or predictions of resnet-pipelines, not a source of images",
             mend=f"use it as it is (resnet train {uri}), or write its images out: resnet data export {uri}",
         )
+    numbers = [file for file in folder.files() if is_idx(file.path)]
+    if numbers and all(is_idx(file.path) or ignored_as(file.path) for file in folder.files()):
+        return IdxSource(whole, numbers, name or last)
     packed = [file for file in folder.files() if _is_archive(file.path)]
     if packed and all(ignored_as(file.path) or _is_archive(file.path) for file in folder.files()):
         archives = [
