@@ -75,6 +75,9 @@ _InitFrom = create_model(
 class InitConfig(_InitFrom):
     """What the network starts from, and how much of it is left as it is (transfer learning)."""
 
+    grow: bool = later_field(False, legacy=False)
+    """Grow the package's network to `model`, which may have more blocks and channels: the larger network starts as the
+    same function (Net2Net, arXiv:1511.05641), so that a search can go deeper from what is trained already."""
     freeze_until: str = Field("", pattern=r"^(stage[1-8]|head)?$")
     """What lies before this part (stage1 ... or head) is kept: weights and norm statistics; empty: all is trained."""
     lr_decay_by_depth: float = Field(1.0, gt=0, le=1)
@@ -93,6 +96,9 @@ class InitConfig(_InitFrom):
                 f"freeze_until is {self.freeze_until} and there is no from, so random weights would be kept; mend: "
                 "name a model with init.from=..., or leave freeze_until out"
             )
+        if self.grow and not self.source:
+            raise ValueError("grow is true and there is no from, so nothing would be grown; mend: name a model with "
+                             "init.from=..., or leave grow out")  # fmt: skip
         return self
 
 

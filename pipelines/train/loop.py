@@ -38,7 +38,7 @@ from pipelines.train.optimizer import make_optimizer, set_rate
 from pipelines.train.precision import resolve_device, resolve_precision
 from pipelines.train.records import EpochRecord, read_records, write_progress, write_record
 from pipelines.train.schedule import rate_at
-from pipelines.train.state import Best, EpochSums, TrainState, read_cursor
+from pipelines.train.state import Best, EpochSums, TrainState, add_exactly, read_cursor
 from pipelines.train.transfer import rate_scales, set_training, start_network
 from pipelines.train.transforms import Normalise, sample_keys, usable_std
 from resnet_models.whitening import whiten_stem
@@ -179,7 +179,7 @@ class _Loop:
             if world.rank == 0:
                 _LOGGER.info("going on from step %d, %d epochs done", newest.step, self.state.cursor.epoch)
         self._kept_best = self.state.cursor.best
-        self._local = torch.zeros(2, device=device)  # sums of loss and of right answers since the last sync
+        self._local: list[Tensor] = []  # of each step since the last sync: sum of losses, right answers
         self._rows, self._trace, self._wait_s, self._steps = 0, 0, 0.0, 0  # of this worker since then
         self._sync_every = 1
         self._mark_s = self._checkpoint_s = self._progress_s = time.perf_counter()
@@ -238,7 +238,7 @@ class _Loop:
         if state.average:
             state.average.update(state.network, state.cursor.step + 1)
         with torch.no_grad():
-            self._local += torch.stack([losses.sum(), (logits.argmax(1) == targets).sum()])
+            self._local.append(torch.stack([losses.sum(), (logits.argmax(1) == targets).sum()]))
         self._rows += len(batch.targets)
         self._trace += batch.trace
         self._steps += 1
@@ -273,7 +273,7 @@ class _Loop:
 
     def _sync(self) -> bool:
         """Add up figures over workers, check them, note progress; return whether rank 0 wants a checkpoint."""
-        loss, right = self._local.tolist()  # waits for the device
+        loss, right = add_exactly(self._local)  # waits for the device
         now_s = time.perf_counter()
         spent_s, self._mark_s = now_s - self._mark_s, now_s
         wants = self.world.rank == 0 and now_s - self._checkpoint_s >= self.config.checkpoint_every_s
@@ -290,7 +290,7 @@ class _Loop:
         # From summed figures, so that all workers choose the same number.
         step_s = spent_s / self.world.size / self._steps
         self._sync_every = max(1, min(100, int(_SYNC_S / max(step_s, 1e-6))))
-        self._local.zero_()
+        self._local.clear()
         self._rows, self._trace, self._wait_s, self._steps = 0, 0, 0.0, 0
         self._note_progress(now_s)
         return wanted > 0

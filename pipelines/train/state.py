@@ -6,6 +6,7 @@ The order of samples and every random draw are functions of (seed, epoch, image)
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,6 +21,18 @@ from resnet_models.spec import ModelSpec
 from resnet_models.state_dict import WeightsError, load_strict, pack_weights, unpack_weights
 
 WEIGHTS, AVERAGE, OPTIMIZER, STATE = "weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
+
+
+_FIXED_POINT = 2.0**24
+
+
+def add_exactly(steps: Sequence[torch.Tensor]) -> list[float]:
+    """Return the sums of steps' figures as multiples of 2^-24.
+
+    Such sums are exact, so that an epoch's figures do not depend on where it was cut: syncs come by the clock.
+    """
+    fixed = (torch.stack(list(steps)).double().cpu() * _FIXED_POINT).round().sum(0) / _FIXED_POINT
+    return [float(value) for value in fixed]
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from pipelines.train.config import TrainConfig
 from pipelines.train.feed import input_shape
 from pipelines.train.initial import Initial, find_initial, starting_spec
 from pipelines.train.network import make_network, settle_spec
+from resnet_models.errors import SpecError
+from resnet_models.growth.grow import grow
 from resnet_models.resnet import ResNet
 from resnet_models.spec import ModelSpec
 
@@ -61,7 +63,13 @@ def start_network(
 
     def load(network: ResNet) -> None:
         if initial and not resumes:
-            load_initial(network, initial, keeps_head=initial.keeps_head(classes), tracking=config.tracking)
+            load_initial(
+                network,
+                initial,
+                keeps_head=initial.keeps_head(classes),
+                tracking=config.tracking,
+                grows_by=config.seed if config.init.grow else None,
+            )
             if world.rank == 0:
                 _LOGGER.info("starting from %s", initial.describe(classes))
 
@@ -71,21 +79,44 @@ def start_network(
     return Start(network, spec, initial, freeze(network, config.init.freeze_until))
 
 
-def load_initial(network: ResNet, initial: Initial, *, keeps_head: bool, tracking: TrackingConfig) -> None:
+def load_initial(
+    network: ResNet, initial: Initial, *, keeps_head: bool, tracking: TrackingConfig, grows_by: int | None = None
+) -> None:
     """Copy a package's weights into a network in place; with `keeps_head` false the head stays as it was drawn.
+
+    With a seed in `grows_by` the package's network is grown to this one's size first, its function unchanged.
 
     Raises:
         InputError: the package is damaged, half written, of another type, or holds values that are no numbers.
         ConfigError: a tensor has another shape here; the first is named, and the settings that would fit.
     """
-    loaded = load_resolved(initial.resolved, tracking)
-    given = loaded.network.state_dict()
+    source = load_resolved(initial.resolved, tracking).network
+    if grows_by is not None:
+        source = _grown(source, network.spec, seed=grows_by)
+    given = source.state_dict()
     own = network.state_dict()
-    taken = _taken_names(own, given, loaded.spec, network.spec, keeps_head=keeps_head)
+    taken = _taken_names(own, given, source.spec, network.spec, keeps_head=keeps_head)
     network.load_state_dict({**own, **{name: given[name] for name in taken}})
-    if others := differences(loaded.spec, network.spec):
+    if others := differences(source.spec, network.spec):
         words = ", ".join(f"{name} {there} there and {here} here" for name, (there, here) in others.items())
         _LOGGER.warning("the weights that init.from names were trained in another network: %s", words)
+
+
+def _grown(network: ResNet, spec: ModelSpec, *, seed: int) -> ResNet:
+    """Return a network of a larger spec that computes the same; what matters in training alone may differ.
+
+    Raises:
+        ConfigError: it cannot be grown so.
+    """
+    own = {field.name: getattr(network.spec, field.name) for field in fields(spec) if _is_own(field.name)}
+    try:
+        return grow(network, replace(spec, **own), seed=seed).network
+    except SpecError as error:
+        raise ConfigError(
+            f"the network that init.from names cannot be grown to this one: {error}",
+            where="init.grow",
+            mend="give model the package's settings, with more blocks or channels only",
+        ) from error
 
 
 def refuse_misfit(config: TrainConfig, initial: Initial, dataset: Dataset) -> None:
@@ -95,6 +126,9 @@ def refuse_misfit(config: TrainConfig, initial: Initial, dataset: Dataset) -> No
         ConfigError: as `load_initial`, or the network does not fit the data.
     """
     here = settle_spec(starting_spec(config, initial), dataset.classes, input_shape(dataset))
+    if config.init.grow:
+        _grown(ResNet(initial.spec), here, seed=0)
+        return
     with torch.device("meta"):  # shapes only
         own, given = ResNet(here).state_dict(), ResNet(initial.spec).state_dict()
     _taken_names(own, given, initial.spec, here, keeps_head=initial.keeps_head(dataset.classes))
@@ -134,11 +168,12 @@ def _settled(spec: ModelSpec) -> dict[str, Any]:
         "strides": list(spec.stage_strides),
         "stem_channels": spec.stem_width,
     }
-    return {
-        field.name: values[field.name]
-        for field in fields(spec)
-        if field.name not in _OWN_FIELDS and not field.name.startswith("drop_")
-    }
+    return {field.name: values[field.name] for field in fields(spec) if not _is_own(field.name)}
+
+
+def _is_own(field: str) -> bool:
+    """Return whether a field of a spec belongs to the classes or to training alone."""
+    return field in _OWN_FIELDS or field.startswith("drop_")
 
 
 def _misfit(
