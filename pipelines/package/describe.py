@@ -90,7 +90,7 @@ def write_package(
 
     weights = pack_weights(state)
     values = {**description.to_json(), "weights_sha256": hashlib.sha256(weights).hexdigest()}
-    check_description(values, storage.address(f"{prefix}/{DESCRIPTION_FILE}"))
+    check_description(values, storage.address(f"{prefix}/{DESCRIPTION_FILE}".lstrip("/")))
     storage.put(f"{prefix}/{WEIGHTS_FILE}".lstrip("/"), weights)
     data = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False).encode()
     storage.put(f"{prefix}/{DESCRIPTION_FILE}".lstrip("/"), data)

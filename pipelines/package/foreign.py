@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 from pipelines.errors import ConfigError, InputError
 from pipelines.image.preprocess import Preprocess
 from pipelines.image.resize import Geometry
-from pipelines.package.describe import DESCRIPTION_FILE, PackageDescription, parse_description, write_package
+from pipelines.package.describe import (
+    DESCRIPTION_FILE,
+    WEIGHTS_FILE,
+    PackageDescription,
+    parse_description,
+    write_package,
+)
 from pipelines.package.weights_file import read_weights_file
 from pipelines.storage import Storage
 from resnet_models.errors import SpecError
@@ -93,16 +99,14 @@ def import_weights(
     Raises:
         InputError: the file is unreadable, holds more than tensors, another network's or values that are no numbers,
             or `out` holds another package.
-        ConfigError: there is no such network.
+        ConfigError: there is no such network, it cannot see these pixels, or licence or source are empty.
     """
-    try:
-        spec = named_spec(arch, **dict(changes or {}))
-    except SpecError as error:
-        raise ConfigError(f"{error.field} is {error.value!r}: {error.reason}", mend=error.cure) from error
+    pixels = pixels or Pixels()
+    spec = _settled_spec(arch, dict(changes or {}), pixels)
+    _check_words(origin, classes)
     state, notes = read_weights_file(file)
     state, notes = _as_float32(state, notes, file, wanted=as_float32)
     names, spec, state, notes = _fit(state, spec, notes, file)
-    pixels = pixels or Pixels()
     description = PackageDescription(
         spec=spec,
         classes=tuple(classes) or tuple(f"output {index}" for index in range(spec.num_classes)),
@@ -131,6 +135,42 @@ def import_weights(
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
+def _settled_spec(arch: str, changes: Mapping[str, object], pixels: Pixels) -> ModelSpec:
+    """Return the named network for these pixels, refusing what no package of images can hold."""
+    try:
+        spec = named_spec(arch, **changes).for_images(image_size_px=pixels.image_size_px)
+    except SpecError as error:
+        raise ConfigError(f"{error.field} is {error.value!r}: {error.reason}", mend=error.cure) from error
+    if spec.in_channels != 3:
+        raise ConfigError(
+            f"in_channels is {spec.in_channels}; packages are shown RGB images, grey ones included",
+            mend="leave in_channels at 3",
+        )
+    for name, values, is_right in (
+        ("mean", pixels.mean, lambda value: 0 <= value <= 1),
+        ("std", pixels.std, lambda value: 0 < value <= 1),
+    ):
+        if not all(map(is_right, values)):
+            raise ConfigError(
+                f"{name} is {list(values)}; it is of pixel / 255, so three numbers of "
+                f"{'0' if name == 'mean' else 'more than 0'} to 1",
+                mend="give what the network was trained with, or leave it at ImageNet's",
+            )
+    return spec
+
+
+def _check_words(origin: Origin, classes: Sequence[str]) -> None:
+    """Refuse an empty licence or source, and a class named twice."""
+    for name, words in (("licence", origin.licence), ("source", origin.source)):
+        if not words.strip():
+            raise ConfigError(f"the {name} is empty", mend=f"say it, for example --{name} unknown")
+    twice = [name for name in classes if classes.count(name) > 1]
+    if twice:
+        raise InputError(
+            f"the class {twice[0]!r} is named {classes.count(twice[0])} times", mend="name each output once, in order"
+        )
+
+
 def _as_float32(
     state: dict[str, Tensor], notes: tuple[str, ...], file: Path, *, wanted: bool
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -157,12 +197,11 @@ def _fit(
     import torch
 
     from resnet_models.resnet import ResNet
-    from resnet_models.state_dict import WeightsError, count_nonfinite, load_strict
+    from resnet_models.state_dict import WeightsError, check_finite, load_strict
 
     best: tuple[int, str, ModelSpec, dict[str, Tensor]] | None = None
     for names, mapped in _mappings(state, spec):
-        classes = int(mapped[_HEAD].shape[0]) if _HEAD in mapped else spec.num_classes
-        sized = replace(spec, num_classes=classes)
+        sized = _with_outputs(spec, mapped.get(_HEAD))
         with torch.device("meta"):
             hits = len(ResNet(sized).state_dict().keys() & mapped.keys())
         if best is None or hits > best[0]:
@@ -183,9 +222,21 @@ def _fit(
             where=str(file),
             mend="name the right one with --arch, or give what differs as key=value (`resnet describe NAME` shows it)",
         ) from error
-    if bad := count_nonfinite(mapped):
-        raise InputError(f"{bad} of the weights are infinite or not numbers", where=str(file), mend="use other weights")
+    try:
+        check_finite(mapped)
+    except WeightsError as error:
+        raise InputError(str(error), where=str(file), mend="use other weights") from error
     return names, sized, dict(network.state_dict()), notes
+
+
+def _with_outputs(spec: ModelSpec, head: Tensor | None) -> ModelSpec:
+    """Return the network with as many outputs as the head has rows; a head that is none is left to strict loading."""
+    if head is None or not head.dim() or not len(head):
+        return spec
+    try:
+        return replace(spec, num_classes=len(head))
+    except SpecError:
+        return spec
 
 
 def _mappings(state: dict[str, Tensor], spec: ModelSpec) -> list[tuple[str, dict[str, Tensor]]]:
@@ -227,12 +278,19 @@ def _write(storage: Storage, state: dict[str, Tensor], description: PackageDescr
         standing = parse_description(storage.read(DESCRIPTION_FILE), where)
         if standing.get("origin") != dict(description.origin) or standing["spec"] != description.spec.to_json():
             raise InputError(f"{storage.uri} holds another package", where=where, mend="choose another --out")
-    elif others := storage.list():
+    elif others := [stored.path for stored in storage.list() if not _is_half_of(storage, stored.path, state)]:
         raise InputError(
-            f"{storage.uri} holds something else (for example {others[0].path})",
+            f"{storage.uri} holds something else (for example {others[0]})",
             mend="choose an empty folder or another --out",
         )
     return write_package(storage, "", state, description)
+
+
+def _is_half_of(storage: Storage, path: str, state: Mapping[str, Tensor]) -> bool:
+    """Return whether a file is what an import of these weights leaves behind when it is killed half way."""
+    from resnet_models.state_dict import pack_weights
+
+    return path == WEIGHTS_FILE and storage.read(path) == pack_weights(state)
 
 
 def _sha256(file: Path) -> str:

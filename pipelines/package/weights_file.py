@@ -7,6 +7,7 @@ everything else, from a memory-mapped file; what comes out is written as safeten
 from __future__ import annotations
 
 import re
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _LFS = b"version https://git-lfs"
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "model_ema", "state_dict_ema", "net")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
+_MAX_NESTING = 4
+"""Checkpoints within checkpoints: a pickle may hold itself, and would be opened for ever."""
 
 
 def read_weights_file(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -56,6 +59,8 @@ def _read_safetensors(path: Path) -> Any:
 def _read_pickle(path: Path, *, is_zip: bool) -> Any:
     import torch
 
+    if is_zip:
+        _refuse_compressed(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True if is_zip else None)
     except Exception as error:  # noqa: BLE001 - a stranger's file can make the reader raise anything
@@ -71,13 +76,32 @@ def _read_pickle(path: Path, *, is_zip: bool) -> Any:
         ) from None
 
 
+def _refuse_compressed(path: Path) -> None:
+    """Refuse an archive that grows when it is read: `torch.save` compresses nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [member for member in archive.infolist() if member.compress_type != zipfile.ZIP_STORED]
+    except zipfile.BadZipFile:
+        return  # a cut file: torch's reader says so
+    if packed:
+        raise InputError(
+            f"{path} is compressed: its {packed[0].filename} grows to {packed[0].file_size} bytes when it is read",
+            mend="do not load it; what torch.save writes is not compressed",
+        )
+
+
 def _peeled(value: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Return the state dict inside a checkpoint, without the prefixes that wrappers put before every name."""
-    notes = []
+    notes: list[str] = []
     while isinstance(value, dict):
         inner = next((name for name in _CONTAINERS if isinstance(value.get(name), dict)), None)
         if inner is None:
             break
+        if len(notes) == _MAX_NESTING:
+            raise InputError(
+                f"{path} holds checkpoints within checkpoints, more than {_MAX_NESTING} deep",
+                mend="give a file with a state dict alone",
+            )
         notes.append(f"taken from its {inner}")
         value = value[inner]
     if not isinstance(value, dict) or not value:

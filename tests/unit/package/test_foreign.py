@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,21 @@ def test_counters_that_old_files_lack_are_filled(tmp_path: Path) -> None:
     )
 
 
+def test_a_checkpoint_that_holds_itself_ends(tmp_path: Path) -> None:
+    checkpoint: dict[str, Any] = {}
+    checkpoint["model"] = checkpoint
+    torch.save(checkpoint, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"w\.pth holds checkpoints within checkpoints, more than 4 deep"):
+        small(tmp_path / "w.pth", tmp_path / "out")
+
+
+def test_a_compressed_archive_is_refused_unread(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(1 << 24))
+    with pytest.raises(InputError, match=r"is compressed: its archive/data\.pkl grows to 16777216 bytes"):
+        small(tmp_path / "w.pth", tmp_path / "out")
+
+
 class Hostile:
     """Touches a file when it is unpickled."""
 
@@ -197,7 +213,53 @@ def test_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     state = torchvision_resnet(1000).state_dict()
     state["fc.bias"][3] = torch.inf
     torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(InputError, match="1 of the weights are infinite or not numbers"):
+    with pytest.raises(InputError, match=r"head\.bias holds 1 values that are infinite or not a number, of 1000"):
+        small(tmp_path / "w.pth", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (torch.zeros(()), r"head\.weight has shape \[\]; the network's has \[1000, 512\]"),
+        (torch.zeros(0, 512), r"head\.weight has shape \[0, 512\]; the network's has \[1000, 512\]"),
+        (torch.zeros(1_000_001, 1), r"head\.weight has shape \[1000001, 1\]; the network's has \[1000, 512\]"),
+    ],
+)
+def test_a_head_that_is_none_is_named(tmp_path: Path, head: torch.Tensor, message: str) -> None:
+    torch.save(torchvision_resnet(1000).state_dict() | {"fc.weight": head}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=message):
+        small(tmp_path / "w.pth", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pixels": Pixels(0)}, "image_size_px is 0: the network strides over 32 pixels"),
+        ({"pixels": Pixels(16)}, "image_size_px is 16: the network strides over 32 pixels"),
+        ({"pixels": Pixels(std=(0.2, 0.0, 0.2))}, r"std is \[0\.2, 0\.0, 0\.2\]; .* numbers of more than 0 to 1"),
+        ({"pixels": Pixels(mean=(124.0, 116.0, 104.0))}, r"mean is \[124\.0, 116\.0, 104\.0\]; it is of pixel / 255"),
+        ({"changes": {"in_channels": 1}}, "in_channels is 1; packages are shown RGB images, grey ones included"),
+        ({"origin": Origin(" ", "me")}, "the licence is empty"),
+        ({"origin": Origin("MIT", "")}, "the source is empty"),
+        ({"classes": ["a", "b", "a"]}, "the class 'a' is named 2 times"),
+    ],
+)  # fmt: skip
+def test_what_no_package_can_say_is_refused_before_the_file_is_read(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    options = {"origin": ORIGIN, **options}
+    with pytest.raises((ConfigError, InputError), match=message):
+        import_weights(tmp_path / "none.pth", "resnet18", str(tmp_path / "out"), **options)
+
+
+def test_an_import_that_was_killed_half_way_is_done_again(tmp_path: Path) -> None:
+    torch.save(torchvision_resnet(7).state_dict(), tmp_path / "w.pth")
+    done = small(tmp_path / "w.pth", tmp_path / "out")
+    (tmp_path / "out" / "model.json").unlink()
+    assert small(tmp_path / "w.pth", tmp_path / "out") == done
+    (tmp_path / "out" / "model.json").unlink()
+    (tmp_path / "out" / "weights.safetensors").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"holds something else \(for example weights.safetensors\)"):
         small(tmp_path / "w.pth", tmp_path / "out")
 
 
