@@ -61,6 +61,8 @@ class Initial:
     def describe(self, classes: Sequence[str]) -> str:
         """Say in one line what the run starts from and what becomes of the head."""
         name = self.ref if self.ref == self.resolved.uri else f"{self.ref} ({self.resolved.uri})"
+        if self.spec.exits:
+            name += ", early exits left out"
         if self.keeps_head(classes):
             return f"{name}, head kept"
         names = "other names" if len(self.classes) == len(classes) else f"{len(classes)}"
@@ -99,10 +101,12 @@ def takes_spec(config: TrainConfig) -> bool:
 def starting_spec(config: TrainConfig, initial: Initial | None) -> ModelSpec:
     """Return the network to train, classes left open: the config's, or the package's where the config has none.
 
+    Early exits of the package stay behind: they would be those of weights that change.
+
     Raises:
         ConfigError: `init.freeze_until` names a stage that the network lacks.
     """
-    spec = replace(initial.spec, num_classes=0) if initial and takes_spec(config) else config.model
+    spec = replace(initial.spec, num_classes=0, exits=()) if initial and takes_spec(config) else config.model
     until = config.init.freeze_until
     if until.startswith("stage") and int(until.removeprefix("stage")) > spec.num_stages:
         choices = [f"stage{number}" for number in range(1, spec.num_stages + 1)]

@@ -34,6 +34,11 @@ def settle_spec(spec: ModelSpec, classes: Sequence[str], image_shape: tuple[int,
             f"model.in_channels is {spec.in_channels}; datasets hold RGB images, grey ones included",
             mend="leave model.in_channels at 3",
         )
+    if spec.exits:
+        raise ConfigError(
+            f"model.exits is {list(spec.exits)}; a run gives early exits no loss, so they would stay as drawn",
+            mend="leave model.exits out; resnet_models.adaptive.exit_logits trains them in a loop of your own",
+        )
     try:
         return spec.for_images(image_size_px=min(image_shape), num_classes=len(classes))
     except SpecError as error:

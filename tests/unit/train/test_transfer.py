@@ -172,6 +172,18 @@ def test_frozen_parts_of_preactivation_networks_include_the_last_norm() -> None:
     assert not network.norm.training
 
 
+def test_early_exits_are_not_trained_and_so_refused(dataset: str, run: Storage, tmp_path: Path) -> None:
+    model = {"depths": [1, 1], "channels": [8, 16], "stem": "cifar", "exits": [1]}
+    with pytest.raises(ConfigError, match=r"model\.exits is \[1\]; a run gives early exits no loss"):
+        fit_local(make_config(dataset, model=model), run, device="cpu")
+    spec = ModelSpec(stem="cifar", depths=(1, 1), channels=(8, 16), num_classes=3, exits=(1,))
+    config = start_from(dataset, write_start(tmp_path / "start", spec), model={})
+    initial = plan(config).initial
+    assert initial is not None
+    assert initial.describe(CLASSES).endswith("start, early exits left out, head kept")
+    assert not [name for name in weights_at_start(config, run) if name.startswith("exits.")]
+
+
 def test_a_stage_that_is_not_there_is_refused(dataset: str, tmp_path: Path) -> None:
     source = write_start(tmp_path / "start")
     with pytest.raises(ConfigError) as caught:
