@@ -43,6 +43,16 @@ def load_strict(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises:
         WeightsError: Names the first tensor that does not fit; the network is then unchanged.
     """
+    check_fits(network, state)
+    network.load_state_dict(dict(state))
+
+
+def check_fits(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Refuse weights of another network; one on torch's meta device will do, so that nothing is allocated before.
+
+    Raises:
+        WeightsError: Names the first tensor that does not fit.
+    """
     own = network.state_dict()
     for name, tensor in own.items():
         given = state.get(name)
@@ -55,7 +65,6 @@ def load_strict(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     for name in state:
         if name not in own:
             raise WeightsError(f"the weights hold {name}, which the network lacks")
-    network.load_state_dict(dict(state))
 
 
 _TORCHVISION_NAMES: tuple[tuple[str, str], ...] = (

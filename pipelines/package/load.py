@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from pipelines.errors import InputError
 from pipelines.package.describe import DESCRIPTION_FILE, WEIGHTS_FILE, parse_description
 from pipelines.package.resolve import REGISTRY_SCHEME, ResolvedPackage, read_artifact, resolve_ref
@@ -14,7 +16,7 @@ from pipelines.storage import Storage
 from pipelines.tracking import TrackingConfig
 from resnet_models.resnet import ResNet
 from resnet_models.spec import ModelSpec
-from resnet_models.state_dict import WeightsError, count_nonfinite, load_strict, unpack_weights
+from resnet_models.state_dict import WeightsError, check_finite, check_fits, load_strict, unpack_weights
 
 _DAMAGED = "the package was damaged or altered: take it from its training run, or register the model again"
 
@@ -89,16 +91,19 @@ def restore_network(description: Mapping[str, Any], weights: bytes, *, where: st
     Raises:
         InputError: the weights are unreadable, belong to another network, or hold values that are no numbers.
     """
-    network = ResNet(ModelSpec.from_json(description["spec"]))
+    spec = ModelSpec.from_json(description["spec"])
     try:
         state = unpack_weights(weights)
+        with torch.device("meta"):  # a stranger's description may ask for more memory than there is
+            check_fits(ResNet(spec), state)
+        network = ResNet(spec)
         load_strict(network, state)
     except WeightsError as error:
         raise InputError(str(error), where=where, mend=_DAMAGED) from error
-    if bad := count_nonfinite(state):
-        raise InputError(
-            f"{bad} of the weights are infinite or not numbers", where=where, mend="train again, with a lower rate"
-        )
+    try:
+        check_finite(state)
+    except WeightsError as error:
+        raise InputError(str(error), where=where, mend="train again, with a lower rate") from error
     return network.eval()
 
 

@@ -138,12 +138,21 @@ def test_weights_of_another_network_are_refused(package: Path) -> None:
         load_package(str(package))
 
 
+def test_a_network_of_terabytes_is_refused_before_it_is_made(package: Path) -> None:
+    spec = json.loads((package / "model.json").read_text())["spec"]
+    rewrite(package, spec={**spec, "channels": [16384, 16384], "width": 64.0})
+    with pytest.raises(
+        InputError, match=r"stem\.conv\.weight has shape \[8, 3, 3, 3\]; the network's has \[1048576, 3"
+    ):
+        load_package(str(package))
+
+
 def test_diverged_weights_are_refused(package: Path) -> None:
     state = unpack_weights((package / "weights.safetensors").read_bytes())
     state["head.bias"][1] = float("nan")
     (package / "weights.safetensors").write_bytes(pack_weights(state))
     rewrite(package, weights_sha256=hashlib.sha256(pack_weights(state)).hexdigest())
-    with pytest.raises(InputError, match="1 of the weights are infinite or not numbers"):
+    with pytest.raises(InputError, match=r"head\.bias holds 1 values that are infinite or not a number, of 3"):
         load_package(str(package))
 
 

@@ -298,7 +298,10 @@ def test_a_licence_travels_with_the_weights(dataset: str, run: Storage, tmp_path
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda state: state | {"head.bias": torch.full((3,), torch.nan)}, "3 of the weights are infinite or not"),
+        (
+            lambda state: state | {"head.bias": torch.full((3,), torch.nan)},
+            "head.bias holds 3 values that are infinite or not",
+        ),
         (lambda state: state | {"head.bias": state["head.bias"].half()}, "head.bias is torch.float16; the network's"),
         (lambda state: {k: v for k, v in state.items() if k != "head.bias"}, "the weights lack head.bias"),
         (lambda state: state | {"more": torch.zeros(1)}, "the weights hold more, which the network lacks"),
