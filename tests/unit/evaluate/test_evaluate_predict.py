@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pytest
 
 from pipelines.dataset.reader import Dataset
-from pipelines.errors import DataError
 from pipelines.dataset.stored_images import stored_images
+from pipelines.errors import DataError
 from pipelines.evaluate.mistakes import worst_mistakes
 from pipelines.evaluate.predict import (
     Answers,
