@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from resnet_models.errors import SpecError
+from resnet_models.modes import modes_kept
 from resnet_models.state_dict import WeightsError
 
 
@@ -97,25 +98,22 @@ def remeasure_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
     ]
     if not norms:
         return
-    modes = [(module, module.training) for module in network.modules()]
     momenta = [norm.momentum for norm in norms]
-    network.eval()
-    for norm in norms:
-        norm.train()
-        norm.reset_running_stats()
     seen = 0
-    try:
-        with torch.no_grad():
+    with modes_kept(network), torch.no_grad():
+        network.eval()
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()
+        try:
             for images in batches:
                 seen += len(images)
                 for norm in norms:
                     norm.momentum = len(images) / seen  # a running mean, weighted by images
                 network(images)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, mode in modes:
-            module.training = mode
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
     if not seen:
         raise WeightsError("batches is empty: the norms' running statistics must be measured on training images")
 

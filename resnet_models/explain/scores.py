@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from resnet_models.modes import modes_kept
+
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
@@ -15,14 +17,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
     Explanations work inside `torch.no_grad` and `torch.inference_mode` blocks too.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with modes_kept(model), torch.inference_mode(False), torch.enable_grad():
+        model.eval()
+        yield
 
 
 def explained_images(images: Tensor) -> Tensor:

@@ -31,12 +31,12 @@ def carry_over(
     growths: Mapping[str, TensorGrowth] | None = None,
     optimizer_state: Mapping[str, Tensor] | None = None,
 ) -> Grown:
-    """Give `new` the tensors of `old`, grown where they grow, its device, type and mode, and what is frozen.
+    """Give `new` the tensors of `old`, grown where they grow, its device and type, each part's mode, what is frozen.
 
     Args:
         old: Stays as it is.
         new: Changed in place.
-        source_of: Name of a tensor of `new` -> its name in `old`, or None where it is new.
+        source_of: Name of a tensor of `new`, or a module's name and a dot -> its name in `old`; None where it is new.
         growths: Name of a tensor of `new` -> how it grows; absent ones stay.
         optimizer_state: Of `old`.
     """
@@ -57,6 +57,9 @@ def carry_over(
     for name, parameter in new.named_parameters():
         if name in sources:
             parameter.requires_grad_(trained[sources[name]].requires_grad)
+    modes = {f"{name}.": module.training for name, module in old.named_modules()}
+    for name, module in new.named_modules():
+        module.training = modes.get(source_of(f"{name}.") or "", module.training)
     checkpoint_activations(new, is_checkpointed(old))
     return Grown(new, carry_optimizer_state(optimizer_state, new, sources=sources, growths=growths))
 

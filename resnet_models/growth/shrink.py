@@ -15,6 +15,7 @@ from resnet_models.adaptive import check_skippable, classify_map, skippable_bloc
 from resnet_models.blocks.residual import ResidualBlock
 from resnet_models.errors import SpecError
 from resnet_models.growth.carry import Grown, carry_over
+from resnet_models.modes import modes_kept
 from resnet_models.resnet import ResNet, build
 
 
@@ -51,25 +52,23 @@ def measure_contributions(
         ValueError: There is no batch.
     """
     places = skippable_blocks(network)
-    norms, losses = torch.zeros(len(places)), torch.zeros(len(places))
+    norms, losses = dict.fromkeys(places, 0.0), dict.fromkeys(places, 0.0)
     whole, images_seen = 0.0, 0
-    was_training = network.training
-    network.eval()
-    for images, targets in batches:
-        entering, ratios, last = _run_blocks(network, images)
-        weight = len(images)
-        whole += weight * float(loss_fn(classify_map(network, last), targets))
-        for index, place in enumerate(places):
-            norms[index] += weight * ratios[place]
-            logits = classify_map(network, _run_behind(network, place, entering[place]))
-            losses[index] += weight * float(loss_fn(logits, targets))
-        images_seen += weight
-    network.train(was_training)
+    with modes_kept(network):
+        network.eval()
+        for images, targets in batches:
+            entering, ratios, last = _run_blocks(network, images)
+            weight = len(images)
+            whole += weight * float(loss_fn(classify_map(network, last), targets))
+            for place in places:
+                norms[place] += weight * ratios[place]
+                logits = classify_map(network, _run_behind(network, place, entering[place]))
+                losses[place] += weight * float(loss_fn(logits, targets))
+            images_seen += weight
     if images_seen == 0:
         raise ValueError("there is no batch to measure contributions on; give some hundred images")
     return tuple(
-        BlockContribution(stage, block, float(norms[index]) / images_seen, (float(losses[index]) - whole) / images_seen)
-        for index, (stage, block) in enumerate(places)
+        BlockContribution(*place, norms[place] / images_seen, (losses[place] - whole) / images_seen) for place in places
     )
 
 

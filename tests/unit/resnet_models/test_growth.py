@@ -18,6 +18,7 @@ from resnet_models.growth.deepen import deepen
 from resnet_models.growth.grow import grow
 from resnet_models.growth.optimizer import load_optimizer_state, read_optimizer_state
 from resnet_models.growth.plan import WideningPlan
+from resnet_models.growth.shrink import shrink
 from resnet_models.growth.widen import widen, wider_spec
 from resnet_models.resnet import ResNet, build
 from resnet_models.spec import ModelSpec
@@ -281,6 +282,21 @@ def test_the_old_network_stays_and_the_new_one_is_in_the_same_state() -> None:
         for parameter in grown.parameters():
             parameter.detach().zero_()
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_each_part_keeps_its_mode() -> None:
+    network = trained("basic")[0].train()
+    network.stem.eval()  # as frozen parts are
+    network.stages[0][1].eval()
+    deeper = deepen(network, 0, position=1).network
+    assert not any(module.training for part in (deeper.stem, deeper.stages[0][2]) for module in part.modules())
+    assert all(module.training for part in (deeper.stages[0][1], deeper.head) for module in part.modules())
+    wider = widen(network, wider_spec(network.spec, width=2.0)).network
+    shallower = shrink(deeper, {(0, 1)}).network
+    for same in (wider, shallower):
+        assert {name: module.training for name, module in same.named_modules()} == {
+            name: module.training for name, module in network.named_modules()
+        }
 
 
 def test_widening_is_a_function_of_the_seed_and_noise_parts_copies() -> None:

@@ -65,7 +65,18 @@ def _relative_norm(network: ResNet, stage: int, number: int) -> float:
     return float((block.branch(x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)).mean())
 
 
-def test_measuring_keeps_the_mode_and_takes_any_loss() -> None:
+def test_measuring_keeps_each_parts_mode_whatever_happens() -> None:
+    network = network_of("basic").train()
+    network.stem.eval()  # as frozen parts are
+    modes = [module.training for module in network.modules()]
+    measure_contributions(network, batches())
+    assert [module.training for module in network.modules()] == modes
+    with pytest.raises(ZeroDivisionError):
+        measure_contributions(network, batches(), lambda logits, targets: logits.sum() * (1 // 0))
+    assert [module.training for module in network.modules()] == modes
+
+
+def test_measuring_takes_any_loss() -> None:
     network = network_of("basic").train()
     found = measure_contributions(network, batches(), lambda logits, targets: logits.sum() * 0.0)
     assert network.training
