@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from resnet_models.draws import SampleDraws
 from resnet_models.errors import SpecError
-from resnet_models.resnet import ResNet
+from resnet_models.resnet import ResNet, check_images
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,16 @@ def predict_early(network: ResNet, images: Tensor, threshold: float) -> EarlyPre
         threshold: From 0 (all leave at the first exit) up; above 1 none leaves early.
 
     Raises:
-        ValueError: The network has no exits or is in train mode.
+        ValueError: The network has no exits or is in train mode, or the threshold is no number.
+        SpecError: As `ResNet`.
     """
     if not network.spec.exits:
         raise ValueError("the network has no early exits; build it with exits=[...], the stages to leave after")
     if network.training:
         raise ValueError("the network is in train mode, where exits depend on the batch; call network.eval() first")
+    if math.isnan(threshold):
+        raise ValueError("threshold is nan; give a probability from 0 (all leave at the first exit) up")
+    check_images(network.spec, images)
     exits = dict(_exits(network))
     logits = images.new_empty(len(images), network.spec.num_classes)
     stages = torch.full((len(images),), network.spec.num_stages, device=images.device)

@@ -13,7 +13,7 @@ from resnet_models.errors import SpecError
 from resnet_models.heads import make_exits
 from resnet_models.init import initialise
 from resnet_models.receptive import Level, receptive_levels
-from resnet_models.resnet import ResNet
+from resnet_models.resnet import ResNet, check_images
 
 STEM_LEVEL = 0
 """Number of the map behind the stem; stages count from 1."""
@@ -33,7 +33,7 @@ class Backbone(nn.Module):
         levels: Which maps, ascending: 0 is the stem's, 1 the first stage's, and so on; empty: all stages'.
 
     Raises:
-        SpecError: A level is not there, or they are not ascending.
+        SpecError: A level is not there, or they are not ascending. From `forward`: as `ResNet`.
     """
 
     def __init__(self, network: ResNet, levels: Sequence[int] = ()) -> None:
@@ -81,6 +81,7 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor, *, sample_keys: Tensor | None = None) -> list[Tensor]:
         """Return the maps of the levels, finest first; `sample_keys` as in `ResNet.forward`."""
+        check_images(self.spec, x, sample_keys=sample_keys, is_whole=self.levels[-1] == self.spec.num_stages)
         draws = None if sample_keys is None else SampleDraws(sample_keys)
         maps = []
         x = self.stem(x)

@@ -74,8 +74,7 @@ class ResNet(nn.Module):
             x: Images, float (N, in_channels, H, W).
             sample_keys: int64 (N,), as in `forward`.
         """
-        if not torch.compiler.is_compiling():  # in a graph the size stays open
-            _check_images(self.spec, x, sample_keys)
+        check_images(self.spec, x, sample_keys=sample_keys)
         draws = None if sample_keys is None else SampleDraws(sample_keys)
         outputs = []
         x = self.stem(x)
@@ -110,7 +109,21 @@ class ResNet(nn.Module):
         return logits
 
 
-def _check_images(spec: ModelSpec, x: Tensor, sample_keys: Tensor | None) -> None:
+def check_images(spec: ModelSpec, x: Tensor, *, sample_keys: Tensor | None = None, is_whole: bool = True) -> None:
+    """Refuse images that a network cannot take; inside a compiled graph, where sizes stay open, nothing is checked.
+
+    Args:
+        spec: The network's.
+        x: The images.
+        sample_keys: Their keys, where given.
+        is_whole: Whether they run through all stages, so that their size matters.
+
+    Raises:
+        SpecError: They have another number of channels, or are smaller than the strides allow.
+        ValueError: There are more or fewer keys than images.
+    """
+    if torch.compiler.is_compiling():
+        return
     if x.dim() != 4 or x.shape[1] != spec.in_channels:
         raise SpecError(
             "in_channels",
@@ -118,7 +131,8 @@ def _check_images(spec: ModelSpec, x: Tensor, sample_keys: Tensor | None) -> Non
             f"the images have shape {list(x.shape)}",
             f"give (N, {spec.in_channels}, H, W), or build the network with their number of channels",
         )
-    check_image_size(spec, min(x.shape[2:]))
+    if is_whole:
+        check_image_size(spec, min(x.shape[2:]))
     if sample_keys is not None and sample_keys.shape != x.shape[:1]:
         raise ValueError(f"sample_keys has shape {list(sample_keys.shape)}; there are {x.shape[0]} images")
 

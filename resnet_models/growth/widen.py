@@ -51,6 +51,8 @@ def widen(
             f"widening leaves it at {getattr(network.spec, name)!r}",
             "change only channels, width, stem_channels, base_width and cardinality",
         )
+    if not 0.0 <= noise <= 1.0:
+        raise SpecError("noise", noise, "it is a fraction of the weights' spread", "give 0 to 1, for example 0.01")
     wider = build(spec, seed=seed)
     growths = WideningPlan(network, wider, seed=seed).growths
     grown = carry_over(network, wider, growths=growths, optimizer_state=optimizer_state)

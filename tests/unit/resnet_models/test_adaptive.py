@@ -121,6 +121,14 @@ def test_early_prediction_refuses(change, message: str) -> None:  # type: ignore
     assert message in str(refused.value)
 
 
+def test_early_prediction_refuses_what_it_cannot_compare_or_see() -> None:
+    network = network_of("basic", exits=[1], stem="imagenet")
+    with pytest.raises(ValueError, match="threshold is nan; give a probability from 0"):
+        predict_early(network, images(2), float("nan"))
+    with pytest.raises(SpecError, match="image_size_px is 4: the network strides over 16 pixels"):
+        predict_early(network, images(2)[..., :4], 0.5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_skipping_equals_a_network_without_those_blocks(kind: str) -> None:
     network = network_of(kind)

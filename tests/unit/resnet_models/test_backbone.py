@@ -70,6 +70,16 @@ def test_levels_that_are_not_there_are_refused(levels: tuple[int, ...]) -> None:
         Backbone(small(), levels)
 
 
+def test_images_that_do_not_fit_are_refused_as_by_the_network() -> None:
+    backbone = Backbone(small(stem_pool="blur"))
+    with pytest.raises(SpecError, match=r"in_channels is 3: the images have shape \[1, 1, 64, 64\]"):
+        backbone(torch.zeros(1, 1, 64, 64))
+    with pytest.raises(SpecError, match="image_size_px is 9: the network strides over 32 pixels"):
+        backbone.embed(torch.zeros(1, 3, 9, 9))
+    finer = Backbone(small(stem_pool="blur"), (1, 2)).eval()
+    assert [found.shape[2] for found in finer(torch.zeros(1, 3, 9, 9))] == [3, 2], "the deeper stages are not run"
+
+
 def test_another_head_keeps_the_rest_and_leaves_the_first_network_alone() -> None:
     network = small(exits=(2,), head_dropout=0.1).eval()
     images = torch.randn(2, 3, 64, 64)

@@ -146,6 +146,12 @@ def test_widths_that_would_change_the_function(
     assert message in str(refused.value)
 
 
+@pytest.mark.parametrize("noise", [-0.1, 1.1, float("nan")])
+def test_noise_is_a_fraction(noise: float) -> None:
+    with pytest.raises(SpecError, match=f"noise is {noise}: it is a fraction of the weights' spread; give 0 to 1"):
+        widen(tiny(), wider_spec(tiny().spec, width=2.0), noise=noise)
+
+
 def test_widening_changes_widths_only() -> None:
     network = tiny()
     for name, value in {"depths": [3, 2], "num_classes": 4, "head_pool": "max", "activation": "silu"}.items():
