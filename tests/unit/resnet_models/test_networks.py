@@ -59,6 +59,13 @@ def test_channels_last_gives_the_same_logits(seed: int) -> None:
     torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
 
 
+def test_the_deepest_network_in_print_builds_and_learns() -> None:
+    network = build(named_spec("resnet1202")).train()
+    assert sum(weight.numel() for weight in network.parameters()) == 19_421_274
+    network(torch.randn(2, 3, 16, 16)).square().sum().backward()
+    assert all(weight.grad is not None and torch.isfinite(weight.grad).all() for weight in network.parameters())
+
+
 def test_weights_are_a_function_of_spec_and_seed() -> None:
     torch.manual_seed(1)
     first = pack_weights(build(TINY).state_dict())
