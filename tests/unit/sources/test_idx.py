@@ -24,7 +24,7 @@ def write_pair(folder: Path, prefix: str, count: int, *, packed: bool = True, se
     for name, magic, array in (("images-idx3-ubyte", 3, pixels), ("labels-idx1-ubyte", 1, labels)):
         data = bytes([0, 0, 8, magic]) + struct.pack(f">{magic}I", *array.shape) + array.tobytes()
         path = folder / f"{prefix}-{name}{'.gz' if packed else ''}"
-        path.write_bytes(gzip.compress(data) if packed else data)
+        path.write_bytes(gzip.compress(data, mtime=0) if packed else data)
     return pixels
 
 
@@ -61,10 +61,11 @@ def test_images_without_labels_are_unlabelled(tmp_path: Path) -> None:
             "says 2 x 28 x 28 and",
         ),
         ("train-images-idx3-ubyte", b"\0\0\x0d\x03" + b"\0" * 12, "is no IDX file of images"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(b"\0" * 5000)[:-20], "is cut"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(b"\0" * 5000, mtime=0)[:-20], "is cut"),
         ("train-images-idx3-ubyte.gz", b"\x1f\x8b\x08" + b"\xff" * 40, "is damaged"),
         ("train-labels-idx1-ubyte", b"\0\0\x08\x01" + struct.pack(">I", 3) + b"\1\2\3", "has 3 labels for 5 images"),
     ],
+    ids=["short", "magic", "cut", "damaged", "labels"],
 )
 def test_damaged_files_are_named(tmp_path: Path, name: str, data: bytes, message: str) -> None:
     write_pair(tmp_path, "train", 5, packed=name.endswith(".gz"))
