@@ -14,12 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.dataset.duplicates import HELD_OUT
 from pipelines.dataset.receipt import ShardFile
 from pipelines.dataset.tables import open_parquet
 from pipelines.storage import Storage
-
-HELD_OUT = ("test", "val", "train")
-"""From the most held-out split to the least."""
 
 EXAMPLES = 50
 _COLUMNS = ["image_id", "source_sha256", "label", "key"]
