@@ -70,6 +70,10 @@ def _address(tensor: Tensor) -> int:
 class _Recomputing(nn.Module):
     """Marks a block whose forward is checkpointed."""
 
+    def __reduce_ex__(self, _protocol: Any) -> tuple[Any, ...]:
+        """Say how to make it again: its class has no address that pickle could look up."""
+        return _blank_recomputing, (_plain(type(self)),), self.__dict__
+
 
 def _plain(kind: type[nn.Module]) -> type[nn.Module]:
     return kind.__mro__[2] if issubclass(kind, _Recomputing) else kind
@@ -83,6 +87,11 @@ def _recomputing(plain: type[nn.Module]) -> type[nn.Module]:
     if plain not in _RECOMPUTING:
         _RECOMPUTING[plain] = _make_recomputing(plain)
     return _RECOMPUTING[plain]
+
+
+def _blank_recomputing(plain: type[nn.Module]) -> nn.Module:
+    kind = _recomputing(plain)
+    return kind.__new__(kind)
 
 
 def _make_recomputing(plain: type[nn.Module]) -> type[nn.Module]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -73,6 +74,16 @@ def test_a_copy_is_checkpointed_on_its_own_and_switching_off_restores_the_classe
     checkpoint_activations(network, enabled=False)
     assert [type(module) for module in network.modules()] == kinds
     assert not is_checkpointed(network)
+
+
+def test_it_goes_through_pickle_to_other_processes() -> None:
+    network = tiny("basic").train()
+    checkpoint_activations(network)
+    again = pickle.loads(pickle.dumps(network))
+    assert is_checkpointed(again)
+    assert [type(module) for module in again.modules()] == [type(module) for module in network.modules()]
+    expected, got = gradients(network, images()), gradients(again, images())
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("keyed", [True, False])
