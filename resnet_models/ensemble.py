@@ -55,9 +55,10 @@ class Ensemble(nn.Module):
             return [member(x) for member in self.members]
         return [member(x, sample_keys=sample_keys) for member in self.members]
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor, *, sample_keys: Tensor | None = None) -> Tensor:
         """Return all members' features side by side: (N, in_channels, H, W) -> (N, sum of channels)."""
-        return torch.cat([member.features(x) for member in self.members], dim=1)  # type: ignore[operator]
+        keyed = {} if sample_keys is None else {"sample_keys": sample_keys}
+        return torch.cat([member.features(x, **keyed) for member in self.members], dim=1)  # type: ignore[operator]
 
     def forward(self, x: Tensor, *, sample_keys: Tensor | None = None) -> Tensor:
         """Return the mean logits (N, num_classes); `sample_keys` (N,) go to every member, see `ResNet.forward`."""

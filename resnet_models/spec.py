@@ -69,7 +69,10 @@ class ModelSpec(SpecFields):
 
         Raises:
             SpecError: A field is unknown (the nearest is named) or holds a value of another type.
+            TypeError: The values are no table of fields.
         """
+        if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+            raise TypeError(f"a spec is read from fields by name, not from {values!r:.80}")
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:

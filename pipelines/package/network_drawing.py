@@ -60,7 +60,7 @@ def make_drawing(portrait: Portrait) -> NetworkDrawing:
 
 def count_words(number: int) -> str:
     """Return a count as papers print it: 25.6 M, 4.09 G."""
-    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+    for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return str(number)

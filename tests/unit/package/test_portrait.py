@@ -146,7 +146,7 @@ def test_a_drawing_is_one_file_without_script_or_address() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "words"), [(640, "640"), (2049, "2.05 k"), (25557032, "25.6 M"), (4089e6, "4.09 G")]
+    ("number", "words"), [(640, "640"), (2049, "2.05 k"), (25557032, "25.6 M"), (4089e6, "4.09 G"), (1.89e12, "1.89 T")]
 )
 def test_counts_are_printed_as_in_papers(number: int, words: str) -> None:
     assert count_words(number) == words

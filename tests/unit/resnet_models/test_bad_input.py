@@ -116,6 +116,12 @@ def test_descriptions_that_cannot_be_honoured(changes: dict[str, object], messag
         ModelSpec.from_json(changes)
 
 
+@pytest.mark.parametrize("values", [None, [], "resnet50", {1: 2}])
+def test_what_is_no_table_of_fields(values: object) -> None:
+    with pytest.raises(TypeError, match=f"^{re.escape(f'a spec is read from fields by name, not from {values!r}')}$"):
+        ModelSpec.from_json(values)  # type: ignore[arg-type]
+
+
 def test_the_cures_work() -> None:
     build(ModelSpec.from_json({**CIFAR, "norm": "group", "norm_size": 16, "depths": [1, 1], "channels": [64, 80]}))
     build(ModelSpec.from_json({**RESNEXT, "channels": [32]}))

@@ -112,6 +112,11 @@ def test_sample_keys_reach_every_member() -> None:
     ensemble, x = Ensemble([Keyed(), Keyed()]), torch.zeros(2, 3)
     assert ensemble(x).eq(0).all()
     assert torch.equal(ensemble(x, sample_keys=torch.tensor([1, 5]))[:, 0], torch.tensor([1.0, 5.0]))
+    dropping = Ensemble([build(replace(SPEC, drop_path_rate=0.9, norm="frozen"), seed=seed) for seed in (1, 2)]).train()
+    images, keys = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(8)
+    first = dropping.features(images, sample_keys=keys)
+    assert torch.equal(dropping.features(images, sample_keys=keys), first)
+    assert not torch.equal(dropping.features(images, sample_keys=keys + 8), first)
 
 
 def test_impossible_ensembles_are_refused() -> None:
