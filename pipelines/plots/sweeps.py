@@ -74,7 +74,9 @@ def _slice(axes: "Axes", palette: Palette, trials: Sequence[Mapping[str, Any]], 
     style_axes(axes, palette)
     axis_labels(axes, palette, x=shorten(path, 24))
     here = [trial for trial in trials if path in trial["params"]]
-    values = [trial["params"][path] for trial in here]
+    # Blocks per stage and the like are lists, which are named as one step.
+    sampled = [trial["params"][path] for trial in here]
+    values = [format_value(value) if isinstance(value, list) else value for value in sampled]
     scores = np.asarray([100 * float(trial["val_top1"]) for trial in here])
     positions: Sequence[float]
     few = MAX_NAMED_RATES if any(isinstance(v, float) for v in values) else MAX_NAMED_VALUES

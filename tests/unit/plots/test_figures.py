@@ -42,6 +42,10 @@ TRIALS = [
         "curve": [],
     },
 ]
+STAGES = [
+    {**trial, "params": {"model.depths": depths, "model.block": "basic"}}
+    for trial, depths in zip(TRIALS, ([1, 1, 1], [2, 2, 2], [1, 1, 1]), strict=True)
+]
 HOSTILE_CLASSES = ["$\\frac{", "a_{b", "<b>", "日本", "x" * 300]
 
 
@@ -72,6 +76,7 @@ def hex_of(pixel: npt.NDArray[np.uint8]) -> str:
         lambda: figures.class_balance({}),
         lambda: sweeps.sweep_slices(TRIALS),
         lambda: sweeps.sweep_slices([]),
+        lambda: sweeps.sweep_slices(STAGES),
         lambda: sweeps.sweep_curves(TRIALS),
         lambda: sweeps.sweep_curves([]),
     ],
