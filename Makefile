@@ -35,6 +35,7 @@ lint: $(VENV)/.stamp-dev
 
 $(VENV)/.stamp-install: pyproject.toml constraints.txt
 	@date +%s > .stamp-started
+	@echo "building $(VENV): some minutes and, with torch's CUDA build, about 7 GB (README: the CPU build is 2 GB)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable .
 	@echo $$(( $$(date +%s) - $$(cat .stamp-started) )) > $(VENV)/.set-up-seconds; rm -f .stamp-started

@@ -133,7 +133,7 @@ def files(dataset: str, split: str, as_json: bool) -> None:
     for path in paths:
         click.echo(path)
     option = f" --split {split}" if split else ""
-    render.note(f"next:\n  resnet data files {dataset}{option} | xargs {_READ_WITH_PANDAS}")
+    render.note(f"next:\n  resnet data files {dataset}{option} | xargs -r {_READ_WITH_PANDAS}")
 
 
 @command.command("compact")

@@ -27,7 +27,11 @@ def add_to(group: click.Group) -> None:
 @click.argument("corrections", metavar="TABLE")
 @options.as_json
 def relabel(dataset: str, corrections: str, as_json: bool) -> None:
-    """Publish a version with the labels that TABLE (.csv, .jsonl, .parquet: image_id or key, label) gives."""
+    """Publish a version with the labels that TABLE gives.
+
+    TABLE is a .csv, .tsv, .jsonl or .parquet file with columns image_id or key, label, and if wanted old_label (refused
+    where it does not stand) and reason.
+    """
     from pipelines.dataset.corrections import read_relabels
     from pipelines.dataset.reader import open_dataset
 
@@ -94,7 +98,7 @@ def duplicates(dataset: str, distance: int, across_splits: bool, table: str, pag
     opened = open_dataset(dataset)
     alike = find_alike(opened, max_distance=distance)
     surplus = alike.surplus(across_splits=across_splits)
-    if table:
+    if table and surplus:
         _write_table(table, surplus)
     if page:
         from pipelines.dataset.duplicates_page import make_page
@@ -106,8 +110,10 @@ def duplicates(dataset: str, distance: int, across_splits: bool, table: str, pag
     click.echo(f"look-alikes: {render.clean(opened.ref)}, at most {distance} of 64 bits apart")
     render.pairs(alike.counts())
     commands = [f"python -m webbrowser {page}"] if page else [f"resnet data duplicates {dataset} --page alike.html"]
-    if table:
+    if table and surplus:
         commands.append(f"resnet data exclude {opened.uri} --from {table} --reason near-duplicate")
+    elif table:
+        click.echo(f"nothing to take out: {render.clean(table)} was not written")
     elif surplus:
         commands.append(f"resnet data duplicates {dataset} --across-splits --table alike.csv")
     render.next_steps(commands)
@@ -133,7 +139,13 @@ def sheet(dataset: str, page: str, as_json: bool) -> None:
         render.as_json({"dataset": opened.ref, "page": page, **asdict(profile), "look_alikes": alike.counts()})
         return
     click.echo(f"sheet: {render.clean(page)}")
-    render.pairs({**{f"{kind} images": number for kind, (number, _) in profile.outliers.items()}, **alike.counts()})
+    render.pairs(
+        {
+            **{f"{kind} images": number for kind, (number, _) in profile.outliers.items()},
+            "groups of look-alikes": alike.counts()["clusters"],
+            "of them across splits": alike.counts()["clusters_across_splits"],
+        }
+    )
     render.next_steps([f"python -m webbrowser {page}", f"resnet data duplicates {dataset} --page alike.html"])
 
 

@@ -15,7 +15,7 @@ from pipelines.cli import options, render
 @click.argument("file", metavar="FILE")
 @options.overrides
 @click.option(
-    "--arch", required=True, metavar="NAME", help="The network, e.g. resnet50 (`resnet describe` lists them)."
+    "--arch", required=True, metavar="NAME", help="The network, e.g. resnet50 (`resnet describe list` shows them)."
 )
 @click.option("--licence", required=True, metavar="TEXT", help="Licence of the weights; kept with all that follows.")
 @click.option("--source", required=True, metavar="URL", help="Where the weights come from.")

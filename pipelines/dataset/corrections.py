@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -98,7 +99,11 @@ class _Finder:
             return found[0]
         if found:
             raise InputError(f"{key} names {len(found)} images of {self._ref}", where=where, mend="give the image_id")
-        raise InputError(f"{key or image_id!r} is no image of {self._ref}", where=where, mend=_NAMES)
+        near = [each for each in self._keys if each.endswith(f"/{key}")] or get_close_matches(key, self._keys, n=1)
+        mend = (
+            f"did you mean {near[0]}?" if near else f"{_NAMES}; `resnet data show {self._ref} --samples 5` shows some"
+        )
+        raise InputError(f"{key or image_id!r} is no image of {self._ref}", where=where, mend=mend)
 
 
 def _label(value: object, task: str) -> Any:

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -301,6 +302,10 @@ def open_dataset(reference: str, *, stage_format: str | None = DATASET_FORMAT) -
     """
     uri, version = parse_ref(reference)
     storage = Storage.open(uri)
+    if storage.is_local and Path(storage.uri).is_file():
+        raise InputError(
+            f"{storage.uri} is a file, not a dataset", mend="a dataset is a folder that ingest has written"
+        )
     catalog = read_version(storage, version, stage_format=stage_format)
     if catalog is None:
         raise InputError(

@@ -185,7 +185,9 @@ def _warnings(catalog: Catalog) -> list[str]:
         warnings.append(f"there is one class only ({next(iter(totals))}): are the images in folders by class?")
     unlabelled = sum(part["unlabelled"] for part in catalog["splits"].values())
     if unlabelled:
-        warnings.append(f"{unlabelled:,} images have no label: they are in no class folder")
+        warnings.append(
+            f"{unlabelled:,} images have no label: they are in no class folder, and no table was given (labels=)"
+        )
     shares = catalog["split"]["shares"]
     for split in ("train", "val", "test"):
         if split not in catalog["splits"] and (split == "train" or shares[split] > 0):
@@ -218,5 +220,10 @@ def _result(plan: Plan, catalog: Catalog, *, skipped: bool, **rate: float) -> In
     reasons = {name.partition(".")[2]: number for name, number in counts.items() if name.startswith("quarantined.")}
     if reasons:
         figures["reasons"] = ", ".join(f"{reason} {number}" for reason, number in reasons.items())
-    commands = (f"resnet data show {plan.out}", f"resnet train {plan.out}")
+    commands: tuple[str, ...] = (f"resnet data show {plan.out}", f"resnet train {plan.out}")
+    if not catalog["classes"]:
+        commands = (
+            f"resnet ingest {next(iter(catalog['locations'].values()))} labels=LABELS.csv --out OTHER",
+            commands[0],
+        )
     return IngestResult(plan.stage, plan.out, plan.key, skipped, figures, commands, version=int(catalog["version"]))

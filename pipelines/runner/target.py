@@ -94,7 +94,7 @@ def resolve(stage: str, text: str, *, dataset: str = "") -> Target:
         name = f"preset {text}" if preset is not None else f"config file {text}"
         if not dataset:
             return Target(stage, path, "", "none", f"CONFIG is the {name}")
-        kind = _kind_of(stage, dataset)
+        kind = _kind_of(stage, dataset, named=True)
         return Target(stage, path, dataset, kind, f"CONFIG is the {name}, on the {_noun(kind)} {dataset}")
     if dataset:
         raise InputError(
@@ -164,7 +164,11 @@ def describe_counts(catalog: dict[str, Any]) -> str:
     """Return in words how many images each split of a dataset holds."""
     splits = {name: part["rows"] for name, part in catalog["splits"].items()}
     words = ", ".join(f"{name} {rows:,}" for name, rows in splits.items())
-    return f"{sum(splits.values()):,} images: {words}"
+    counts = catalog["counts"]
+    refused = ", ".join(
+        f"{name.partition('.')[2]} {number:,}" for name, number in counts.items() if name.startswith("quarantined.")
+    )
+    return f"{sum(splits.values()):,} images: {words}" + (f"; refused: {refused}" if refused else "")
 
 
 def is_dataset(address: str) -> bool:
@@ -174,11 +178,15 @@ def is_dataset(address: str) -> bool:
     return catalog is not None and catalog.get("format") == DATASET_FORMAT
 
 
-def _kind_of(stage: str, address: str) -> Literal["dataset", "images"]:
+def _kind_of(stage: str, address: str, *, named: bool = False) -> Literal["dataset", "images"]:
     uri, version = parse_ref(address)
     if version is not None or is_dataset(uri):
         return "dataset"
     if "://" not in uri and not Path(uri).expanduser().exists():
+        if named:
+            raise InputError(
+                f"there is no dataset at {address}, and nothing else", where="--dataset", mend="check the path"
+            )
         raise InputError(
             f"{address} is no preset of {stage}, no .yaml file, and nothing is there",
             mend=f"presets: {', '.join(preset_names(stage)) or 'none'}; or check the path",
@@ -186,7 +194,8 @@ def _kind_of(stage: str, address: str) -> Literal["dataset", "images"]:
     if "://" not in uri and Path(uri).suffix.lower() in (".csv", ".tsv", ".jsonl", ".json", ".txt"):
         raise ConfigError(
             f"{address} is a table, where a folder, .zip or .tar of images is meant",
-            mend="give the folder that holds the images, one sub-folder a class",
+            mend="give the folder that holds the images, one sub-folder a class; or ingest it with the table:"
+            f" resnet ingest IMAGES labels={address}",
         )
     return "images"
 

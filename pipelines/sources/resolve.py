@@ -19,7 +19,9 @@ from pipelines.storage import Storage
 
 PARQUET = ".parquet"
 TABLE_EXTENSIONS = ("csv", "tsv", "json", "jsonl", "xlsx", "xls")
-KINDS = "a folder of class folders (SOURCE/<class>/<image>), a .zip, a .tar, a .tar.gz Parquet, or a folder of archives"
+KINDS = (
+    "a folder of class folders (SOURCE/<class>/<image>), a .zip, a .tar, a .tar.gz, Parquet, or a folder of archives"
+)
 
 
 def open_source(uri: str, name: str = "", *, columns: Columns | None = None) -> Source:

@@ -154,6 +154,16 @@ def run_workers(
     return outcome
 
 
+def check(config: TrainConfig) -> None:
+    """Refuse what is known to fail, without running anything; for `--dry-run`.
+
+    Raises:
+        ConfigError: weights, workers or GPUs do not fit.
+        InputError: there is no dataset, or no model where `init.from` says.
+    """
+    _refuse_early(config, make_plan(config))
+
+
 def _refuse_early(config: TrainConfig, plan: TrainPlan) -> None:
     """Refuse what is known to fail before Ray and its workers are started."""
     if config.use_gpu is True and not (config.ray.address or os.environ.get("RAY_ADDRESS")):

@@ -152,3 +152,17 @@ def test_a_difference_names_added_and_removed_images(tmp_path: Path) -> None:
     assert found.counts() == {"added": 2, "removed": 0, "relabelled": 0, "changed": 0}
     assert {row["image_id"] for row in found.added} == {image_id(0, "more"), image_id(1, "more")}
     assert difference(f"{storage.uri}@v2", f"{storage.uri}@v1").counts()["removed"] == 2
+
+
+def test_a_key_without_its_top_folder_is_met_with_the_whole_one(tmp_path: Path) -> None:
+    from pipelines.ingest import stage
+    from pipelines.ingest.config import IngestConfig
+    from pipelines.ingest.unit import ingest_unit
+    from tests import factories
+
+    files = [(f"photos/cat/{n}.png", factories.make_png(n, 16, 16)) for n in range(6)]
+    (tmp_path / "photos.zip").write_bytes(factories.make_zip(files))
+    config = IngestConfig(source=str(tmp_path / "photos.zip"), out=str(tmp_path / "out"))
+    stage.run(config, lambda job, units: (ingest_unit(unit, job) for unit in units))
+    with pytest.raises(InputError, match=r"did you mean photos/cat/3\.png\?"):
+        exclusions(open_dataset(str(tmp_path / "out")), ["cat/3.png"], "", "why")

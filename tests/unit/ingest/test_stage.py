@@ -244,7 +244,10 @@ def test_flat_archives_have_no_labels(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(factories.make_tar(files))
     dataset = ingest(tmp_path / "x.tar", tmp_path / "out")
     assert dataset.classes == []
-    assert "30 images have no label: they are in no class folder" in dataset.catalog["warnings"]
+    assert (
+        "30 images have no label: they are in no class folder, and no table was given (labels=)"
+        in dataset.catalog["warnings"]
+    )
     assert dataset.preprocess["evaluation"]["size_px"] == 224
 
 
