@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # Extra arguments for pip, for example to name the index of torch's CPU build.
 PIP_ARGS ?=
 
+FAST := not slow and not benchmark and not gpu
+
 .PHONY: demo test lint slow benchmarks clean help
 
 help:
@@ -18,8 +20,10 @@ demo: $(VENV)/.stamp-install
 	@echo "set-up took $$(cat $(VENV)/.set-up-seconds) s (timed apart from the road)"
 	$(BIN)/resnet run demo
 
+# Tests that start Ray, MLflow or commands come by themselves: two of them at once would share the cores.
 test: $(VENV)/.stamp-dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "$(FAST) and not integration and not e2e"
+	$(BIN)/python -m pytest -m "$(FAST) and (integration or e2e)"
 
 slow: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -m slow
