@@ -1,4 +1,5 @@
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata from copy import copy
+import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_a_package_that_shadows_ours_is_found(tmp_path, monkeypatch):
     find_spec = doctor.importlib.util.find_spec
 
     def shadowed(name):
-        spec = find_spec(name)
+        spec = copy(find_spec(name))  # the module itself holds the original
         if name == "pipelines":
             spec.origin = str(foreign)
         return spec
