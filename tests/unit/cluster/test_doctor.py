@@ -1,5 +1,5 @@
-from importlib.metadata from copy import copy
-import PackageNotFoundError
+from copy import copy
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
