@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import xxhash
 from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
@@ -273,6 +275,23 @@ def make_tar(members: Sequence[tuple[str, bytes] | tarfile.TarInfo], *, tar_form
             info.size = len(member[1])
             archive.addfile(info, io.BytesIO(member[1]))
     return out.getvalue()
+
+
+ZSTD_SKIPPABLE = struct.pack("<II", 0x184D2A50, 4) + b"pzst"
+"""A skippable frame, which parallel packers write first."""
+
+
+def zstd(data: bytes) -> bytes:
+    """Return one compressed frame; Arrow writes no checksum."""
+    packed: bytes = pa.compress(data, "zstd", asbytes=True)
+    return packed
+
+
+def zstd_stored(data: bytes) -> bytes:
+    """Return a frame of raw blocks with a checksum, for a little data (RFC 8878, 3.1.1)."""
+    assert len(data) < 2**17
+    block = struct.pack("<I", (len(data) << 3) | 1)[:3] + data
+    return bytes.fromhex("28b52ffd0468") + block + struct.pack("<I", xxhash.xxh64_intdigest(data) & 0xFFFFFFFF)
 
 
 def tar_link(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:

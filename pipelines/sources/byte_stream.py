@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import abc
 import bz2
 import lzma
 import zlib
 from collections.abc import Callable
 from typing import Any
+
+from typing_extensions import override
 
 from pipelines.storage import Storage
 
@@ -20,6 +23,9 @@ DECOMPRESSORS: dict[bytes, Callable[[], Any]] = {
     b"\xfd7zXZ\0": lzma.LZMADecompressor,
 }
 """By the first bytes of the file."""
+ZSTD_MAGICS = (b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18")
+"""A frame, and the skippable one that parallel packers write first (RFC 8878, 3.1)."""
+PACKED_MAGICS = (*DECOMPRESSORS, *ZSTD_MAGICS)
 
 
 class GzipUnpacker:
@@ -108,17 +114,15 @@ class PlainStream:
         return self.position
 
 
-class PackedStream:
-    """A compressed stored file, unpacked as it is read; its end is where the data ends."""
+class UnpackedStream(abc.ABC):
+    """What a compressed stored file unpacks to, read forward; its end is where the data ends."""
 
-    def __init__(self, storage: Storage, path: str, size: int, make: Callable[[], Any]) -> None:
+    def __init__(self) -> None:
         self.position = 0
         self.size: int | None = None
         self.fault: tuple[str, str] = ("", "")
         """Why the data ended too early: (reason, message)."""
-        self._storage, self._path, self._total = storage, path, size
-        self._make, self._unpacker = make, make()
-        self._packed_at, self._packed, self._plain = 0, b"", bytearray()
+        self._plain = bytearray()
         self._is_done = False
 
     def read(self, length: int) -> bytes:
@@ -142,8 +146,26 @@ class PackedStream:
         while self.position < stop and self.read(PACKED_CHUNK_BYTES):
             pass
 
+    @abc.abstractmethod
     def _fill(self) -> None:
         """Unpack a bounded step: a few packed bytes may stand for very many."""
+
+    def _stop(self, reason: str, message: str) -> None:
+        self._is_done = True
+        self.fault = (reason, message)
+
+
+class PackedStream(UnpackedStream):
+    """A stored file of gzip, bzip2 or xz."""
+
+    def __init__(self, storage: Storage, path: str, size: int, make: Callable[[], Any]) -> None:
+        super().__init__()
+        self._storage, self._path, self._total = storage, path, size
+        self._make, self._unpacker = make, make()
+        self._packed_at, self._packed = 0, b""
+
+    @override
+    def _fill(self) -> None:
         wants_input = getattr(self._unpacker, "needs_input", True)  # zlib hands unread input back instead
         if wants_input and not self._packed:
             wanted = min(PACKED_CHUNK_BYTES, self._total - self._packed_at)
@@ -179,6 +201,11 @@ class PackedStream:
         else:
             self._is_done = True
 
-    def _stop(self, reason: str, message: str) -> None:
-        self._is_done = True
-        self.fault = (reason, message)
+
+def open_packed(storage: Storage, path: str, size: int, magic: bytes) -> UnpackedStream:
+    """Return the stream of a compressed file that begins with one of `PACKED_MAGICS`."""
+    if magic in ZSTD_MAGICS:
+        from pipelines.sources.zstd_stream import ZstdStream  # pyarrow, which no other archive needs
+
+        return ZstdStream(storage, path, size)
+    return PackedStream(storage, path, size, DECOMPRESSORS[magic])

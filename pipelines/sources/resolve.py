@@ -8,7 +8,7 @@ from pipelines.errors import InputError
 from pipelines.image.sniff import FORMAT_BY_EXTENSION
 from pipelines.sources.archives import ArchivesSource
 from pipelines.sources.base import Source
-from pipelines.sources.byte_stream import DECOMPRESSORS
+from pipelines.sources.byte_stream import PACKED_MAGICS
 from pipelines.sources.columns import Columns
 from pipelines.sources.folder import FolderSource
 from pipelines.sources.idx import IdxSource, is_idx
@@ -20,7 +20,8 @@ from pipelines.storage import Storage
 PARQUET = ".parquet"
 TABLE_EXTENSIONS = ("csv", "tsv", "json", "jsonl", "xlsx", "xls")
 KINDS = (
-    "a folder of class folders (SOURCE/<class>/<image>), a .zip, a .tar, a .tar.gz, Parquet, or a folder of archives"
+    "a folder of class folders (SOURCE/<class>/<image>), a .zip, a .tar (.gz, .bz2, .xz, .zst), Parquet,"
+    " or a folder of archives"
 )
 
 
@@ -78,7 +79,7 @@ def _open_file(storage: Storage, path: str, size: int, name: str, columns: Colum
     suffix = PurePosixPath(path).suffix.lower().lstrip(".")
     if head[:4] in (b"PK\3\4", b"PK\5\6", b"PK\7\x08") or suffix == "zip":
         return ZipSource(storage, path, name)
-    for magic in DECOMPRESSORS:
+    for magic in PACKED_MAGICS:
         if head.startswith(magic):
             return TarSource(storage, path, name, magic)
     if head[257:262] == b"ustar" or suffix == "tar":

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from pipelines.errors import InputError
 from pipelines.sources.base import Entry, Found, Listing, Member, Source, Unit, make_listing, member_of
-from pipelines.sources.byte_stream import DECOMPRESSORS, PackedStream, PlainStream
+from pipelines.sources.byte_stream import PlainStream, UnpackedStream, open_packed
 from pipelines.sources.names import readable_key
 from pipelines.sources.tar_walk import TarMember, walk_tar
 from pipelines.sources.units import read_ranges, span_units, streamed_units
@@ -50,7 +50,7 @@ class TarSource(Source):
                     stream.read(member.size).decode(errors="replace").strip()
                 )
             found.append(self._found(number, member))
-        if isinstance(stream, PackedStream):
+        if isinstance(stream, UnpackedStream):
             stream.drain()
             reason, message = stream.fault
             if reason and not faults:
@@ -130,11 +130,10 @@ class TarSource(Source):
         window += [_checked(entry, b"") for entry in wanted.values()]
         yield from sorted(window, key=lambda member: member.image_id)
 
-    def _stream(self) -> PlainStream | PackedStream:
+    def _stream(self) -> PlainStream | UnpackedStream:
         size = self._storage.size(self._path) or 0
-        make = DECOMPRESSORS.get(self._magic)
-        if make:
-            return PackedStream(self._storage, self._path, size, make)
+        if self._magic:
+            return open_packed(self._storage, self._path, size, self._magic)
         return PlainStream(self._storage, self._path, size)
 
 

@@ -63,6 +63,9 @@ ARCHIVES: list[tuple[str, Callable[[list[tuple[str, bytes]]], bytes]]] = [
     ("x.tar.bz2", lambda files: bz2.compress(factories.make_tar(files))),
     ("parts.tar.bz2", lambda files: _in_parts(factories.make_tar(files), bz2.compress)),
     ("x.tar.xz", lambda files: lzma.compress(factories.make_tar(files))),
+    ("x.tar.zst", lambda files: factories.zstd(factories.make_tar(files))),
+    ("parts.tar.zst", lambda files: _in_parts(factories.make_tar(files), factories.zstd)),
+    ("skipped.tar.zst", lambda files: factories.ZSTD_SKIPPABLE + factories.zstd(factories.make_tar(files))),
 ]
 
 
@@ -172,7 +175,11 @@ def test_system_files_are_counted_not_read(place: Storage) -> None:
 
 def test_cut_tar_keeps_what_is_whole(place: Storage) -> None:
     whole = factories.make_tar(GOOD)
-    for archive, data in (("x.tar", whole[:8_000]), ("x.tar.gz", gzip.compress(whole)[:-4000])):
+    for archive, data in (
+        ("x.tar", whole[:8_000]),
+        ("x.tar.gz", gzip.compress(whole)[:-4000]),
+        ("x.tar.zst", factories.zstd(whole[:8_000]) + factories.zstd(whole[8_000:])[:-4000]),
+    ):
         source = open_bytes(place, archive, data)
         assert source.listing().faults == (f"the archive ends inside this member of {len(PNG):,} bytes",)
         assert outcomes(source) == [("a/1.jpg", None, ()), ("b/2.png", "ARCHIVE_TRUNCATED", ())]
@@ -205,6 +212,10 @@ def test_wrong_checksums(place: Storage) -> None:
     packed[-5] ^= 0xFF
     source = open_bytes(place, "x.tar.gz", bytes(packed))
     assert outcomes(source) == [("!x.tar.gz", "CRC", ()), ("a/1.jpg", None, ()), ("b/2.png", None, ())]
+    packed = bytearray(factories.zstd_stored(factories.make_tar(GOOD)))
+    packed[-1] ^= 0xFF
+    source = open_bytes(place, "x.tar.zst", bytes(packed))
+    assert outcomes(source) == [("!x.tar.zst", "CRC", ()), ("a/1.jpg", None, ()), ("b/2.png", None, ())]
     zipped = bytearray(factories.make_zip(GOOD))
     zipped[200] ^= 0xFF
     source = open_bytes(place, "x.zip", bytes(zipped))
@@ -227,6 +238,13 @@ def test_bombs_are_not_unpacked(place: Storage) -> None:
     ]
     with pytest.raises(InputError, match=r"has overlapping members \(OVERLAP\)"):
         open_bytes(place, "y.zip", factories.overlapping_zip(1000)).listing()
+
+
+def test_a_zstd_window_that_wants_gigabytes_is_refused(place: Storage) -> None:
+    wide = bytes.fromhex("28b52ffd00a8") + bytes.fromhex("010000")  # no content size, a window of 2 GB
+    source = open_bytes(place, "x.tar.zst", wide)
+    assert outcomes(source) == [("!x.tar.zst", "BOMB_RATIO", ())]
+    assert "window of more than 128 MB" in source.listing().faults[0]
 
 
 def test_a_directory_that_understates_the_size_is_a_bomb(place: Storage) -> None:
@@ -301,7 +319,7 @@ def test_random_damage_never_escapes(tmp_path: Path) -> None:
     storage = Storage.open(tmp_path)
     seeds = [(name, make(GOOD)) for name, make in ARCHIVES]
     refused, faulty = 0, 0
-    for number in range(300):
+    for number in range(400):
         name, whole = generator.choice(seeds)
         data = bytearray(whole)
         for _ in range(generator.randint(1, 6)):
