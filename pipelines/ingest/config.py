@@ -54,9 +54,15 @@ class SplitConfig(StrictModel):
     """Share of images on which the chosen model is reported."""
     seed: int = Field(0, ge=0)
     """Seed of the hash that orders images."""
-    by: Literal["auto", "given", "stratified", "hash"] = "auto"
+    by: Literal["auto", "given", "stratified", "hash", "group", "time"] = "auto"
     """`given`: the source's own train/val/test folders; `stratified`: the shares hold in each class; `hash`: by
-    image alone; `auto`: given where every image has one, else stratified where images have labels, else hash."""
+    image alone; `group`: images of one group stay together; `time`: the newest are test, the oldest train; `auto`:
+    group or time where a column is named, given where every image has a split, else stratified where images have
+    labels, else hash."""
+    group: str = later_field("", legacy="")
+    """Column (of the table of labels, or of Parquet) whose equal values stay together, for example patient."""
+    time: str = later_field("", legacy="")
+    """Column of times by which images are divided: all numbers, or all ISO 8601 dates. Equal times stay together."""
 
     @model_validator(mode="after")
     def _shares_add_up(self) -> SplitConfig:
@@ -64,6 +70,13 @@ class SplitConfig(StrictModel):
             if self.val + self.test >= 1:
                 raise ValueError(f"split.val + split.test is {self.val + self.test:g}; nothing is left to train on")
             self.__dict__["train"] = round(1 - self.val - self.test, 12)  # frozen holds for others, not for validation
+        for name in ("group", "time"):
+            column = getattr(self, name)
+            if bool(column) != (self.by == name) and (self.by != "auto" or (self.group and self.time)):
+                raise ValueError(
+                    f"split.by is {self.by} and split.{name} is {column!r}; name a column for split.by={name}, and only"
+                    " then"
+                )
         if abs(self.train + self.val + self.test - 1) > 1e-9:
             raise ValueError(
                 f"split.train + split.val + split.test is {self.train + self.val + self.test:g}; it must be 1,"

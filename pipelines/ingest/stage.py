@@ -63,7 +63,7 @@ def run(config: IngestConfig, run_units: RunUnits | None = None) -> IngestResult
     from pipelines.ingest.split import make_split_plan
     from pipelines.ingest.unit import IngestJob
 
-    split_plan = make_split_plan(listing.entries, config.split)
+    split_plan = make_split_plan(listing.entries, config.split, source.carried)
     stray = outside_splits([entry.key for entry in listing.entries if not entry.reason])
     units = source.units()
     run_id = next_run_id(store, plan.key)

@@ -85,7 +85,7 @@ def _write_unit(unit: Unit, job: IngestJob, writer: ShardWriter, careful: Alone 
         row = _row(member, image, job)
         largest_side_px = max(largest_side_px, row["width"], row["height"])
         flags.update(row["flags"])
-        writer.append(job.split_plan.split_of(member.image_id, member.label, member.given_split), row)
+        writer.append(job.split_plan.place(member, job.source.carried), row)
     return {
         **writer.close().to_json(),
         "members": len(unit.entries),
@@ -123,7 +123,7 @@ def _quarantine_row(member: Member, refused: RefusedImage, job: IngestJob) -> di
         "occurrence": member.occurrence,
         "image_id": member.image_id,
         "label": member.label,
-        "split": job.split_plan.split_of(member.image_id, member.label, member.given_split),
+        "split": job.split_plan.place(member, job.source.carried),
         "reason": refused.reason,
         "message": refused.message,
         "bytes_sha256": None if member.data is None else hashlib.sha256(member.data).hexdigest(),

@@ -146,3 +146,105 @@ def test_shares_must_add_up() -> None:
 def test_hash_is_pinned() -> None:
     # datasets that stand depend on it
     assert f"{split_hash(0, '00' * 16):016x}" == "dbf1a07308156ad1"
+
+
+def with_values(listed: Sequence[Entry], values: Sequence[str | None]) -> list[Entry]:
+    return [entry._replace(carried=("x", value)) for entry, value in zip(listed, values, strict=True)]
+
+
+CARRIED = ("other", "column")
+
+
+def places(plan: SplitPlan, listed: Sequence[Entry]) -> dict[str, str]:
+    return {entry.key: plan.place(entry, CARRIED) for entry in listed}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=25), st.integers(0, 3), st.integers(0, 5))
+def test_groups_stay_whole_and_newcomers_move_nobody(sizes: list[int], seed: int, alone: int) -> None:
+    names = [f"g{number}" for number, size in enumerate(sizes) for _ in range(size)]
+    values: list[str | None] = [*names, *[None] * alone]
+    listed = with_values(entries([f"{'ab'[i % 2]}/{i}.jpg" for i in range(len(values))]), values)
+    config = SplitConfig(group="column", seed=seed)
+    plan = make_split_plan(listed, config, CARRIED)
+    assert plan.by == "group"
+    where = places(plan, listed)
+    of_group: dict[str, set[str]] = {}
+    for entry in listed:
+        of_group.setdefault(entry.carried[1] or entry.key, set()).add(where[entry.key])
+    assert all(len(splits) == 1 for splits in of_group.values())
+    shuffled = list(listed)
+    random.Random(seed).shuffle(shuffled)
+    assert make_split_plan(shuffled, config, CARRIED) == plan
+    counts, total = Counter(where.values()), len(listed)
+    assert counts["train"] > 0
+    # a split takes groups until it has its share, so it is over by less than one group; train keeps the last one
+    for reached, share in ((counts["test"], 0.1), (counts["test"] + counts["val"], 0.2)):
+        assert reached < share * total + max(sizes)
+        assert reached >= share * total - max(sizes)
+    again = SplitPlan.from_json(json.loads(json.dumps(plan.to_json())))
+    newcomer = listed[0]._replace(image_id="f" * 32, key="new.jpg")
+    assert places(again, [*listed, newcomer]) == {**where, "new.jpg": where[listed[0].key] if names else "train"}
+
+
+def test_images_without_a_group_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    listed = with_values(entries([f"{i}.jpg" for i in range(100)]), ["p1"] * 40 + [""] * 60)
+    plan = make_split_plan(listed, SplitConfig(by="group", group="column"), CARRIED)
+    assert caplog.messages == ["60 of 100 images have no column: each is a group of its own"]
+    assert len(set(list(places(plan, listed).values())[:40])) == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(2000, 2030), min_size=1, max_size=80), st.sampled_from(["number", "date", "zone"]))
+def test_times_go_from_oldest_to_newest(years: list[int], written: str) -> None:
+    texts = [{"number": f"{y}", "date": f"{y}-05-01", "zone": f"{y}-05-01T02:00:00+02:00"}[written] for y in years]
+    listed = with_values(entries([f"a/{i}.jpg" for i in range(len(years))]), texts)
+    config = SplitConfig(by="time", time="column")
+    plan = make_split_plan(listed, config, CARRIED)
+    where = [plan.place(entry, CARRIED) for entry in listed]
+    rank = {"train": 0, "val": 1, "test": 2}
+    ordered = sorted(zip(years, where, strict=True))
+    assert [rank[split] for _, split in ordered] == sorted(rank[split] for split in where)
+    assert len({(year, split) for year, split in ordered}) == len(set(years))  # equal times never straddle
+    assert make_split_plan(listed[::-1], config, CARRIED) == plan
+    largest = max(Counter(years).values())
+    assert where.count("test") < 0.1 * len(years) + largest
+    again = SplitPlan.from_json(json.loads(json.dumps(plan.to_json())))
+    assert [again.place(entry, CARRIED) for entry in listed] == where
+    assert again.split_of("x", value="1990" if written == "number" else "1990-01-01") == "train"
+
+
+def test_times_that_are_none_are_refused() -> None:
+    listed = with_values(entries([f"a/{i}.jpg" for i in range(4)]), ["2024-01", "2024-02-03", "yesterday", "2025"])
+    config = SplitConfig(by="time", time="column")
+    with pytest.raises(ConfigError) as caught:
+        make_split_plan(listed, config, CARRIED)
+    assert str(caught.value) == (
+        "ConfigError: split.time is column, and a/2.jpg has 'yesterday' there, which is no time\n"
+        "  mend:  write all times as numbers or all as ISO 8601, for example 2024-05-31 or 2024-05-31T14:00:00Z"
+    )
+    plan = make_split_plan([*listed[:2], listed[3]], config, CARRIED)
+    plan.check(listed[:2], CARRIED)
+    with pytest.raises(ConfigError, match=r"a/2.jpg has 'yesterday' there"):
+        plan.check(listed, CARRIED)
+    with pytest.raises(ConfigError, match=r"a/0.jpg has nothing there"):
+        make_split_plan(with_values(listed, [None, "1", "2", "nan"]), config, CARRIED)
+
+
+def test_a_column_the_source_has_not_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_split_plan(entries(["a/1.jpg"]), SplitConfig(group="patient"), ("site",))
+    assert str(caught.value) == (
+        "ConfigError: split.group is patient, and the source has no such column; it has site\n"
+        "  mend:  columns come from a table (labels=) or from Parquet; name one of them"
+    )
+    for wrong in ({"by": "hash", "group": "x"}, {"by": "group"}, {"group": "x", "time": "y"}, {"by": "time"}):
+        with pytest.raises(ValueError, match=r"name a column for split.by=(group|time), and only then"):
+            SplitConfig(**wrong)
+
+
+def test_lists_of_labels_go_by_image_alone() -> None:
+    listed = [entry._replace(label=("cat", "dog")) for entry in entries([f"{i}.jpg" for i in range(2000)])]  # type: ignore[arg-type]
+    plan = make_split_plan(listed, SplitConfig())
+    assert plan.by == "hash"
+    assert 150 < counts_of(plan, listed)["test"] < 250
