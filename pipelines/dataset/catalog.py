@@ -16,7 +16,7 @@ from pipelines.errors import AlreadyExists, DataError, InputError, NotFound, Sto
 from pipelines.storage import Storage
 
 DATASET_FORMAT = "resnet-pipelines/dataset"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _VERSION = re.compile(r"^_versions/v(\d+)\.(json|purged)$")
 _REFERENCE = re.compile(r"^(?P<uri>.+?)@v?(?P<version>\d+)$")

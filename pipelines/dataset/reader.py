@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pipelines.dataset.catalog import DATASET_FORMAT, Catalog, format_ref, parse_ref, read_version
 from pipelines.dataset.overrides import Overrides, apply_overrides, live_rows, load_overrides
 from pipelines.dataset.receipt import QuarantineFile, ShardFile
-from pipelines.dataset.schema import make_shard_schema
+from pipelines.dataset.schema import OUR_COLUMNS, make_shard_schema, with_later_columns
 from pipelines.dataset.shards import read_shard_list
 from pipelines.dataset.tables import open_parquet
 from pipelines.errors import DataError, InputError, NotFound
@@ -115,7 +115,8 @@ class Dataset:
         """Arrow schema of the rows."""
         if not self.catalog["carried"] or not self.shards():
             return make_shard_schema(self.task)
-        return self._parquet(self.shards()[0].path).schema_arrow
+        standing = self._parquet(self.shards()[0].path).schema_arrow
+        return make_shard_schema(self.task, [field for field in standing if field.name not in OUR_COLUMNS])
 
     def shards(self, split: str | None = None) -> list[ShardFile]:
         """Return the shards of a split, or of all, in the order of rows."""
@@ -173,7 +174,7 @@ class Dataset:
         schema = self._wanted_schema(columns)
         with self._faults(file.path):
             table = self._parquet(file.path).read(columns=schema.names)
-        return table.select(schema.names).cast(schema)
+        return with_later_columns(table, schema).cast(schema)
 
     def read_group(self, split: str, group: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the live rows of one row group of `row_groups(split)`, patches applied.
@@ -182,11 +183,10 @@ class Dataset:
             DataError: the shard is damaged.
         """
         row_group = self.row_groups(split)[group]
-        names = self._wanted_schema(columns).names if columns is not None else None
+        schema = self._wanted_schema(columns)
         with self._faults(row_group.shard, row_group.index):
-            table = self._parquet(row_group.shard).read_row_group(row_group.index, columns=names)
-        if names is not None:
-            table = table.select(names)
+            table = self._parquet(row_group.shard).read_row_group(row_group.index, columns=schema.names)
+        table = with_later_columns(table, schema)
         return apply_overrides(table, self.overrides.get(row_group.shard, {}), row_group.first)
 
     def class_indices(self, split: str) -> npt.NDArray[np.int64]:

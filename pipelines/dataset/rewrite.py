@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipelines.dataset.overrides import Overrides, ShardOverrides, apply_overrides
 from pipelines.dataset.receipt import ShardFile
-from pipelines.dataset.schema import SHARD_SCHEMA
+from pipelines.dataset.schema import SHARD_SCHEMA, with_later_columns
 from pipelines.dataset.tables import open_parquet
 from pipelines.dataset.writer import ShardWriter
 from pipelines.errors import DataError
@@ -50,6 +50,7 @@ def rewrite_shard(
                 where=storage.address(file.path),
                 mend="ingest again",
             ) from error
+        table = with_later_columns(table, schema)
         for row in apply_overrides(table, changes, first).to_pylist():
             writer.append(file.split, row)
         first += table.num_rows

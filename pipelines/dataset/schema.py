@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from pipelines.errors import InputError
+from pipelines.errors import DataError, InputError
 
 IMAGE_TYPE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 
@@ -38,7 +38,11 @@ _AFTER_LABEL = [
     pa.field("channel_sum", pa.list_(pa.float64())),  # 3 sums over the stored pixels of value / 255
     pa.field("channel_square_sum", pa.list_(pa.float64())),  # 3 sums of (value / 255) squared
     pa.field("flags", pa.list_(pa.string())),  # remarks that did not stop the image, for example exif_invalid
+    pa.field("cropped_fraction", pa.float32()),  # share of the upright source's pixels that the stored crop cut away
 ]
+
+LATER_COLUMNS = frozenset({"cropped_fraction", "thumbnail"})
+"""Columns that files written by earlier versions lack; they read as null there."""
 
 OUR_COLUMNS = frozenset(field.name for field in [*_BEFORE_LABEL, pa.field("label", pa.string()), *_AFTER_LABEL])
 
@@ -61,6 +65,21 @@ def make_shard_schema(task: str = "single", carried: Sequence[pa.Field] = ()) ->
     return pa.schema(fields, metadata={"huggingface": _HUGGING_FACE})
 
 
+def with_later_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return the columns of a schema from a table that was read from a file, later ones as null where it lacks them.
+
+    Raises:
+        DataError: another column is missing.
+    """
+    for field in schema:
+        if field.name in table.schema.names:
+            continue
+        if field.name not in LATER_COLUMNS:
+            raise DataError(f"a file lacks the column {field.name!r}", mend="restore the file from a backup")
+        table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select(schema.names)
+
+
 SHARD_SCHEMA = make_shard_schema()
 
 QUARANTINE_SCHEMA = pa.schema(
@@ -75,6 +94,9 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("message", pa.string()),
         pa.field("bytes_sha256", pa.string()),  # null when no bytes could be read
         pa.field("size_bytes", pa.int64()),
+        pa.field(
+            "thumbnail", pa.binary()
+        ),  # JPEG or PNG, at most 96 a side; null where it does not decode, or must not
     ]
 )
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipelines.dataset.fingerprint import add, row_hash, to_hex
 from pipelines.dataset.receipt import QuarantineFile, ShardFile, UnitReport
-from pipelines.dataset.schema import OUR_COLUMNS, QUARANTINE_SCHEMA, SHARD_SCHEMA
+from pipelines.dataset.schema import LATER_COLUMNS, OUR_COLUMNS, QUARANTINE_SCHEMA, SHARD_SCHEMA
 from pipelines.dataset.tables import encode_table, open_writer
 from pipelines.storage import Storage
 
@@ -47,7 +47,7 @@ class ShardWriter:
         self._quarantine: list[dict[str, Any]] = []
 
     def append(self, split: str, row: Mapping[str, Any]) -> None:
-        """Add one row; `stored_sha256` is computed where the row has none.
+        """Add one row; `stored_sha256` is computed where the row has none, and later columns are null where left out.
 
         Raises:
             KeyError: a column of the schema is missing from the row; that is a bug of the caller.
@@ -86,6 +86,7 @@ class _Shard:
         self.split = split
         self._schema = schema
         self._carried = [name for name in schema.names if name not in OUR_COLUMNS]
+        self._later = dict.fromkeys(name for name in schema.names if name in LATER_COLUMNS)
         self._sink = io.BytesIO()
         self._writer = open_writer(self._sink, schema)
         self._rows: list[dict[str, Any]] = []
@@ -99,7 +100,7 @@ class _Shard:
         data = row["image"]["bytes"]
         if self._rows and (len(self._rows) == MAX_GROUP_ROWS or self._group_bytes + len(data) > MAX_GROUP_BYTES):
             self._flush()
-        whole = dict(row)
+        whole = {**self._later, **row}
         whole.setdefault("stored_sha256", hashlib.sha256(data).hexdigest())
         if whole.keys() != set(self._schema.names):
             odd = sorted(whole.keys() ^ set(self._schema.names))

@@ -50,6 +50,7 @@ def sample_row(number: int) -> dict:
         "channel_sum": [16 * value / 255 for value in color],
         "channel_square_sum": [16 * (value / 255) ** 2 for value in color],
         "flags": ["tiny"] if number % 2 else [],
+        "cropped_fraction": 0.25 * (number % 2),
     }
 
 
@@ -62,7 +63,14 @@ def make_dataset(folder: Path) -> None:
     for number in range(5):
         writer.append("train" if number < 3 else "test", sample_row(number))
     writer.quarantine(
-        {"source": "sample", "key": "empty.png", "occurrence": 0, "reason": "EMPTY", "message": "0 bytes"}
+        {
+            "source": "sample",
+            "key": "small.png",
+            "occurrence": 0,
+            "reason": "TOO_SMALL",
+            "message": "4 x 4 pixels",
+            "thumbnail": sample_row(0)["image"]["bytes"],
+        }
     )
     report = UnitReport.from_json(write_receipt(storage, run_id, 0, writer.close().to_json()))
     catalog = make_catalog(
@@ -91,7 +99,7 @@ def make_dataset(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    target = HERE / "dataset.v1"
+    target = HERE / "dataset.v2"
     if target.exists():
         sys.exit(f"{target} stands already; samples of a format version are never made anew")
     make_dataset(target)

@@ -20,7 +20,10 @@ from pipelines.dataset.receipt import UnitReport, read_receipts
 from pipelines.storage import Storage
 from tests.golden.formats.make_dataset_sample import make_dataset, sample_row
 
-SAMPLE = Path(__file__).parent / "dataset.v1"
+HERE = Path(__file__).parent
+SAMPLES = [HERE / "dataset.v1", HERE / "dataset.v2"]
+SAMPLE = SAMPLES[-1]
+each_sample = pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
 RUN = "0123456789abcdef" * 2 + "-0"
 
 
@@ -34,18 +37,25 @@ def relative_files(folder: Path) -> dict[str, Path]:
     return {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_the_sample_is_read_as_it_was_written():
-    first = open_dataset(f"{SAMPLE}@v1")
+@each_sample
+def test_the_sample_is_read_as_it_was_written(sample):
+    first = open_dataset(f"{sample}@v1")
+    is_first = sample == SAMPLES[0]
     assert first.classes == ["café", "tea"]
     rows = first.table("train").to_pylist() + first.table("test").to_pylist()
     for row, number in zip(rows, range(5), strict=True):
-        assert {name: value for name, value in row.items() if name != "stored_sha256"} == sample_row(number)
+        later = {"cropped_fraction": None} if is_first else {}
+        expected = sample_row(number) | later
+        assert {name: value for name, value in row.items() if name != "stored_sha256"} == expected
     assert first.fingerprint == "547cf8935a7aa026c1a9a2698e54013863ebc6eadb11748bcc4cb4b124a80b10"
-    assert [(row["key"], row["reason"]) for row in quarantined(first)] == [("empty.png", "EMPTY")]
+    (refused,) = quarantined(first)
+    assert (refused["key"], refused["reason"]) == (("empty.png", "EMPTY") if is_first else ("small.png", "TOO_SMALL"))
+    assert refused["thumbnail"] == (None if is_first else sample_row(0)["image"]["bytes"])
 
 
-def test_the_patch_of_the_sample_is_read():
-    second = open_dataset(str(SAMPLE))
+@each_sample
+def test_the_patch_of_the_sample_is_read(sample):
+    second = open_dataset(str(sample))
     assert second.version == 2
     assert second.table("train", ["label"]).column(0).to_pylist() == ["café", "tea", "tea"]
     assert second.table("test", ["image_id"]).column(0).to_pylist() == [f"{3:032x}"]
@@ -53,30 +63,34 @@ def test_the_patch_of_the_sample_is_read():
     assert second.fingerprint == "3457913d7a6a60594aa6c1fa4e1cacd540d766260fac230c349afafa6974c78d"
 
 
-def test_the_sample_is_whole():
+@each_sample
+def test_the_sample_is_whole(sample):
     for version in (1, 2):
-        assert list(verify(open_dataset(f"{SAMPLE}@v{version}"))) == []
+        assert list(verify(open_dataset(f"{sample}@v{version}"))) == []
 
 
-def test_the_receipt_of_the_sample_is_read():
-    receipts = read_receipts(Storage.open(SAMPLE), RUN)
+@each_sample
+def test_the_receipt_of_the_sample_is_read(sample):
+    receipts = read_receipts(Storage.open(sample), RUN)
     report = UnitReport.from_json(receipts[0])
     assert report.attempt == "a0"
-    assert report.counts == {"written": 5, "quarantined": 1, "quarantined.EMPTY": 1}
+    reason = "EMPTY" if sample == SAMPLES[0] else "TOO_SMALL"
+    assert report.counts == {"written": 5, "quarantined": 1, f"quarantined.{reason}": 1}
     assert sum(file.rows for file in report.files) == 5
 
 
-def test_work_goes_on_from_the_sample(tmp_path):
+@each_sample
+def test_work_goes_on_from_the_sample(sample, tmp_path):
     """Compacting and collecting write on top of a copy of it."""
     storage = Storage.open(tmp_path)
-    for name, path in relative_files(SAMPLE).items():
+    for name, path in relative_files(sample).items():
         storage.put(name, path.read_bytes())
     assert published_version(storage, RUN) == 1
     assert compact(storage.uri) == 3
     gc(storage, dead_after_s=-1)
     assert list_versions(storage) == [1, 2, 3]
     dataset = open_dataset(storage.uri)
-    assert dataset.fingerprint == open_dataset(str(SAMPLE)).fingerprint
+    assert dataset.fingerprint == open_dataset(str(sample)).fingerprint
     assert list(verify(dataset)) == []
 
 

@@ -68,7 +68,7 @@ def test_publishing_fills_in_what_every_version_carries(storage):
     assert publish_version(storage, f"{KEY}-0", {"stage": "ingest", "rows": 3}) == 1
     assert read_version(storage) == {
         "format": DATASET_FORMAT,
-        "format_version": 1,
+        "format_version": 2,
         "stage": "ingest",
         "rows": 3,
         "version": 1,
@@ -162,7 +162,7 @@ def test_another_format_is_refused(storage):
     [
         ("{", DataError, "is not JSON"),
         ("[]", DataError, "is not a catalog of this program"),
-        (json.dumps({"format_version": 2}), InputError, "has format version 2; this program reads up to 1"),
+        (json.dumps({"format_version": 3}), InputError, "has format version 3; this program reads up to 2"),
     ],
 )
 def test_catalogs_that_cannot_be_read(storage, text, kind, message):
