@@ -70,6 +70,11 @@ class ArchivesSource(Source):
         return units
 
     @override
+    def tokens(self) -> list[str]:
+        filled = {entry.detail[0] for entry in self.listing().entries}
+        return [token for n, (_, archive) in enumerate(self._archives) if n in filled for token in archive.tokens()]
+
+    @override
     def open(self, unit: Unit) -> Iterator[Member]:
         number = unit.entries[0].detail[0]  # a unit lies in one archive
         inner = tuple(entry._replace(detail=entry.detail[1:]) for entry in unit.entries)

@@ -179,6 +179,20 @@ class Source(abc.ABC):
     def units(self) -> list[Unit]:
         """Return the listed members as units; a function of the listing alone."""
 
+    def units_of(self, entries: Sequence[Entry]) -> list[Unit]:
+        """Return some of the listed entries as units; here each unit of `units()` that holds any of them."""
+        wanted = {entry.image_id: entry for entry in entries}
+        parts = [tuple(wanted[e.image_id] for e in unit.entries if e.image_id in wanted) for unit in self.units()]
+        return [Unit(index, part) for index, part in enumerate(part for part in parts if part)]
+
+    def tokens(self) -> list[str]:
+        """Return what the listing knows of each entry's content, in its order; equal tokens mean unchanged members.
+
+        A source that knows nothing of single members answers for all of them at once, by its digest.
+        """
+        state = self.listing_digest()[:16]
+        return [f"{entry.size}-{state}" for entry in self.listing().entries]
+
     @abc.abstractmethod
     def open(self, unit: Unit) -> Iterator[Member]:
         """Yield every member of a unit once, those without bytes too."""

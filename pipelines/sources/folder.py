@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from typing_extensions import override
 
@@ -50,6 +50,15 @@ class FolderSource(Source):
     @override
     def units(self) -> list[Unit]:
         return file_units(self.listing().entries)
+
+    @override
+    def units_of(self, entries: Sequence[Entry]) -> list[Unit]:
+        return file_units(entries)
+
+    @override
+    def tokens(self) -> list[str]:
+        states = {file.path: file.etag or f"{file.modified:.6f}" for file in self.files()}
+        return [f"{entry.size}-{states[_path(entry)]}" for entry in self.listing().entries]
 
     @override
     def open(self, unit: Unit) -> Iterator[Member]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -117,6 +118,20 @@ class LabelledSource(Source):
         return [
             Unit(unit.index, tuple(entries[entry.image_id] for entry in unit.entries)) for unit in self._inner.units()
         ]
+
+    @override
+    def units_of(self, entries: Sequence[Entry]) -> list[Unit]:
+        wanted = {entry.image_id: entry for entry in entries}
+        inner = [entry for entry in self._inner.listing().entries if entry.image_id in wanted]
+        units = self._inner.units_of(inner)
+        return [Unit(unit.index, tuple(wanted[entry.image_id] for entry in unit.entries)) for unit in units]
+
+    @override
+    def tokens(self) -> list[str]:
+        """Return the members' tokens joined with what the table says of them: a new label is a change too."""
+        said = [json.dumps([entry.label, entry.carried]) for entry in self.listing().entries]
+        short = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in said]
+        return [f"{token}-{label}" for token, label in zip(self._inner.tokens(), short, strict=True)]
 
     @override
     def open(self, unit: Unit) -> Iterator[Member]:

@@ -7,7 +7,7 @@ import hashlib
 import lzma
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from typing_extensions import override
 
@@ -52,6 +52,15 @@ class ZipSource(Source):
     @override
     def units(self) -> list[Unit]:
         return span_units(self.listing().entries)
+
+    @override
+    def units_of(self, entries: Sequence[Entry]) -> list[Unit]:
+        return span_units(entries)
+
+    @override
+    def tokens(self) -> list[str]:
+        # the directory's checksum; an entry without one is not read anyway
+        return [f"{e.size}-{e.detail[2]:08x}" if len(e.detail) > 2 else f"{e.size}" for e in self.listing().entries]
 
     @override
     def open(self, unit: Unit) -> Iterator[Member]:
