@@ -76,7 +76,11 @@ def run(config: IngestConfig, run_units: RunUnits | None = None) -> IngestResult
         job = IngestJob(source, store.uri, run_id, config.image, split_plan)
         rate = _run_missing(config, job, missing, receipts, len(listing.entries), run_units)
     catalog = build_catalog(config, plan, store, run_id, source, receipts, split_plan)
-    catalog["warnings"] = _warnings(catalog) + ([_not_given(stray)] if stray and split_plan.by != "given" else [])
+    catalog["warnings"] = (
+        _warnings(catalog)
+        + list(listing.warnings)
+        + ([_not_given(stray)] if stray and split_plan.by != "given" else [])
+    )
     for warning in catalog["warnings"]:
         logger.warning("%s", warning)
     catalog["sheet"] = write_sheet(store, run_id, catalog)

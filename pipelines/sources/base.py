@@ -75,12 +75,13 @@ class Listing:
     """What a source holds.
 
     `ignored` counts what is no image by its name; `faults` are sentences on an archive that is cut or damaged, each
-    of which also has an entry with a reason.
+    of which also has an entry with a reason; `warnings` are sentences on what is odd and was taken all the same.
     """
 
     entries: tuple[Entry, ...]
     ignored: dict[str, int] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class Found(NamedTuple):

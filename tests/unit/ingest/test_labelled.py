@@ -111,7 +111,7 @@ def test_a_table_labels_an_archive_too(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("key,label\nelsewhere/00.jpg,a\n", "names none of the 30 images"),
-        ("key,label\n00.jpg,a\n00.jpg,b\n", "row 2 names 00.jpg twice"),
+        ("key,label,label\n00.jpg,a,b\n", "has two columns 'label'"),
         ("key,label\n,a\n", "row 1 names no image"),
         ("name,label\n00.jpg,a\n", "has the columns name, label, and none of key, file"),
         ("key,kind\n00.jpg,a\n", "and none of label, class"),
