@@ -33,6 +33,7 @@ COMMANDS: dict[str, Entry] = {
     "run": Entry("run", "Run every stage of a pipeline, skipping what is done."),
     "ingest": Entry("ingest", "Turn a folder or an archive of images into a Parquet dataset."),
     "train": Entry("train", "Train one network on a dataset."),
+    "replay": Entry("replay", "Do a window of a training run once more and compare it."),
     "tune": Entry("tune", "Search depth, width and learning rate."),
     "evaluate": Entry("evaluate", "Measure a model on a split of a dataset."),
     "models": Entry("models", "List, show, register, promote, open or import models."),

@@ -127,8 +127,9 @@ class TrainConfig(StrictModel):
     """Share of the target spread evenly over all classes (arXiv:1512.00567, sec. 7)."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
     """Decay per step of the averaged weights that are evaluated and kept (warmed up over the first steps); 0: none."""
-    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    """Type of the matrix products. auto: bf16 or fp16 on a GPU, bf16 on a CPU that has it in hardware, else float32."""
+    precision: Literal["auto", "float64", "float32", "bf16", "fp16"] = "auto"
+    """Type of the matrix products. auto: bf16 or fp16 on a GPU, bf16 on a CPU that has it in hardware, else float32.
+    float64 is for comparing runs: rounding no longer hides or makes differences."""
     channels_last: bool = True
     """Keep images channels-last in memory; faster for convolutions in most places, results equal up to rounding."""
     seed: int = Field(0, ge=0, lt=2**63)
@@ -150,3 +151,22 @@ class TrainConfig(StrictModel):
     """Where the run is recorded."""
     ray: RayConfig = RayConfig()
     """The Ray cluster that runs the workers."""
+
+
+class ReplayConfig(StrictModel):
+    """A window of a finished run, done once more."""
+
+    run: str = Field(min_length=1)
+    """Folder or address of the training run."""
+    window: int = Field(50, ge=1)
+    """Steps to do; fewer where the run ends before."""
+    workers: int = Field(1, ge=1)
+    """Training processes to do them with; one runs without Ray."""
+    seed: int = Field(0, ge=0)
+    """Chooses among the checkpoints that the run kept."""
+    tolerance: float = Field(0.0, ge=0)
+    """Largest relative difference of a step's loss; 0: what the run's precision allows."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Where the run was recorded; the certificate is added there."""
+    ray: RayConfig = RayConfig()
+    """The Ray cluster that runs several workers."""

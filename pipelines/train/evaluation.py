@@ -44,7 +44,8 @@ def evaluate(
     with torch.no_grad(), autocast:
         for batch in evaluation_batches(rows, world, size):
             images, targets = prepare(batch)
-            logits = torch.func.functional_call(network, dict(weights), (images,)).float()
+            logits = torch.func.functional_call(network, dict(weights), (images,))
+            logits = logits if logits.dtype == torch.float64 else logits.float()
             right = (logits.argmax(1) == targets).sum()
             totals += torch.stack([F.cross_entropy(logits, targets, reduction="sum"), right])
     network.train()

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipelines import capacity
@@ -37,8 +37,9 @@ def train_in_workers(
     *,
     on_epoch: Callable[[EpochRecord], bool] | None = None,
     inside_tune: bool = False,
-) -> None:
-    """Train in `config.num_workers` Ray Train workers until all epochs are done.
+    window: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """Train in `config.num_workers` Ray Train workers until all epochs are done; return what rank 0 returned.
 
     The calling thread follows the run, so `on_epoch` is called in it. A worker that dies is replaced, and the group
     goes on from its newest checkpoint.
@@ -49,6 +50,7 @@ def train_in_workers(
         session: the Ray that is connected.
         on_epoch: called with each epoch's record, earlier ones of a resumed run first; False ends the run.
         inside_tune: ask for a little less than whole CPUs, so that the trial's driver fits beside its workers.
+        window: which steps to do once more, instead of training (`loop.replay`).
 
     Raises:
         ClusterError: the workers do not fit the cluster, or died more often than is tolerated.
@@ -72,7 +74,9 @@ def train_in_workers(
     )
     for note in (STOP, FAILURE):
         run.delete(note)
-    settings = {"config": config.model_dump_json(), "run": run.uri, "threads": cpus, "use_gpu": use_gpu}
+    settings: dict[str, Any] = {"config": config.model_dump_json(), "run": run.uri, "threads": cpus, "use_gpu": use_gpu}
+    if window:
+        settings["window"] = dict(window)
 
     def on_record(record: EpochRecord) -> None:
         if on_epoch is not None and not on_epoch(record):
@@ -87,6 +91,7 @@ def train_in_workers(
             while not fitting.is_done(_POLL_S):
                 follower.poll()
         _raise_failure(run, fitting)
+        return fitting.returned
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -39,6 +39,7 @@ from pipelines.train.precision import resolve_device, resolve_precision
 from pipelines.train.records import EpochRecord, read_records, write_progress, write_record
 from pipelines.train.schedule import rate_at
 from pipelines.train.state import Best, EpochSums, TrainState, add_exactly, read_cursor
+from pipelines.train.steps import StepLog, write_step_log
 from pipelines.train.transfer import rate_scales, set_training, start_network
 from pipelines.train.transforms import Normalise, sample_keys, usable_std
 from resnet_models.whitening import whiten_stem
@@ -110,6 +111,28 @@ def fit(
     return _Loop(config, run, world, device, newest, open_rows).run_epochs(on_epoch)
 
 
+def replay(
+    config: TrainConfig, run: Storage, *, step: int, steps: int, world: World, device: torch.device
+) -> dict[int, tuple[float, str]]:
+    """Do the steps after a checkpoint once more and return {step: (loss, id trace)} of each; the run is left alone.
+
+    Every process of `world` calls this, as `fit`.
+
+    Args:
+        config: the run.
+        run: its storage.
+        step: the step of a kept checkpoint.
+        steps: how many steps to do; fewer where the run ends.
+        world: the processes that share each batch, any number of them.
+        device: where the network is.
+
+    Raises:
+        DamagedCheckpoint: the checkpoint is not whole.
+        DataError: the checkpoint is of another run, or the loss stopped being a number.
+    """
+    return _Loop(config, run, world, device, load_checkpoint(run, step), SplitRows).repeat_steps(steps)
+
+
 def read_outcome(config: TrainConfig, run: Storage) -> FitOutcome | None:
     """Return what a run has come to by its newest checkpoint, or None where there is none.
 
@@ -148,12 +171,12 @@ class _Loop:
         dataset = open_dataset(config.dataset)
         self.train_rows, self.val_rows = open_splits(dataset, config, world, open_rows)
         mean, std = dataset.mean_std("train")
-        self.normalise = Normalise(mean, usable_std(std), device)
         self.precision = resolve_precision(config.precision, device)
+        self.normalise = Normalise(mean, usable_std(std), device, dtype=self.precision.weights)
         start = start_network(
             config, dataset.classes, self.train_rows.image_shape, world=world, device=device, resumes=newest is not None
         )
-        network, self._frozen = start.network, start.frozen
+        network, self._frozen = start.network.to(self.precision.weights), start.frozen
         self.feed = TrainFeed(self.train_rows, config, world, mean, ghost_size=ghost_size_of(start.spec))
         if start.spec.stem == "whitening" and not newest and not start.initial:
             rows = np.linspace(0, self.train_rows.num_rows - 1, _WHITENING_ROWS).astype(np.int64)
@@ -179,8 +202,10 @@ class _Loop:
             if world.rank == 0:
                 _LOGGER.info("going on from step %d, %d epochs done", newest.step, self.state.cursor.epoch)
         self._kept_best = self.state.cursor.best
-        self._local: list[Tensor] = []  # of each step since the last sync: sum of losses, right answers
-        self._rows, self._trace, self._wait_s, self._steps = 0, 0, 0.0, 0  # of this worker since then
+        # Of this worker's steps since the last sync: sum of losses and right answers; rows, those of all, id trace.
+        self._local: list[Tensor] = []
+        self._shares: list[tuple[int, int, int]] = []
+        self._wait_s = 0.0
         self._sync_every = 1
         self._mark_s = self._checkpoint_s = self._progress_s = time.perf_counter()
 
@@ -197,6 +222,23 @@ class _Loop:
         early = stopped and cursor.epoch < self.config.epochs
         return FitOutcome(cursor.epoch, cursor.best, read_records(self.run, cursor.epoch), stopped=early)
 
+    def repeat_steps(self, number: int) -> dict[int, tuple[float, str]]:
+        """Do the next steps, reading the figures of each; nothing is evaluated or written."""
+        cursor, done = self.state.cursor, dict[int, tuple[float, str]]()
+        self._progress_s = math.inf
+        while cursor.epoch < self.config.epochs:
+            set_training(self.state.network, self._frozen)
+            for batch in self.feed.batches(cursor.epoch + 1, cursor.batch):
+                self._step(batch)
+                cursor.batch += 1
+                cursor.step += 1
+                self._sync()
+                done[cursor.step] = cursor.steps.losses[-1], cursor.steps.traces[-1]
+                if len(done) == number:
+                    return done
+            self._turn_epoch()
+        return done
+
     def _train_epoch(self) -> None:
         """Do what is left of the running epoch."""
         cursor = self.state.cursor
@@ -207,7 +249,7 @@ class _Loop:
             cursor.batch += 1
             cursor.step += 1
             is_last = cursor.batch == self.feed.num_batches
-            if is_last or self._steps >= self._sync_every:
+            if is_last or len(self._shares) >= self._sync_every:
                 wants_checkpoint = self._sync()
                 if wants_checkpoint and not is_last:
                     self._save(is_final=False)
@@ -239,9 +281,7 @@ class _Loop:
             state.average.update(state.network, state.cursor.step + 1)
         with torch.no_grad():
             self._local.append(torch.stack([losses.sum(), (logits.argmax(1) == targets).sum()]))
-        self._rows += len(batch.targets)
-        self._trace += batch.trace
-        self._steps += 1
+        self._shares.append((len(batch.targets), batch.global_rows, batch.trace))
 
     def _prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return images and targets on the device."""
@@ -257,8 +297,10 @@ class _Loop:
         return network(images, sample_keys=keys.to(self.device))
 
     def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of each row, in float32."""
-        return F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=self.config.label_smoothing)
+        """Return the loss of each row, in the weights' type."""
+        return F.cross_entropy(
+            logits.to(self.precision.weights), targets, reduction="none", label_smoothing=self.config.label_smoothing
+        )
 
     def _mixed(self, batch: Batch, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and row losses of images blended with their partners."""
@@ -273,25 +315,32 @@ class _Loop:
 
     def _sync(self) -> bool:
         """Add up figures over workers, check them, note progress; return whether rank 0 wants a checkpoint."""
-        loss, right = add_exactly(self._local)  # waits for the device
+        local = torch.stack(self._local).double().cpu()  # waits for the device
+        loss, right = add_exactly(local)
         now_s = time.perf_counter()
         spent_s, self._mark_s = now_s - self._mark_s, now_s
         wants = self.world.rank == 0 and now_s - self._checkpoint_s >= self.config.checkpoint_every_s
-        mine = [loss, right, float(self._rows), spent_s, self._wait_s, float(wants), *split_trace(self._trace % 2**64)]
-        loss, right, rows, spent_s, wait_s, wanted, *limbs = self.world.sum_values(mine, self.device)
+        number, own_rows = len(self._shares), sum(share for share, _, _ in self._shares)
+        limbs = [limb for _, _, trace in self._shares for limb in split_trace(trace)]
+        mine = [loss, right, float(own_rows), spent_s, self._wait_s, float(wants), *local[:, 0].tolist(), *limbs]
+        loss, right, rows, spent_s, wait_s, wanted, *by_step = self.world.sum_values(mine, self.device)
         if not math.isfinite(loss):
             raise self._diverged(loss)
         cursor, sums = self.state.cursor, self.state.cursor.sums
         sums.loss, sums.right, sums.rows = sums.loss + loss, sums.right + right, sums.rows + rows
         sums.train_s += spent_s / self.world.size
         sums.wait_s += wait_s / self.world.size
-        sums.trace = (sums.trace + join_trace(limbs)) % 2**64
+        for index, (_, of_all, _) in enumerate(self._shares):
+            trace = join_trace(by_step[number + 4 * index : number + 4 * index + 4])
+            cursor.steps.add(by_step[index] / of_all, trace)
+            sums.trace = (sums.trace + trace) % 2**64
         cursor.elapsed_s += spent_s / self.world.size
         # From summed figures, so that all workers choose the same number.
-        step_s = spent_s / self.world.size / self._steps
+        step_s = spent_s / self.world.size / number
         self._sync_every = max(1, min(100, int(_SYNC_S / max(step_s, 1e-6))))
         self._local.clear()
-        self._rows, self._trace, self._wait_s, self._steps = 0, 0, 0.0, 0
+        self._shares.clear()
+        self._wait_s = 0.0
         self._note_progress(now_s)
         return wanted > 0
 
@@ -322,15 +371,23 @@ class _Loop:
             data_wait_fraction=min(1.0, sums.wait_s / max(sums.train_s, 1e-9)),
             id_trace=f"{sums.trace:016x}",
         )
-        cursor.epoch, cursor.batch, cursor.sums = cursor.epoch + 1, 0, EpochSums()
+        steps = cursor.steps
+        self._turn_epoch()
         if cursor.best.is_beaten_by(val_top1, val_loss):
             cursor.best = Best(record.epoch, cursor.step, val_top1, val_loss)
         if self.world.rank == 0:
             # The record first: after a kill in between, the epoch is done again and writes the same figures.
             write_record(self.run, record)
+            write_step_log(self.run, record.epoch, steps)
             self._note_progress(now_s, is_due=True, loss=record.train_loss)
         self._save(is_final=cursor.epoch == config.epochs)
         return record
+
+    def _turn_epoch(self) -> None:
+        """Go on to the next epoch."""
+        cursor = self.state.cursor
+        cursor.epoch, cursor.batch = cursor.epoch + 1, 0
+        cursor.sums, cursor.steps = EpochSums(), StepLog(first=cursor.step + 1)
 
     def _save(self, *, is_final: bool) -> None:
         """Write a checkpoint, by rank 0; a failure stops the run only where nothing would be left to keep."""

@@ -27,7 +27,7 @@ class Precision:
     """A resolved choice: its name, and whether small gradients must be scaled up to survive."""
 
     name: str
-    """float32, bf16 or fp16."""
+    """float64, float32, bf16 or fp16."""
     device_type: str
     """cpu, cuda or mps."""
 
@@ -35,6 +35,11 @@ class Precision:
     def needs_scaler(self) -> bool:
         """Whether gradients are scaled up: fp16 flushes values below 6e-8 to zero."""
         return self.name == "fp16"
+
+    @property
+    def weights(self) -> torch.dtype:
+        """Type of weights and losses; half precision is for the matrix products alone."""
+        return torch.float64 if self.name == "float64" else torch.float32
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context to run the network in."""
@@ -49,10 +54,12 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
     than float32.
 
     Raises:
-        ConfigError: fp16 on a CPU, which has no kernels for training in it.
+        ConfigError: fp16 on a CPU, which has no kernels for training in it, or float64 on a device without it.
     """
     if name == "auto":
         return Precision(_fastest(device), device.type)
+    if device.type == "mps" and name == "float64":
+        raise ConfigError("precision is float64, which Apple's GPUs lack", mend="set use_gpu=false, or precision=auto")
     if device.type == "cpu":
         if name == "fp16":
             raise ConfigError(

@@ -6,7 +6,6 @@ The order of samples and every random draw are functions of (seed, epoch, image)
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,6 +16,7 @@ from pipelines.errors import DataError
 from pipelines.train.checkpoint import Checkpoint
 from pipelines.train.ema import WeightAverage
 from pipelines.train.optimizer import load_state_tensors, state_tensors
+from pipelines.train.steps import StepLog
 from resnet_models.spec import ModelSpec
 from resnet_models.state_dict import WeightsError, load_strict, pack_weights, unpack_weights
 
@@ -26,12 +26,12 @@ WEIGHTS, AVERAGE, OPTIMIZER, STATE = "weights.safetensors", "ema.safetensors", "
 _FIXED_POINT = 2.0**24
 
 
-def add_exactly(steps: Sequence[torch.Tensor]) -> list[float]:
-    """Return the sums of steps' figures as multiples of 2^-24.
+def add_exactly(steps: torch.Tensor) -> list[float]:
+    """Return the sums over rows of steps' figures (steps, figures), as multiples of 2^-24.
 
     Such sums are exact, so that an epoch's figures do not depend on where it was cut: syncs come by the clock.
     """
-    fixed = (torch.stack(list(steps)).double().cpu() * _FIXED_POINT).round().sum(0) / _FIXED_POINT
+    fixed = (steps.double() * _FIXED_POINT).round().sum(0) / _FIXED_POINT
     return [float(value) for value in fixed]
 
 
@@ -83,6 +83,8 @@ class Cursor:
     """Of the running epoch."""
     best: Best = field(default_factory=Best)
     """Of the finished epochs."""
+    steps: StepLog = field(default_factory=StepLog)
+    """Of the running epoch."""
 
 
 @dataclass
@@ -147,9 +149,12 @@ def read_cursor(checkpoint: Checkpoint) -> Cursor:
     values = dict(json.loads(checkpoint.files[STATE])["cursor"])
     sums, best = dict(values.pop("sums")), values.pop("best")
     sums["trace"] = int(sums["trace"], 16)
-    return Cursor(**values, sums=EpochSums(**sums), best=Best(**best))
+    # Checkpoints from before steps were logged: the log begins where they stand.
+    steps = values.pop("steps", {"first": values["step"] + 1, "losses": [], "traces": []})
+    return Cursor(**values, sums=EpochSums(**sums), best=Best(**best), steps=StepLog.from_json(steps))
 
 
 def read_kept_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """Return the weights that a checkpoint would hand to users: the average where there is one."""
-    return unpack_weights(checkpoint.files.get(AVERAGE, checkpoint.files[WEIGHTS]))
+    """Return the weights that a checkpoint would hand to users, float32: the average where there is one."""
+    tensors = unpack_weights(checkpoint.files.get(AVERAGE, checkpoint.files[WEIGHTS]))
+    return {name: value.float() if value.dtype == torch.float64 else value for name, value in tensors.items()}

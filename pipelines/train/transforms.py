@@ -30,16 +30,19 @@ class Normalise:
         mean: mean of pixel / 255 per channel.
         std: standard deviation of pixel / 255 per channel, above 0.
         device: where the pixels will be.
+        dtype: type of the numbers it gives.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
-        self._scale = torch.tensor([1.0 / (255.0 * s) for s in std], device=device)
-        self._offset = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=device)
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], device: torch.device, *, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self._scale = torch.tensor([1.0 / (255.0 * s) for s in std], device=device, dtype=dtype)
+        self._offset = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=device, dtype=dtype)
 
     def __call__(self, pixels: Tensor, *, channels_last: bool = True) -> Tensor:
-        """Return float32 (N, 3, H, W) from uint8 (N, H, W, 3)."""
+        """Return (N, 3, H, W) of its type from uint8 (N, H, W, 3)."""
         # (N, H, W, 3) seen as (N, 3, H, W) is channels-last already, so nothing is copied for it.
-        images = (pixels.float() * self._scale - self._offset).permute(0, 3, 1, 2)
+        images = (pixels.to(self._scale.dtype) * self._scale - self._offset).permute(0, 3, 1, 2)
         return images if channels_last else images.contiguous()
 
 

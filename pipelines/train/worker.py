@@ -27,15 +27,16 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         settings: `config` (JSON text of a TrainConfig, its dataset pinned and absolute), `run` (address of the run's
-            storage) and `threads` (torch threads).
+            storage) and `threads` (torch threads); with `window` (the arguments of `loop.replay`) those steps are
+            done once more instead.
 
     Returns:
-        `failure` with the parts of an error that ended the run for good; empty when it went well.
+        `failure` with the parts of an error that ended the run for good; `steps` of a window; else empty.
     """
     import torch
 
     from pipelines.train.collectives import World
-    from pipelines.train.loop import fit
+    from pipelines.train.loop import fit, replay
     from pipelines.train.precision import resolve_device
 
     config = TrainConfig.model_validate_json(settings["config"])
@@ -46,6 +47,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         return {"failure": failure}
     try:
         device = resolve_device("auto" if settings["use_gpu"] else "cpu")
+        if window := settings.get("window"):
+            return {"steps": replay(config, run, **window, world=world, device=device)}
         fit(config, run, world=world, device=device, on_epoch=lambda _: not run.exists(STOP))
     except _PERMANENT as error:
         failure = describe_failure(error)

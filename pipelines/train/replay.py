@@ -1,0 +1,221 @@
+"""Replaying a window of a finished run, at any number of workers: the certificate that its figures can be had again.
+
+The checkpoint before the window is read, its steps are done once more from the same rows, and each step's id trace
+and loss are held against the run's own log. The run is left as it is; the certificate is added beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipelines.errors import DataError, InputError
+from pipelines.node_paths import check_nodes_see
+from pipelines.ray_runtime import ray_session
+from pipelines.stage_output import RUN, StageResult, read_catalog
+from pipelines.storage import Storage
+from pipelines.tracking import RunLog
+from pipelines.train.config import ReplayConfig, TrainConfig
+from pipelines.train.initial import INIT
+from pipelines.train.plan import STAGE
+from pipelines.train.steps import read_steps
+
+if TYPE_CHECKING:
+    from pipelines.train.checkpoint import Checkpoint
+
+FORMAT_VERSION = 1
+
+TOLERANCES = {"float64": 1e-8, "float32": 1e-3, "fp16": 5e-2, "bf16": 5e-2}
+"""Largest relative difference of a step's loss at another number of workers: sums are then taken in another order, and
+training makes differences grow. With as many workers as before float32 on a CPU is equal to the bit."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What a replay found."""
+
+    run: str
+    """Stage key of the run."""
+    checkpoint_step: int
+    first_step: int
+    last_step: int
+    """The window, both ends in it."""
+    workers_then: int
+    workers: int
+    device: str
+    precision: str
+    ids_agree: bool
+    """Whether every step consumed the same rows at the same places."""
+    first_other_ids: int
+    """The first step that did not; 0 for none."""
+    largest_loss_difference: float
+    """Relative, over the steps of the window."""
+    tolerance: float
+
+    @property
+    def agrees(self) -> bool:
+        """The verdict."""
+        return self.ids_agree and self.largest_loss_difference <= self.tolerance
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"format_version": FORMAT_VERSION, **asdict(self), "agrees": self.agrees}
+
+
+def run(config: ReplayConfig) -> StageResult:
+    """Replay a window of a run, write the certificate into the run's folder and add it to its MLflow run.
+
+    Raises:
+        InputError: there is no finished run, or it kept no checkpoint that steps follow.
+        DataError: ids or losses do not agree; the certificate is written all the same.
+    """
+    store = Storage.open(config.run)
+    catalog = read_catalog(store)
+    if catalog is None or catalog["stage"] != STAGE:
+        raise InputError(
+            f"{store.uri} holds no finished training run", mend="name the folder that `resnet train` wrote"
+        )
+    trained = _config_of(store, catalog)
+    checkpoint, recorded = _choose(store, catalog, config)
+    first, last = checkpoint.step + 1, min(max(recorded), checkpoint.step + config.window)
+    again, device, precision = _repeat(config, trained, store, step=checkpoint.step, steps=last - first + 1)
+    certificate = _compare(
+        {step: recorded[step] for step in range(first, last + 1)},
+        again,
+        run=catalog["key"],
+        checkpoint_step=checkpoint.step,
+        workers_then=int(catalog["config"]["num_workers"]),
+        workers=config.workers,
+        device=device,
+        precision=precision,
+        tolerance=config.tolerance or TOLERANCES[precision],
+    )
+    path = f"replay/steps-{first:08d}-{last:08d}-workers-{config.workers}.json"
+    data = json.dumps(certificate.to_json(), indent=1).encode()
+    store.put(path, data)
+    _record(config, catalog, path, data, certificate)
+    if not certificate.agrees:
+        raise _disagreement(certificate, store.address(path))
+    figures: dict[str, float | int | str] = {
+        "steps": f"{first} to {last}, from the checkpoint of step {checkpoint.step}",
+        "workers": f"{config.workers} (the run had {certificate.workers_then})",
+        "ids": "agree",
+        "largest_loss_difference": "0, equal to the bit"
+        if certificate.largest_loss_difference == 0
+        else f"{certificate.largest_loss_difference:.1e} relative, {certificate.tolerance:.0e} allowed",
+        "certificate": store.address(path),
+    }
+    return StageResult("replay", store.uri, catalog["key"], skipped=False, figures=figures)
+
+
+def _config_of(store: Storage, catalog: dict[str, Any]) -> TrainConfig:
+    """Return the run's config, pinned to the dataset version and the copy of weights that it used."""
+    values = {**catalog["config"], "dataset": json.loads(store.read(RUN))["dataset"]}
+    if values["init"]["from"]:
+        values["init"] = {**values["init"], "from": store.child(INIT).uri}
+    return TrainConfig.model_validate_json(json.dumps(values))
+
+
+def _choose(
+    store: Storage, catalog: dict[str, Any], config: ReplayConfig
+) -> tuple[Checkpoint, dict[int, tuple[float, str]]]:
+    """Return one of the kept checkpoints and what was recorded of the steps after it."""
+    from pipelines.dataset.keyed import keyed_order
+    from pipelines.train.checkpoint import committed_steps, load_checkpoint
+    from pipelines.train.state import read_cursor
+
+    steps = [step for step in committed_steps(store) if step < catalog["records"][-1]["step"]]
+    for index in keyed_order(len(steps), config.seed).tolist():
+        checkpoint = load_checkpoint(store, steps[index])
+        recorded = read_steps(store, read_cursor(checkpoint).epoch + 1, checkpoint.step + config.window)
+        after = {step: figures for step, figures in recorded.items() if step > checkpoint.step}
+        if checkpoint.step + 1 in after:
+            return checkpoint, after
+    raise InputError(
+        f"{store.uri} kept no checkpoint that recorded steps follow",
+        mend="runs of two epochs and more keep one; those trained before steps were recorded cannot be replayed",
+    )
+
+
+def _repeat(
+    config: ReplayConfig, trained: TrainConfig, store: Storage, *, step: int, steps: int
+) -> tuple[dict[int, tuple[float, str]], str, str]:
+    """Do the steps once more; return their figures, the kind of device, and the precision on it."""
+    from pipelines.train.loop import replay
+    from pipelines.train.precision import resolve_device, resolve_precision
+
+    changes = {"num_workers": config.workers, "ray": config.ray, "tracking": config.tracking}
+    again = trained.model_copy(update=changes)
+    if config.workers == 1:
+        from pipelines.train.collectives import World
+
+        device = resolve_device("cpu" if again.use_gpu is False else "auto")
+        figures = replay(again, store, step=step, steps=steps, world=World(), device=device)
+        return figures, device.type, resolve_precision(again.precision, device).name
+    from pipelines.train.group import choose_gpu, train_in_workers
+
+    with ray_session(config.ray) as session:
+        check_nodes_see(session.num_nodes, {"RUN": f"{store.uri}/{RUN}"})
+        device = resolve_device("auto" if choose_gpu(again, session) else "cpu")
+        returned = train_in_workers(again, store, session, window={"step": step, "steps": steps})
+    return returned["steps"], device.type, resolve_precision(again.precision, device).name
+
+
+def _compare(
+    recorded: dict[int, tuple[float, str]],
+    again: dict[int, tuple[float, str]],
+    *,
+    run: str,
+    checkpoint_step: int,
+    workers_then: int,
+    workers: int,
+    device: str,
+    precision: str,
+    tolerance: float,
+) -> Certificate:
+    """Hold each step's figures against the run's."""
+    others = [step for step, (_, trace) in recorded.items() if again.get(step, (0.0, ""))[1] != trace]
+    differences = [
+        abs(again[step][0] - loss) / max(abs(loss), 1e-12) if step in again else math.inf
+        for step, (loss, _) in recorded.items()
+    ]
+    return Certificate(
+        run=run,
+        checkpoint_step=checkpoint_step,
+        first_step=min(recorded),
+        last_step=max(recorded),
+        workers_then=workers_then,
+        workers=workers,
+        device=device,
+        precision=precision,
+        ids_agree=not others,
+        first_other_ids=min(others, default=0),
+        largest_loss_difference=max(differences),
+        tolerance=tolerance,
+    )
+
+
+def _record(config: ReplayConfig, catalog: dict[str, Any], path: str, data: bytes, certificate: Certificate) -> None:
+    """Add the certificate to the MLflow run, where there is one."""
+    if not catalog["mlflow_run_id"]:
+        return
+    with RunLog.open(config.tracking, run_name="", run_id=catalog["mlflow_run_id"], attach=True) as log:
+        log.log_file(path, data)
+        log.log_tags({"replay": f"{'agrees' if certificate.agrees else 'DISAGREES'} with {config.workers} workers"})
+
+
+def _disagreement(certificate: Certificate, address: str) -> DataError:
+    if not certificate.ids_agree:
+        return DataError(
+            f"step {certificate.first_other_ids} of the replay consumed other rows than the run did",
+            where=address,
+            mend="the dataset version or the order of samples has changed; `resnet data verify` checks the first",
+        )
+    return DataError(
+        f"the losses of steps {certificate.first_step} to {certificate.last_step} differ by"
+        f" {certificate.largest_loss_difference:.1e} relative; {certificate.tolerance:.0e} are allowed",
+        where=address,
+        mend="another device, torch or precision computes other roundings; tolerance=... states what you accept",
+    )

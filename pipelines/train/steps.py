@@ -1,0 +1,71 @@
+"""What every step consumed and what its loss was: the log that a replay of a run is held against.
+
+`steps/epoch-000001.json` is written with the record of its epoch; the part of the running epoch travels in the
+checkpoints, so that a resumed run leaves the log of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.errors import NotFound
+from pipelines.storage import Storage
+
+FORMAT_VERSION = 1
+_FOLDER = "steps"
+
+
+@dataclass
+class StepLog:
+    """Consecutive steps of one epoch, all workers together."""
+
+    first: int = 1
+    """Number of the first step in it, counted from 1 at the start of the run."""
+    losses: list[float] = field(default_factory=list)
+    """Mean loss over the rows of each global batch."""
+    traces: list[str] = field(default_factory=list)
+    """Id trace of each batch (`keyed.id_trace`), 16 hex digits."""
+
+    def add(self, loss: float, trace: int) -> None:
+        """Add the next step."""
+        self.losses.append(loss)
+        self.traces.append(f"{trace:016x}")
+
+    @property
+    def end(self) -> int:
+        """Number of the step after its last."""
+        return self.first + len(self.losses)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; losses keep all their bits."""
+        return {"format_version": FORMAT_VERSION, "first": self.first, "losses": self.losses, "traces": self.traces}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> StepLog:
+        """Return the log behind JSON values."""
+        return cls(int(values["first"]), list(values["losses"]), list(values["traces"]))
+
+
+def write_step_log(run: Storage, epoch: int, log: StepLog) -> None:
+    """Write the log of a finished epoch, replacing that of an earlier attempt at it."""
+    run.put(_path(epoch), json.dumps(log.to_json(), separators=(",", ":")).encode())
+
+
+def read_steps(run: Storage, epoch: int, until: int) -> dict[int, tuple[float, str]]:
+    """Return {step: (loss, trace)} of the steps of an epoch and of those after it, as far as step `until`."""
+    steps: dict[int, tuple[float, str]] = {}
+    while not steps or max(steps) < until:
+        try:
+            log = StepLog.from_json(json.loads(run.read(_path(epoch))))
+        except NotFound:
+            break
+        steps |= dict(zip(range(log.first, log.end), zip(log.losses, log.traces, strict=True), strict=True))
+        epoch += 1
+    return steps
+
+
+def _path(epoch: int) -> str:
+    return f"{_FOLDER}/epoch-{epoch:06d}.json"

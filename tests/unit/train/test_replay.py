@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.errors import DataError, InputError
+from pipelines.storage import Storage
+from pipelines.train import loop
+from pipelines.train import replay as replays
+from pipelines.train.checkpoint import committed_steps, load_checkpoint
+from pipelines.train.config import ReplayConfig, TrainConfig
+from pipelines.train.loop import fit, fit_local, replay
+from pipelines.train.steps import read_steps
+from tests.unit.train.test_loop import Killed, kill_after_checkpoint
+from tests.unit.train.tiny import make_config, write_dataset
+from tests.unit.train.worlds import in_threads
+
+RANDOM = {
+    "model": {"depths": [1, 1], "channels": [8, 16], "stem": "cifar", "head_dropout": 0.2, "drop_path_rate": 0.2},
+    "augment": {"shift_px": 1, "mixup_alpha": 0.4},
+    "precision": "float64",
+}
+"""Everything that a careless worker would draw for itself, and batch norm."""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_dataset(tmp_path_factory.mktemp("dataset"))
+
+
+def trained(config: TrainConfig, run: Storage) -> Storage:
+    """Train and leave what the stage leaves for a replay, without MLflow."""
+    outcome = fit_local(config, run, device="cpu")
+    run.create("run.json", json.dumps({"dataset": f"{config.dataset}@v1"}).encode())
+    catalog = {
+        "stage": "train",
+        "key": "k",
+        "mlflow_run_id": "",
+        "config": config.model_dump(mode="json", exclude={"tracking", "ray"}),
+        "records": [record.to_json() for record in outcome.records],
+    }
+    run.create("_catalog.json", json.dumps(catalog).encode())
+    return run
+
+
+def losses_of(config: TrainConfig, run: Storage, size: int) -> dict[int, tuple[float, str]]:
+    in_threads(size, lambda world: fit(config, run, world=world, device=torch.device("cpu")))
+    return read_steps(run, 1, config.epochs * 4)
+
+
+def test_steps_are_logged_once_each_whatever_was_killed(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(dataset, epochs=3, checkpoint_every_s=0, **RANDOM)
+    whole, cut = Storage.open(tmp_path / "whole"), Storage.open(tmp_path / "cut")
+    fit_local(config, whole, device="cpu")
+    for number in (2, 3):
+        with monkeypatch.context() as patch:
+            kill_after_checkpoint(patch, number)
+            with pytest.raises(Killed):
+                fit_local(config, cut, device="cpu")
+    fit_local(config, cut, device="cpu")
+    steps = read_steps(whole, 1, 99)
+    assert sorted(steps) == list(range(1, 13))
+    assert read_steps(cut, 1, 99) == steps
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_another_number_of_workers_computes_the_same_steps(dataset: str, tmp_path: Path, size: int) -> None:
+    config = make_config(dataset, epochs=3, **RANDOM)
+    one = losses_of(config, Storage.open(tmp_path / "one"), 1)
+    many = losses_of(config, Storage.open(tmp_path / "many"), size)
+    assert [trace for _, trace in many.values()] == [trace for _, trace in one.values()]
+    for step, (loss, _) in one.items():
+        assert many[step][0] == pytest.approx(loss, rel=1e-8)
+
+
+@pytest.mark.slow
+def test_200_steps_resumed_with_other_numbers_of_workers_agree(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_SYNC_S", 0.0)  # a checkpoint after every step
+    config = make_config(dataset, epochs=50, checkpoint_every_s=0, **RANDOM)
+    one = losses_of(config, Storage.open(tmp_path / "one"), 1)
+    run = Storage.open(tmp_path / "many")
+    for size, number in ((2, 37), (3, 61), (1, 20)):
+        with monkeypatch.context() as patch:
+            kill_after_checkpoint(patch, number)
+            with pytest.raises(Killed):
+                in_threads(size, lambda world: fit(config, run, world=world, device=torch.device("cpu")))
+    many = losses_of(config, run, 2)
+    assert sorted(many) == list(range(1, 201))
+    assert [trace for _, trace in many.values()] == [trace for _, trace in one.values()]
+    worst = max(abs(many[step][0] / loss - 1) for step, (loss, _) in one.items())
+    print(f"\n200 steps, resumed with 2, 3, 1 and 2 workers: largest relative difference of a loss {worst:.1e}")
+    assert worst <= 1e-8
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_window_is_done_again_across_an_epoch_without_touching_the_run(
+    dataset: str, tmp_path: Path, size: int
+) -> None:
+    run = Storage.open(tmp_path / "run")
+    config = make_config(dataset, epochs=3, ema_decay=0.5, **RANDOM)
+    fit_local(config, run, device="cpu")
+    before = {file.path: run.read(file.path) for file in run.list()}
+    step = committed_steps(run)[0]
+    figures = in_threads(
+        size, lambda world: replay(config, run, step=step, steps=6, world=world, device=torch.device("cpu"))
+    )
+    recorded = read_steps(run, step // 4 + 1, step + 6)
+    assert {file.path: run.read(file.path) for file in run.list()} == before
+    for found in figures:
+        assert sorted(found) == list(range(step + 1, min(step + 6, 12) + 1))
+        for number, (loss, trace) in found.items():
+            assert trace == recorded[number][1]
+            assert loss == (recorded[number][0] if size == 1 else pytest.approx(recorded[number][0], rel=1e-10))
+
+
+def test_the_certificate_says_that_a_run_can_be_had_again(dataset: str, tmp_path: Path) -> None:
+    run = trained(make_config(dataset, epochs=3), Storage.open(tmp_path / "run"))
+    result = replays.run(ReplayConfig(run=run.uri, window=5))
+    assert result.figures["largest_loss_difference"] == "0, equal to the bit"
+    (path,) = [file.path for file in run.list("replay")]
+    certificate = json.loads(run.read(path))
+    assert certificate["agrees"] is True
+    assert certificate["last_step"] - certificate["first_step"] + 1 <= 5
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [("traces", "0" * 16, "other rows"), ("losses", 9.0, "differ by")],
+    ids=["ids", "losses"],
+)
+def test_a_run_that_cannot_be_had_again_is_told(
+    dataset: str, tmp_path: Path, field: str, value: Any, words: str
+) -> None:
+    run = trained(make_config(dataset, epochs=2), Storage.open(tmp_path / "run"))
+    log = json.loads(run.read("steps/epoch-000002.json"))
+    log[field][1] = value
+    run.put("steps/epoch-000002.json", json.dumps(log).encode())
+    with pytest.raises(DataError, match=words):
+        replays.run(ReplayConfig(run=run.uri))
+    (path,) = [file.path for file in run.list("replay")]
+    assert json.loads(run.read(path))["agrees"] is False
+
+
+def test_what_cannot_be_replayed_is_refused(dataset: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no finished training run"):
+        replays.run(ReplayConfig(run=str(tmp_path)))
+    run = trained(make_config(dataset, epochs=1), Storage.open(tmp_path / "run"))
+    assert load_checkpoint(run, committed_steps(run)[-1]).step == 4
+    with pytest.raises(InputError, match="kept no checkpoint that recorded steps follow"):
+        replays.run(ReplayConfig(run=run.uri))
