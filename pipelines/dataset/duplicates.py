@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from pipelines.dataset.near import MAX_DISTANCE, near_clusters
+from pipelines.dataset.near import MAX_DISTANCE, find_neighbours
 from pipelines.dataset.reader import Dataset
 
 HELD_OUT = ("test", "val", "train")
@@ -32,9 +33,9 @@ class Cluster:
         return {row["split"] for row in self.rows}
 
     @property
-    def labels(self) -> set[str | None]:
-        """Its images' labels."""
-        return {row["label"] for row in self.rows}
+    def labels(self) -> set[Any]:
+        """Its images' labels; lists of them as tuples."""
+        return {comparable(row["label"]) for row in self.rows}
 
 
 @dataclass(frozen=True)
@@ -76,23 +77,35 @@ class Alike:
 
 def find_alike(dataset: Dataset, *, max_distance: int = MAX_DISTANCE) -> Alike:
     """Return the clusters of images whose perceptual hashes differ in at most `max_distance` of 64 bits."""
-    rows: list[dict[str, Any]] = []
-    for split in sorted(dataset.splits, key=_held_out):
-        table = dataset.table(split, _COLUMNS).to_pylist()
-        rows += [{**row, "split": split, "row": place} for place, row in enumerate(table)]
-    seen = [row for row in rows if row["contrast"] >= FLAT_CONTRAST]
-    hashes = np.array([row["phash"] for row in seen], dtype=np.uint64)
-    found = near_clusters(hashes, max_distance=max_distance)
+    splits = sorted(dataset.splits, key=_held_out)
+    tables = [dataset.table(split, _COLUMNS) for split in splits]
+    phash = np.concatenate([np.array([], np.uint64), *(table.column("phash").to_numpy() for table in tables)])
+    contrast = np.concatenate([np.array([], np.float32), *(table.column("contrast").to_numpy() for table in tables)])
+    seen = np.flatnonzero(contrast >= FLAT_CONTRAST)
+    found = find_neighbours(phash[seen], max_distance=max_distance).clusters()
+    in_cluster = found.cluster >= 0
+    places, numbers = seen[in_cluster], found.cluster[in_cluster]
     members: list[list[dict[str, Any]]] = [[] for _ in found.leader]
-    for row, number in zip(seen, found.cluster.tolist(), strict=True):
-        if number >= 0:
-            members[number].append(row)
+    start = 0
+    for split, table in zip(splits, tables, strict=True):  # only rows in clusters become objects
+        here = (places >= start) & (places < start + len(table))
+        rows = places[here] - start
+        for row, number, values in zip(
+            rows.tolist(), numbers[here].tolist(), table.take(pa.array(rows)).to_pylist(), strict=True
+        ):
+            members[number].append({**values, "split": split, "row": row})
+        start += len(table)
     return Alike(
         clusters=tuple(_cluster(group) for group in members),
-        images=len(rows),
-        flat=len(rows) - len(seen),
+        images=len(phash),
+        flat=len(phash) - len(seen),
         capped=found.capped,
     )
+
+
+def comparable(label: Any) -> Any:
+    """Return a label as a value that can stand in a set: a list of names as a tuple."""
+    return tuple(label) if isinstance(label, list) else label
 
 
 def _cluster(rows: list[dict[str, Any]]) -> Cluster:

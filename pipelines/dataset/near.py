@@ -17,7 +17,7 @@ MAX_DISTANCE = 4
 MAX_RUN = 2_048
 """Hashes that share two blocks and are compared with one; runs beyond it are counted as capped."""
 
-_BLOCKS = ((0, 11), (11, 11), (22, 11), (33, 11), (44, 10), (54, 10))
+BLOCKS = ((0, 11), (11, 11), (22, 11), (33, 11), (44, 10), (54, 10))
 """(first bit, bits) of each block."""
 
 Hashes = npt.NDArray[np.uint64]
@@ -39,27 +39,80 @@ class NearClusters:
     capped: int
 
 
-def near_clusters(hashes: Hashes, *, max_distance: int = MAX_DISTANCE) -> NearClusters:
-    """Group rows whose hashes are within `max_distance` bits of their cluster's leader.
+@dataclass(frozen=True)
+class Neighbours:
+    """Which different hashes are near each other, and which rows have them.
 
-    Leaders are taken greedily, those with the most equal rows first (then the smallest hash), and a row joins one
-    leader; so a chain of small steps does not merge pictures that have nothing in common.
+    Attributes:
+        first: first row of each different hash (U,), hashes ascending.
+        inverse: number of each row's hash (N,), 0 to U - 1.
+        counts: rows of each hash (U,).
+        pairs: numbers of near hashes (M, 2), each pair once.
+        capped: hashes whose neighbours were not all compared.
+    """
+
+    unique: Hashes
+    first: Indices
+    inverse: Indices
+    counts: Indices
+    pairs: Indices
+    capped: int
+
+    def clusters(self) -> NearClusters:
+        """Group rows around leaders.
+
+        Leaders are taken greedily, those with the most equal rows first (then the smallest hash), and a row joins one
+        leader; so a chain of small steps does not merge pictures that have nothing in common.
+        """
+        leader_of = _stars(len(self.unique), self.pairs, self.counts)
+        sizes = np.bincount(leader_of, weights=self.counts, minlength=len(self.unique))
+        leaders = np.flatnonzero(sizes > 1)
+        leaders = leaders[np.argsort(self.first[leaders], kind="stable")]
+        number = np.full(len(self.unique), -1, np.int64)
+        number[leaders] = np.arange(len(leaders))
+        return NearClusters(number[leader_of][self.inverse], self.first[leaders].astype(np.int64), self.capped)
+
+    def shadowed(self, rank: Indices) -> Indices:
+        """Return for each row a near row of lower rank that is not shadowed itself, or -1 where there is none (N,).
+
+        Without the shadowed rows no two rows of different rank are near each other, and no fewer would do in this
+        order: rank by rank, lowest first.
+
+        Args:
+            rank: one per row (N,), 0 for the rows that always stay.
+        """
+        nobody = np.int64(len(rank))
+        standing = np.full(len(self.unique), nobody)  # of each hash, the first row that stays
+        found = np.full(len(rank), -1, np.int64)
+        for level in np.unique(rank).tolist():
+            near = standing.copy()
+            for one, other in ((0, 1), (1, 0)):
+                np.minimum.at(near, self.pairs[:, one], standing[self.pairs[:, other]])
+            rows = np.flatnonzero(rank == level)
+            above = near[self.inverse[rows]]
+            found[rows] = np.where(above < nobody, above, -1)
+            stay = rows[above == nobody]
+            np.minimum.at(standing, self.inverse[stay], stay)
+        return found
+
+
+def near_clusters(hashes: Hashes, *, max_distance: int = MAX_DISTANCE) -> NearClusters:
+    """Group rows whose hashes are within `max_distance` bits of their cluster's leader; see `Neighbours.clusters`.
 
     Args:
         hashes: one per row (N,), in any order; the result depends on the values alone, up to numbering by first row.
         max_distance: 0 to `MAX_DISTANCE`.
     """
+    return find_neighbours(hashes, max_distance=max_distance).clusters()
+
+
+def find_neighbours(hashes: Hashes, *, max_distance: int = MAX_DISTANCE) -> Neighbours:
+    """Return the neighbours of all rows' hashes (N,), found once for clusters and for splits."""
     if not 0 <= max_distance <= MAX_DISTANCE:
         raise ValueError(f"max_distance is {max_distance}; pairs are found up to {MAX_DISTANCE} bits")
     unique, first, inverse, counts = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
     pairs, capped = near_pairs(unique, max_distance=max_distance)
-    leader_of = _stars(len(unique), pairs, counts)
-    sizes = np.bincount(leader_of, weights=counts, minlength=len(unique))
-    leaders = np.flatnonzero(sizes > 1)
-    leaders = leaders[np.argsort(first[leaders], kind="stable")]
-    number = np.full(len(unique), -1, np.int64)
-    number[leaders] = np.arange(len(leaders))
-    return NearClusters(number[leader_of][inverse], first[leaders].astype(np.int64), capped)
+    return Neighbours(unique, first, inverse, counts, pairs, capped)
 
 
 def near_pairs(unique: Hashes, *, max_distance: int = MAX_DISTANCE) -> tuple[Indices, int]:
@@ -71,8 +124,8 @@ def near_pairs(unique: Hashes, *, max_distance: int = MAX_DISTANCE) -> tuple[Ind
     """
     found = [np.empty((0, 2), np.int64)]
     capped = np.zeros(len(unique), bool)
-    for one, two in combinations(_BLOCKS, 2) if max_distance else ():
-        key = (_block(unique, one) << np.uint32(two[1])) | _block(unique, two)
+    for one, two in combinations(BLOCKS, 2) if max_distance else ():
+        key = (block_of(unique, one) << np.uint32(two[1])) | block_of(unique, two)
         order = np.argsort(key, kind="stable")
         key = key[order]
         values = unique[order]
@@ -95,7 +148,8 @@ def near_pairs(unique: Hashes, *, max_distance: int = MAX_DISTANCE) -> tuple[Ind
     return pairs, int(capped.sum())
 
 
-def _block(hashes: Hashes, block: tuple[int, int]) -> npt.NDArray[np.uint32]:
+def block_of(hashes: Hashes, block: tuple[int, int]) -> npt.NDArray[np.uint32]:
+    """Return one block of bits of every hash (N,)."""
     first, bits = block
     return ((hashes >> np.uint64(first)) & np.uint64((1 << bits) - 1)).astype(np.uint32)
 

@@ -89,6 +89,20 @@ class SplitConfig(StrictModel):
         return {"test": self.test, "val": self.val, "train": self.train}
 
 
+class DuplicatesConfig(StrictModel):
+    """What becomes of pictures that stand more than once."""
+
+    exact: Literal["keep", "drop", "one_side"] = "one_side"
+    """Copies with the same bytes. `one_side`: copies in a less held-out split than another go (test stays, then val);
+    `drop`: copies within a split go too, one stays; `keep`: all stay, and held-out figures count them."""
+    near: Literal["report", "drop", "one_side"] = "report"
+    """Pictures that look alike by perceptual hash; `report`: they are counted and stay."""
+    max_distance: int = Field(4, ge=0, le=4)
+    """Bits of the 64 of a perceptual hash in which pictures that look alike may differ."""
+    conflicts: Literal["report", "quarantine"] = "report"
+    """Copies with the same bytes under different labels; `quarantine`: all of them are refused as LABEL_CONFLICT."""
+
+
 class IngestConfig(StrictModel):
     """Settings of one ingest."""
 
@@ -105,10 +119,16 @@ class IngestConfig(StrictModel):
     """Name of the source within the dataset, part of every image_id; empty: the last part of its path."""
     out: str = runtime_field("")
     """The dataset to write; empty: runs/ingest/KEY."""
+    append: bool = runtime_field(False)
+    """Add what is new or changed to the dataset at `out`, as its next version; its settings hold."""
+    moved: bool = runtime_field(False)
+    """The source that `out` knows by this name has moved here."""
     image: ImageConfig = Field(default_factory=ImageConfig)
     """How images are stored."""
     split: SplitConfig = Field(default_factory=SplitConfig)
     """How images are divided."""
+    duplicates: DuplicatesConfig = later_field(DuplicatesConfig(), legacy=DuplicatesConfig().model_dump(mode="json"))
+    """What becomes of pictures that stand more than once."""
     max_quarantined_fraction: float = runtime_field(0.1, ge=0, le=1)
     """Share of images that may be unreadable before the ingest fails."""
     allow_broken_archive: bool = runtime_field(False)

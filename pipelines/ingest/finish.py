@@ -10,13 +10,14 @@ from pipelines.dataset.catalog import Catalog
 from pipelines.dataset.content import make_catalog
 from pipelines.dataset.patch import Change, add_patch, resolve_changes
 from pipelines.dataset.reader import Dataset
-from pipelines.dataset.receipt import UnitReport
+from pipelines.dataset.receipt import QuarantineFile, ShardFile, UnitReport
 from pipelines.dataset.rewrite import drop_rows, rewrite_touched
 from pipelines.dataset.shards import write_shard_list
 from pipelines.dataset.tables import open_parquet
+from pipelines.dataset.writer import write_quarantine
 from pipelines.errors import DataError
 from pipelines.ingest.config import IngestConfig
-from pipelines.ingest.dedupe import Duplicates, find_duplicates
+from pipelines.ingest.dedupe import LABEL_CONFLICT, Copy, Duplicates, find_duplicates
 from pipelines.ingest.split import SplitPlan
 from pipelines.ingest.stored import make_preprocess
 from pipelines.ingest.unit import schema_of
@@ -25,7 +26,7 @@ from pipelines.stage_output import Plan
 from pipelines.storage import Storage
 
 MAX_REWRITE_BYTES = 2**30
-"""Shards touched by leaks are written anew up to this size; beyond it a patch is published with them."""
+"""Shards from which rows are dropped are written anew up to this size; beyond it a patch is published with them."""
 
 _EXAMPLES = 5
 
@@ -70,15 +71,17 @@ def build_catalog(
     check_budget(config, reports, len(listing.entries), store)
     files = [file for report in reports for file in report.files]
     quarantine = [file for report in reports for file in report.quarantine]
-    duplicates = find_duplicates(store, files)
-    touched = {leak.shard for leak in duplicates.leaks}
+    duplicates = find_duplicates(store, files, config.duplicates)
+    quarantine += _quarantine_conflicts(store, run_id, files, duplicates.quarantined, unit=len(receipts))
+    removed = [*duplicates.leaks, *duplicates.quarantined]
+    touched = {copy.shard for copy in removed}
     is_rewritten = sum(file.bytes for file in files if file.path in touched) <= MAX_REWRITE_BYTES
-    if duplicates.leaks and is_rewritten:
-        changes = drop_rows([(leak.shard, leak.row) for leak in duplicates.leaks])
+    if removed and is_rewritten:
+        changes = drop_rows([(copy.shard, copy.row) for copy in removed])
         # one attempt name for all drivers of this run: they would write the same bytes
         files = rewrite_touched(store, run_id, files, "leaks-dropped", changes, schema=schema_of(source))
     counts = _count(listing, reports, duplicates)
-    rows = sum(file.rows for file in files) - (0 if is_rewritten else len(duplicates.leaks))
+    rows = sum(file.rows for file in files) - (0 if is_rewritten else len(removed))
     check_counts(counts, rows)
     catalog = make_catalog(
         stage=plan.stage,
@@ -98,7 +101,7 @@ def build_catalog(
     catalog["duplicates"] = duplicates.to_json()
     catalog["ignored"] = dict(listing.ignored)
     catalog["flags"] = _flags(receipts)
-    if duplicates.leaks and not is_rewritten:
+    if removed and not is_rewritten:
         catalog = _with_patch(store, run_id, catalog, duplicates)
     return catalog
 
@@ -119,15 +122,16 @@ def check_counts(counts: Mapping[str, int], live_rows: int) -> None:
 
 
 def _count(listing: Listing, reports: Sequence[UnitReport], duplicates: Duplicates) -> dict[str, int]:
-    dropped = len(duplicates.leaks)
+    dropped, conflicting = len(duplicates.leaks), len(duplicates.quarantined)
     counts = {
         "members": len(listing.entries),
-        "written": sum(report.counts["written"] for report in reports) - dropped,
-        "quarantined": sum(report.counts["quarantined"] for report in reports),
+        "written": sum(report.counts["written"] for report in reports) - dropped - conflicting,
+        "quarantined": sum(report.counts["quarantined"] for report in reports) + conflicting,
         "dropped": dropped,
         "ignored": sum(listing.ignored.values()),
     }
-    return counts | {f"quarantined.{reason}": number for reason, number in sorted(_reasons(reports).items())}
+    reasons = _reasons(reports) + Counter({LABEL_CONFLICT: conflicting})
+    return counts | {f"quarantined.{reason}": number for reason, number in sorted(reasons.items())}
 
 
 def _reasons(reports: Sequence[UnitReport]) -> Counter[str]:
@@ -151,7 +155,35 @@ def _largest_side(receipts: Mapping[int, Mapping[str, Any]]) -> int:
 
 
 def _with_patch(store: Storage, run_id: str, catalog: Catalog, duplicates: Duplicates) -> Catalog:
-    """Leave large shards as they are and mark their leaks by a patch."""
+    """Leave large shards as they are and mark what goes by a patch."""
     unpublished = Dataset(store.uri, 0, catalog)
-    changes = [Change(leak.image_id, "live", False, "LEAK") for leak in duplicates.leaks]
+    changes = [Change(each.copy.image_id, "live", False, each.reason) for each in duplicates.dropped]
+    changes += [Change(copy.image_id, "live", False, LABEL_CONFLICT) for copy in duplicates.quarantined]
     return add_patch(unpublished, run_id, resolve_changes(unpublished, changes))
+
+
+def _quarantine_conflicts(
+    store: Storage, run_id: str, files: Sequence[ShardFile], copies: Sequence[Copy], *, unit: int
+) -> list[QuarantineFile]:
+    """Write the copies whose labels contradict each other as quarantine rows."""
+    rows = []
+    for file in files:
+        of_file = {copy.row: copy for copy in copies if copy.shard == file.path}
+        if not of_file:
+            continue
+        table = open_parquet(store, file.path).read(
+            columns=["source", "key", "occurrence", "image_id", "label", "source_sha256"]
+        )
+        for row in sorted(of_file):
+            values = table.slice(row, 1).to_pylist()[0]
+            rows.append(
+                {
+                    **{name: value for name, value in values.items() if name != "source_sha256"},
+                    "split": file.split,
+                    "reason": LABEL_CONFLICT,
+                    "message": "the same bytes stand under another label too",
+                    "bytes_sha256": values["source_sha256"],
+                }
+            )
+    # one name for all drivers of this run: they would write the same bytes
+    return [write_quarantine(store, f"quarantine/{run_id}-conflicts.parquet", unit, rows)] if rows else []

@@ -200,6 +200,12 @@ def _warnings(catalog: Catalog) -> list[str]:
     if conflicts := duplicates["label_conflicts"]:
         stand = "pictures stand" if conflicts > 1 else "picture stands"
         warnings.append(f"{conflicts:,} {stand} under different labels")
+    kept = duplicates["leaks_kept"] + (duplicates["near"]["leaks"] if duplicates["policy"]["near"] == "report" else 0)
+    if kept:
+        warnings.append(
+            f"{kept:,} {'images look' if kept > 1 else 'image looks'} like one in a more held-out split, so held-out"
+            " figures may be too good (duplicates.near=one_side takes them out)"
+        )
     return warnings
 
 

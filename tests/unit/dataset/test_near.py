@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.dataset import near
-from pipelines.dataset.near import near_clusters, near_pairs
+from pipelines.dataset.near import find_neighbours, near_clusters, near_pairs
 
 WORDS = st.integers(0, 2**64 - 1)
 FLIPS = st.lists(st.integers(0, 63), max_size=7)
@@ -81,3 +81,26 @@ def test_hashes_that_too_many_resemble_are_counted(monkeypatch: pytest.MonkeyPat
 def test_distances_beyond_what_the_blocks_promise_are_refused() -> None:
     with pytest.raises(ValueError, match="max_distance is 5"):
         near_clusters(np.array([1], np.uint64), max_distance=5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), FLIPS, st.integers(0, 2)), min_size=1, max_size=25), st.integers(0, 4))
+def test_what_is_left_without_the_shadowed_has_no_near_rows_across_ranks(
+    drawn: list[tuple[int, list[int], int]], distance: int
+) -> None:
+    hashes = [flipped(0x0123456789ABCDEF * (base + 1) % 2**64, bits) for base, bits, _ in drawn]
+    ranks = [rank for _, _, rank in drawn]
+    found = find_neighbours(np.array(hashes, np.uint64), max_distance=distance).shadowed(np.array(ranks))
+    stays = [row for row, near_row in enumerate(found.tolist()) if near_row < 0]
+
+    def are_near(one: int, other: int) -> bool:
+        return (hashes[one] ^ hashes[other]).bit_count() <= distance
+
+    assert not [
+        (one, other) for one in stays for other in stays if ranks[one] < ranks[other] and are_near(one, other)
+    ]
+    for row, near_row in enumerate(found.tolist()):
+        if near_row >= 0:  # none goes without a reason that stays
+            assert near_row in stays
+            assert ranks[near_row] < ranks[row]
+            assert are_near(row, near_row)

@@ -1,0 +1,145 @@
+"""What becomes of copies and look-alikes under each policy, and that no image is lost by it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.dataset import inspect
+from pipelines.dataset.reader import Dataset, open_dataset
+from pipelines.ingest import finish, stage
+from pipelines.ingest.config import DuplicatesConfig, IngestConfig
+from pipelines.ingest.plan import plan
+from pipelines.ingest.unit import ingest_unit
+
+
+def scene(seed: int, quality: int = 95) -> bytes:
+    """Return a smooth picture: noise would be another picture after compression."""
+    small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+FILES = {
+    **{f"train/cat/{seed}.jpg": scene(seed) for seed in range(8)},
+    **{f"val/cat/{seed}.jpg": scene(seed) for seed in range(20, 23)},
+    **{f"test/cat/{seed}.jpg": scene(seed) for seed in range(30, 34)},
+    "test/cat/exact.jpg": scene(0),  # of train/cat/0.jpg
+    "val/cat/exact.jpg": scene(0),
+    "train/cat/beside.jpg": scene(1),  # of train/cat/1.jpg, in the same split
+    "test/cat/near.jpg": scene(2, 60),  # looks like train/cat/2.jpg
+    "train/cat/near-beside.jpg": scene(3, 60),
+    "train/dog/conflict.jpg": scene(4),  # train/cat/4.jpg under another name
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("copies") / "set"
+    for key, data in FILES.items():
+        (root / key).parent.mkdir(parents=True, exist_ok=True)
+        (root / key).write_bytes(data)
+    return root
+
+
+def ingest(source: Path, out: Path, **policy: Any) -> Dataset:
+    config = IngestConfig(
+        source=str(source), out=str(out), duplicates=DuplicatesConfig(**policy), max_quarantined_fraction=0.5
+    )
+    stage.run(config, lambda job, units: (ingest_unit(unit, job) for unit in units))
+    dataset = open_dataset(str(out))
+    assert list(inspect.verify(dataset)) == []
+    counts = dataset.catalog["counts"]
+    assert counts["members"] == len(FILES) == counts["written"] + counts["quarantined"] + counts["dropped"]
+    return dataset
+
+
+def keys(dataset: Dataset) -> set[str]:
+    return {key for split in dataset.splits for key in dataset.table(split, ["key"]).column("key").to_pylist()}
+
+
+LEAKS = {"train/cat/0.jpg", "val/cat/exact.jpg"}
+POLICIES = [
+    ({}, LEAKS),
+    ({"exact": "keep"}, set()),
+    ({"exact": "drop"}, LEAKS | {"train/cat/beside.jpg", "train/dog/conflict.jpg"}),
+    ({"near": "one_side"}, LEAKS | {"train/cat/2.jpg"}),
+    ({"near": "one_side", "exact": "keep"}, LEAKS | {"train/cat/2.jpg"}),  # equal bytes look alike too
+    (
+        {"near": "drop"},
+        LEAKS | {"train/cat/2.jpg", "train/cat/beside.jpg", "train/cat/near-beside.jpg", "train/dog/conflict.jpg"},
+    ),
+    ({"conflicts": "quarantine"}, LEAKS | {"train/cat/4.jpg", "train/dog/conflict.jpg"}),
+]
+
+
+def one_of(dropped: set[str], twins: tuple[str, str]) -> set[str]:
+    """Return the names with the second twin for the first: which of two equals stays is decided by their ids."""
+    return {twins[1] if key == twins[0] else key for key in dropped}
+
+
+@pytest.mark.parametrize("is_patched", [False, True], ids=["rewritten", "patched"])
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    POLICIES,
+    ids=["-".join(f"{name}-{value}" for name, value in policy.items()) or "default" for policy, _ in POLICIES],
+)
+def test_each_policy_takes_out_what_it_says(
+    policy: dict[str, str],
+    expected: set[str],
+    source: Path,
+    tmp_path: Path,
+    is_patched: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if is_patched:
+        monkeypatch.setattr(finish, "MAX_REWRITE_BYTES", 0)
+    dataset = ingest(source, tmp_path / "out", **policy)
+    gone = set(FILES) - keys(dataset)
+    if policy.get("conflicts") != "quarantine":
+        for twins in (
+            ("train/cat/1.jpg", "train/cat/beside.jpg"),
+            ("train/cat/3.jpg", "train/cat/near-beside.jpg"),
+            ("train/cat/4.jpg", "train/dog/conflict.jpg"),
+        ):
+            gone = one_of(gone, twins)
+    assert gone == expected
+    assert bool(dataset.catalog["patches"]) == (is_patched and bool(expected))
+    found = dataset.catalog["duplicates"]
+    assert sum(found["dropped"].values()) == dataset.catalog["counts"]["dropped"]
+    assert found["label_conflicts"] == 1
+    refused = [row["key"] for row in inspect.quarantined(dataset)]
+    if policy.get("conflicts") == "quarantine":
+        assert sorted(refused) == ["train/cat/4.jpg", "train/dog/conflict.jpg"]
+        assert dataset.catalog["counts"]["quarantined.LABEL_CONFLICT"] == 2
+    else:
+        assert refused == []
+
+
+def test_the_catalog_says_what_went_and_what_looks_alike(source: Path, tmp_path: Path) -> None:
+    found = ingest(source, tmp_path / "out").catalog["duplicates"]
+    assert found["policy"] == {"exact": "one_side", "near": "report", "max_distance": 4, "conflicts": "report"}
+    assert found["leaks_dropped"] == 2
+    assert found["dropped"] == {"LEAK": 2}
+    assert {(row["dropped"], row["kept"], row["in"], row["reason"]) for row in found["leaks"]} == {
+        (key, "test/cat/exact.jpg", "test", "LEAK") for key in LEAKS
+    }
+    # what is dropped as a copy is no look-alike any more; copies that stay are
+    assert {name: found["near"][name] for name in ("clusters", "images", "leaks")} == {
+        "clusters": 4, "images": 8, "leaks": 1,
+    }  # fmt: skip
+    assert found["near"]["examples"] == [
+        {"image": "train/cat/2.jpg", "from": "train", "like": "test/cat/near.jpg", "in": "test"}
+    ]
+
+
+def test_the_default_policy_keeps_the_keys_of_before(source: Path) -> None:
+    key = plan(IngestConfig(source=str(source))).key
+    assert plan(IngestConfig(source=str(source), duplicates=DuplicatesConfig(exact="one_side"))).key == key
+    assert plan(IngestConfig(source=str(source), duplicates=DuplicatesConfig(near="drop"))).key != key
