@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from typing_extensions import override
 
 from pipelines.sources.base import Entry, Listing, Member, Source, Unit, image_id
 from pipelines.sources.names import escaped_bytes, labels_and_splits
+from pipelines.storage import LISTING_THREADS
 
 
 class ArchivesSource(Source):
@@ -29,8 +31,7 @@ class ArchivesSource(Source):
         entries: list[Entry] = []
         ignored: Counter[str] = Counter()
         faults: list[str] = []
-        for number, (path, archive) in enumerate(self._archives):
-            listing = archive._list()
+        for number, ((path, _), listing) in enumerate(zip(self._archives, self._listings(), strict=True)):
             ignored.update(listing.ignored)
             faults += [f"{path}: {fault}" for fault in listing.faults]
             entries += [self._outer(number, path, entry) for entry in listing.entries]
@@ -40,6 +41,14 @@ class ArchivesSource(Source):
             for entry, (label, split) in zip(entries, named, strict=True)
         ]
         return Listing(tuple(labelled), dict(sorted(ignored.items())), tuple(faults))
+
+    def _listings(self) -> Iterator[Listing]:
+        archives = [archive for _, archive in self._archives]
+        if "://" not in self.uri:
+            yield from (archive._list() for archive in archives)
+            return
+        with ThreadPoolExecutor(LISTING_THREADS, thread_name_prefix="list") as pool:  # each waits for the store
+            yield from pool.map(lambda archive: archive._list(), archives)
 
     def _outer(self, number: int, path: str, entry: Entry) -> Entry:
         inner = escaped_bytes(entry.key) if "name_bytes" in entry.flags else entry.key.encode()

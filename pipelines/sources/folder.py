@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing_extensions import override
 
 from pipelines.errors import NotFound, StorageError
+from pipelines.sources.ahead import read_ahead
 from pipelines.sources.base import Entry, Found, Listing, Member, Source, Unit, make_listing, member_of
 from pipelines.sources.names import escaped_bytes
 from pipelines.sources.units import file_units
@@ -62,8 +63,10 @@ class FolderSource(Source):
 
     @override
     def open(self, unit: Unit) -> Iterator[Member]:
-        for entry in unit.entries:
-            yield self._read(entry)
+        if self._storage.is_local:  # a disk has no latency to hide
+            yield from map(self._read, unit.entries)
+        else:
+            yield from read_ahead(unit.entries, self._read)
 
     def _read(self, entry: Entry) -> Member:
         if entry.reason:
