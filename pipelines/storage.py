@@ -276,16 +276,6 @@ class ObjectStorage(Storage):
         except NotFound:
             return None
 
-    @override
-    def list(self, prefix: str = "") -> list[StoredFile]:
-        # obstore matches prefixes by whole path segments, so `data` never lists `database/`.
-        start = self._key(prefix.strip("/"))
-        with self._faults(prefix, "list"):
-            found = self._pages(start, MAX_PAGES_ALONE)
-            if found is None:
-                found = self._pages_by_folder(start)
-        return sorted(found, key=lambda file: file.path)
-
     def _pages(self, start: str, limit: int | None = None) -> list[StoredFile] | None:
         """List page by page, each of which tells where the next begins; None where there are more than `limit`."""
         found: list[StoredFile] = []
@@ -311,6 +301,16 @@ class ObjectStorage(Storage):
             for entry in batch
         ]
         return [file for file in files if not file.path.startswith(TEMPORARY)]
+
+    @override
+    def list(self, prefix: str = "") -> list[StoredFile]:
+        # obstore matches prefixes by whole path segments, so `data` never lists `database/`.
+        start = self._key(prefix.strip("/"))
+        with self._faults(prefix, "list"):
+            found = self._pages(start, MAX_PAGES_ALONE)
+            if found is None:
+                found = self._pages_by_folder(start)
+        return sorted(found, key=lambda file: file.path)
 
     @override
     def put(self, path: str, data: bytes) -> None:
