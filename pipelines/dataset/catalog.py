@@ -103,6 +103,11 @@ def read_version(storage: Storage, version: int | None = None, *, stage_format: 
     return catalog
 
 
+def listings_of(catalog: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what a catalog says of the tables of its sources' listings: path, sha256, bytes and rows of each."""
+    return [origin["listing"] for origin in catalog.get("origins", {}).values() if "listing" in origin]
+
+
 def next_run_id(storage: Storage, key: str) -> str:
     """Return the run id for a stage key: the key and the number of its runs that `gc` has declared dead.
 

@@ -23,6 +23,7 @@ from pipelines.dataset.catalog import (
     PublishConflict,
     format_ref,
     list_versions,
+    listings_of,
     next_run_id,
     publish_version,
     purged_path,
@@ -39,7 +40,7 @@ DEAD_AFTER_S = 24 * 3600.0
 
 _OWNERS = [
     re.compile(r"^(?:data|_work|sheet)/([0-9a-f]+-\d+)/"),
-    re.compile(r"^(?:patches|quarantine)/([0-9a-f]+-\d+)-"),
+    re.compile(r"^(?:patches|quarantine|audit)/([0-9a-f]+-\d+)-"),
 ]
 
 
@@ -164,6 +165,8 @@ def named_files(storage: Storage, catalog: Mapping[str, Any]) -> set[str]:
     """Return every file that a dataset's catalog names, by itself or through its shard lists."""
     named = {entry["path"] for entry in [*catalog["shard_lists"], *catalog["patches"]]}
     named |= set(catalog.get("sheet", {}).values())
+    named |= {entry["path"] for entry in catalog.get("audits", [])}
+    named |= {entry["path"] for entry in listings_of(catalog)}
     for entry in catalog["shard_lists"]:
         shards, quarantine = read_shard_list(storage, entry)
         named |= {file.path for file in shards} | {file.path for file in quarantine}

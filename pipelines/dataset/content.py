@@ -15,6 +15,11 @@ from pipelines.errors import InputError
 
 SAME_ON_APPEND = ("task", "preprocess", "split", "carried")
 """Fields of a catalog that an appended run must share with the dataset it is appended to."""
+EXAMPLES_KEPT = 50
+"""Examples (of leaks, of conflicting labels) that a joined catalog keeps of each of its two."""
+
+_ADD_UP = ("ignored", "flags", "duplicates")
+_PER_SOURCE = ("origins",)
 
 
 def split_figures(files: Iterable[ShardFile]) -> dict[str, dict[str, Any]]:
@@ -99,15 +104,23 @@ def make_catalog(
     }
 
 
-def append_catalog(standing: Mapping[str, Any], addition: Mapping[str, Any]) -> Catalog:
-    """Return the catalog of a dataset after another source was ingested into it.
+def append_catalog(
+    standing: Mapping[str, Any], addition: Mapping[str, Any], *, grows: Mapping[str, str] | None = None
+) -> Catalog:
+    """Return the catalog of a dataset after another source, or more of one it has, was ingested into it.
 
     Rows, classes and splits that stand do not change. Near-duplicates between the two are the caller's to look for.
+
+    Args:
+        standing: the dataset's newest catalog.
+        addition: the catalog of the run's own content, as `make_catalog` returns it.
+        grows: source name -> the key under which it stands, for sources of which only news were read.
 
     Raises:
         InputError: a source is already in the dataset, or the two were made with different settings.
     """
-    known = set(standing["sources"]) & set(addition["sources"])
+    expected = {name: (grows or {}).get(name) for name in addition["sources"]}
+    known = {name for name, key in expected.items() if standing["sources"].get(name) != key}
     if known:
         raise InputError(
             f"source {min(known)!r} is already in the dataset (read from {standing['locations'].get(min(known))})",
@@ -135,9 +148,26 @@ def append_catalog(standing: Mapping[str, Any], addition: Mapping[str, Any]) -> 
         "counts": counts,
         "sources": {**standing["sources"], **addition["sources"]},
         "locations": {**standing["locations"], **addition["locations"]},
+        **{name: _added(standing[name], addition[name]) for name in _ADD_UP if name in standing and name in addition},
+        **{name: {**standing[name], **addition.get(name, {})} for name in _PER_SOURCE if name in standing},
         "shard_lists": [*standing["shard_lists"], *addition["shard_lists"]],
         "patches": [*standing["patches"], *addition["patches"]],
     }
+
+
+def _added(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return counts added up and examples in one list, some of each."""
+    joined = dict(one)
+    for name, value in other.items():
+        if isinstance(value, dict) and name != "policy":
+            joined[name] = _added(one.get(name, {}), value)
+        elif isinstance(value, list):
+            joined[name] = [*one.get(name, [])[:EXAMPLES_KEPT], *value[:EXAMPLES_KEPT]]
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            joined[name] = one.get(name, 0) + value
+        else:
+            joined[name] = value
+    return joined
 
 
 def _join_split(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,7 +94,8 @@ class _Finder:
         if image_id in self._ids:
             return image_id
         key, source = str(row.get("key") or ""), str(row.get("source") or "")
-        found = [each for of, each in self._keys.get(key, []) if source in ("", of)]
+        # a changed image has more than one row, of which at most one lives
+        found = list(dict.fromkeys(each for of, each in self._keys.get(key, []) if source in ("", of)))
         if len(found) == 1:
             return found[0]
         if found:

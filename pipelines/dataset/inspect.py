@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.dataset.catalog import list_versions, read_version
+from pipelines.dataset.catalog import list_versions, listings_of, read_version
 from pipelines.dataset.fingerprint import add, to_hex
 from pipelines.dataset.reader import Dataset, open_dataset
 from pipelines.dataset.receipt import ShardFile
@@ -139,7 +139,7 @@ def verify(dataset: Dataset) -> Iterator[Problem]:
 
 
 def _verify_files(dataset: Dataset) -> Iterator[Problem]:
-    for entry in [*dataset.catalog["shard_lists"], *dataset.catalog["patches"]]:
+    for entry in [*dataset.catalog["shard_lists"], *dataset.catalog["patches"], *listings_of(dataset.catalog)]:
         yield from _verify_bytes(dataset.storage, entry["path"], entry["bytes"], entry["sha256"])
     try:
         shards, quarantine = dataset.shards(), dataset.quarantine_files()

@@ -1,0 +1,214 @@
+"""Publishing an append: newcomers that leak are refused, changed images replaced, and the next version is whole."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.dataset.catalog import Catalog, PublishConflict, format_ref
+from pipelines.dataset.content import append_catalog, dataset_fingerprint, make_classes, split_figures
+from pipelines.dataset.patch import Change, add_patch, resolve_changes
+from pipelines.dataset.reader import Dataset
+from pipelines.dataset.receipt import QuarantineFile
+from pipelines.dataset.rewrite import drop_rows, rewrite_touched
+from pipelines.dataset.shards import read_shard_list, write_shard_list
+from pipelines.dataset.writer import label_names, write_quarantine
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.finish import MAX_REWRITE_BYTES, check_counts
+from pipelines.ingest.leaks import Leak, find_leaks
+from pipelines.ingest.newcomers import Update, row_values
+from pipelines.ingest.report import write_sheet
+from pipelines.storage import Storage
+
+LEAK = "LEAK"
+SUPERSEDED = "superseded"
+
+
+def run_key(key: str, standing: Catalog, name: str, update: Update) -> str:
+    """Return the key under which an append's files lie.
+
+    For a source that the dataset knows it follows from what was read of it before, so that content that comes back is
+    another run than the one that first read it; and from the members to read, since a run goes on with its receipts.
+    """
+    if name not in standing["sources"]:
+        return key
+    listing = standing.get("origins", {}).get(name, {}).get("listing", {}).get("path", "")
+    parts = ["append", key, standing["sources"][name], listing, update.digest()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Joining:
+    """Joins a run's own content to whatever version stands; everything that its catalog names is written."""
+
+    config: IngestConfig
+    store: Storage
+    run_id: str
+    name: str
+    known_key: str | None
+    """The key under which the source stood when it was compared; None for a new one."""
+    update: Update
+    own: Catalog
+    warn: Callable[[Catalog], list[str]]
+
+    def __call__(self, standing: Catalog, version: int) -> Catalog:
+        """Return the catalog to publish after a version; also the `rebase` of publishing.
+
+        Raises:
+            PublishConflict: another run has read the same source meanwhile.
+        """
+        if standing["sources"].get(self.name) != self.known_key:
+            raise PublishConflict(
+                f"{format_ref(self.store.uri, version)} holds {self.name} as another run ({standing['run_id']}) read it"
+                f" meanwhile; run {self.run_id} compared it with an earlier version and is not published",
+                mend="run the same command again: it reads what is new after that",
+            )
+        base, fresh = Dataset(self.store.uri, version, standing), Dataset(self.store.uri, 0, self.own)
+        unchanged, written = self._compare(fresh)
+        leaks = [leak for leak in self._leaks(base, fresh) if leak.row["image_id"] not in unchanged]
+        refused = {str(leak.row["image_id"]) for leak in leaks}
+        addition = self._without(fresh, unchanged, leaks)
+        superseded = sorted(written - unchanged - refused)
+        changes = [Change(image_id, "live", False, SUPERSEDED) for image_id in superseded]
+        if changes:
+            standing = add_patch(base, self.run_id, resolve_changes(base, changes))
+        grows = {self.name: self.known_key} if self.known_key else None
+        catalog = append_catalog(standing, addition, grows=grows)
+        catalog["difference"] = self._difference(version, standing, addition, superseded, unchanged, refused)
+        catalog["warnings"] = [*self.warn(catalog), *self.update.remarks]
+        catalog["sheet"] = write_sheet(self.store, f"{self.run_id}/v{version + 1:06d}", catalog)
+        if self.update.gone:
+            catalog["sheet"]["gone"] = self._write_gone()
+        return catalog
+
+    def _compare(self, fresh: Dataset) -> tuple[set[str], set[str]]:
+        """Return which replaced images came out as they stand, and which of them have a new row at all."""
+        if not self.update.replaced:
+            return set(), set()
+        carried = fresh.catalog["carried"]
+        wanted = pa.array(list(self.update.replaced), pa.string())
+        unchanged, written = set(), set()
+        for split in fresh.splits:
+            table = fresh.table(split, ["image_id", "source_sha256", "label", *carried])
+            for row in table.filter(pc.is_in(table.column("image_id"), value_set=wanted)).to_pylist():
+                written.add(row["image_id"])
+                if row_values(row, carried) == self.update.replaced[row["image_id"]].values:
+                    unchanged.add(row["image_id"])
+        return unchanged, written
+
+    def _leaks(self, base: Dataset, fresh: Dataset) -> list[Leak]:
+        policy = self.config.duplicates
+        return [] if policy.exact == "keep" else find_leaks(base, fresh, max_distance=policy.max_distance)
+
+    def _without(self, fresh: Dataset, unchanged: set[str], leaks: Sequence[Leak]) -> Catalog:
+        """Return the run's content without the rows that add nothing and those that leak, which are quarantined."""
+        reasons = dict.fromkeys(unchanged, "unchanged") | {str(leak.row["image_id"]): LEAK for leak in leaks}
+        if not reasons:
+            return self.own
+        (entry,) = self.own["shard_lists"]
+        files, quarantine = read_shard_list(self.store, entry)
+        name = hashlib.sha256(json.dumps(sorted(reasons.items())).encode()).hexdigest()[:8]
+        if leaks:
+            quarantine = [*quarantine, self._quarantine(f"{self.run_id}-leaks-{name}", leaks)]
+        places = _places(fresh, reasons)
+        touched = {path for path, _ in places}
+        counts = _counts(self.own["counts"], unchanged, leaks)
+        if self.own["patches"] or sum(file.bytes for file in files if file.path in touched) > MAX_REWRITE_BYTES:
+            changes = [Change(image_id, "live", False, reason) for image_id, reason in sorted(reasons.items())]
+            addition = add_patch(fresh, self.run_id, resolve_changes(fresh, changes))
+        else:
+            schema = fresh.schema
+            files = rewrite_touched(self.store, self.run_id, files, f"kept-{name}", drop_rows(places), schema=schema)
+            splits = split_figures(files)
+            check_counts(counts, sum(part["rows"] for part in splits.values()))
+            addition = {
+                **self.own,
+                "splits": splits,
+                "rows": counts["written"],
+                "classes": make_classes([], splits),
+                "fingerprint": dataset_fingerprint(splits),
+            }
+        shard_list = write_shard_list(self.store, self.run_id, files, quarantine)
+        return {**addition, "counts": counts, "shard_lists": [{"run_id": self.run_id, **shard_list}]}
+
+    def _quarantine(self, name: str, leaks: Sequence[Leak]) -> QuarantineFile:
+        sizes = {entry.image_id: entry.size for entry in self.update.source.listing().entries}
+        rows = [
+            {
+                **{name: leak.row[name] for name in ("source", "key", "occurrence", "image_id")},
+                "label": "|".join(label_names(leak.row["label"])) or None,
+                "split": leak.split,
+                "reason": LEAK,
+                "message": leak.message,
+                "bytes_sha256": leak.row["source_sha256"],
+                "size_bytes": sizes[leak.row["image_id"]],
+            }
+            for leak in leaks
+        ]
+        return write_quarantine(self.store, f"quarantine/{name}.parquet", len(self.update.source.units()), rows)
+
+    def _difference(
+        self,
+        version: int,
+        standing: Catalog,
+        addition: Catalog,
+        superseded: Sequence[str],
+        unchanged: set[str],
+        refused: set[str],
+    ) -> dict[str, Any]:
+        """Return what the new version has over its parent, in numbers and some names."""
+        return {
+            "parent": version,
+            "source": self.name,
+            "added": addition["rows"] - len(superseded),
+            "changed": len(superseded),
+            "unchanged": len(unchanged),
+            "leaks": len(refused),
+            "quarantined": addition["counts"]["quarantined"],
+            "gone": len(self.update.gone),
+            "withheld": self.update.withheld,
+            "splits": {
+                split: {"rows": part["rows"], "labels": part["labels"]} for split, part in addition["splits"].items()
+            },
+            "new_classes": [name for name in addition["classes"] if name not in standing["classes"]],
+            "gone_keys": [row.key for row in self.update.gone[:10]],
+        }
+
+    def _write_gone(self) -> str:
+        """Write the images whose members are gone as a table that `resnet data exclude --from` takes."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("image_id", "key", "split"))
+        writer.writerows((row.image_id, row.key, row.split) for row in self.update.gone)
+        data = text.getvalue().encode()
+        path = f"sheet/{self.run_id}/gone-{hashlib.sha256(data).hexdigest()[:8]}.csv"
+        self.store.put(path, data)
+        return path
+
+
+def _places(fresh: Dataset, image_ids: dict[str, str]) -> list[tuple[str, int]]:
+    """Return (shard, row) of images in the run's own shards."""
+    wanted = pa.array(list(image_ids), pa.string())
+    found = []
+    for file in fresh.shards():
+        ids = fresh.written_rows(file, ["image_id"]).column("image_id")
+        found += [(file.path, row) for row in pc.indices_nonzero(pc.is_in(ids, value_set=wanted)).to_pylist()]
+    return found
+
+
+def _counts(counts: dict[str, int], unchanged: set[str], leaks: Sequence[Leak]) -> dict[str, int]:
+    changed = dict(counts)
+    changed["written"] -= len(unchanged) + len(leaks)
+    changed["dropped"] += len(unchanged)
+    if leaks:
+        changed["quarantined"] += len(leaks)
+        changed[f"quarantined.{LEAK}"] = changed.get(f"quarantined.{LEAK}", 0) + len(leaks)
+    return changed

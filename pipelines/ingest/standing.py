@@ -1,0 +1,119 @@
+"""What a dataset holds an append to: its settings; it needs no pyarrow, so that a skip loads none."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from pipelines.config.strict import is_runtime
+from pipelines.dataset.catalog import DATASET_FORMAT, Catalog, format_ref, read_version
+from pipelines.errors import ConfigError, InputError
+from pipelines.ingest.config import IngestConfig
+from pipelines.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+SHARED = ("image", "split", "task")
+"""Fields that a dataset has for all its sources."""
+_IDENTITY = ("source", "source_name")
+
+
+def settled(config: IngestConfig) -> IngestConfig:
+    """Return the config of an append with the dataset's settings wherever the user set none; others as they are.
+
+    What a source was read with before (its table of labels, its columns) is kept likewise.
+
+    Raises:
+        ConfigError: a setting differs from the dataset's, or no dataset is named.
+    """
+    if not config.append:
+        return config
+    if not config.out:
+        raise ConfigError("append=true, and no dataset is named", mend="name the one to append to: --out DATASET")
+    store = Storage.open(config.out)
+    standing = read_version(store, stage_format=DATASET_FORMAT)
+    if standing is None:
+        return config
+    values = config.model_dump(mode="json")
+    given = config.model_dump(mode="json", exclude_unset=True)
+    taken: dict[str, Any] = {}
+    for name in SHARED:
+        if name in IngestConfig.model_fields:
+            held = _held(IngestConfig, standing["config"], name)
+            values[name] = _settle(name, values[name], given.get(name), held, standing, taken)
+    own = standing.get("origins", {}).get(name_of(config), {}).get("settings", {})
+    for name, held in own.items():
+        if name in values and name not in given and values[name] != held:
+            values[name] = taken[name] = held
+    if taken:
+        words = ", ".join(f"{name}={json.dumps(value)}" for name, value in taken.items())
+        logger.info("ingest: %s hold, as in %s", words, format_ref(store.uri, standing["version"]))
+    return IngestConfig.model_validate_json(json.dumps(values))
+
+
+def name_of(config: IngestConfig) -> str:
+    """Return the source's name as the config says it, before the source is opened."""
+    return config.source_name or config.source.rstrip("/").rpartition("/")[2]
+
+
+def own_settings(config: IngestConfig) -> dict[str, Any]:
+    """Return what a later append of the same source keeps: fields that are one source's own and decide its rows."""
+    values = config.model_dump(mode="json")
+    return {
+        name: values[name]
+        for name, field in IngestConfig.model_fields.items()
+        if not is_runtime(field) and name not in (*SHARED, *_IDENTITY)
+    }
+
+
+def check_location(config: IngestConfig, standing: Catalog, name: str, uri: str) -> None:
+    """Refuse a source name that the dataset knows from elsewhere: it may be another source of the same name.
+
+    Raises:
+        InputError: it lies elsewhere now, and `moved` does not say so.
+    """
+    known = standing["locations"].get(name)
+    if known is None or known == uri or config.moved:
+        return
+    raise InputError(
+        f"the dataset knows a source {name} from {known}, and this one is {uri}",
+        mend=f"if it was moved: moved=true; if it is another one: source_name={name}-2",
+    )
+
+
+def _held(model: type[BaseModel], values: Mapping[str, Any], name: str) -> Any:
+    """Return what a stored config says of a field; one added since stands at its first value."""
+    if name in values:
+        return values[name]
+    field = model.model_fields[name]
+    extra = field.json_schema_extra
+    first = extra["legacy"] if isinstance(extra, dict) and "legacy" in extra else field.get_default(
+        call_default_factory=True
+    )  # fmt: skip
+    return first.model_dump(mode="json") if isinstance(first, BaseModel) else first
+
+
+def _settle(path: str, value: Any, given: Any, held: Any, standing: Catalog, taken: dict[str, Any]) -> Any:
+    """Return the dataset's value of a setting, having noted it in `taken` where the user's default was another."""
+    kind = IngestConfig.model_fields[path].annotation if "." not in path else None
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return {
+            name: _settle(
+                f"{path}.{name}", value[name], (given or {}).get(name), _held(kind, held, name), standing, taken
+            )
+            for name in value
+        }
+    if value == held or (path == "split.by" and given == standing["split"]["by"]):
+        return held
+    if given is not None:
+        raise ConfigError(
+            f"{path} is {json.dumps(value)}, and the dataset has {json.dumps(held)};"
+            " a dataset has one setting for all its sources",
+            mend=f"leave {path} out, or ingest into a new --out",
+        )
+    taken[path] = held
+    return held
