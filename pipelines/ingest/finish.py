@@ -16,8 +16,11 @@ from pipelines.dataset.shards import write_shard_list
 from pipelines.dataset.tables import open_parquet
 from pipelines.dataset.writer import write_quarantine
 from pipelines.errors import DataError
+from pipelines.ingest.budget import Budget
+from pipelines.ingest.audit import merge_audits
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.dedupe import LABEL_CONFLICT, Copy, Duplicates, find_duplicates
+from pipelines.ingest.privacy import carried_columns
 from pipelines.ingest.split import SplitPlan
 from pipelines.ingest.stored import make_preprocess
 from pipelines.ingest.unit import schema_of
@@ -28,29 +31,6 @@ from pipelines.storage import Storage
 MAX_REWRITE_BYTES = 2**30
 """Shards from which rows are dropped are written anew up to this size; beyond it a patch is published with them."""
 
-_EXAMPLES = 5
-
-
-def check_budget(config: IngestConfig, reports: Sequence[UnitReport], total: int, store: Storage) -> None:
-    """Refuse to go on when more images are unreadable than the budget allows.
-
-    Raises:
-        DataError: with the commonest reasons and some of the images.
-    """
-    bad = sum(report.counts["quarantined"] for report in reports)
-    good = sum(report.counts["written"] for report in reports)
-    if bad <= config.max_quarantined_fraction * total and (good or bad < total):
-        return
-    reasons = _reasons(reports)
-    words = ", ".join(f"{reason} {number:,}" for reason, number in reasons.most_common(_EXAMPLES))
-    example = next((file for report in reports for file in report.quarantine), None)
-    keys = open_parquet(store, example.path).read(columns=["key"]).column("key").to_pylist() if example else []
-    raise DataError(
-        f"{bad:,} of {total:,} images cannot be used ({words}); {config.max_quarantined_fraction:.1%} are allowed",
-        where=f"{config.source}: for example {', '.join(keys[:_EXAMPLES])}",
-        mend="look at these images; max_quarantined_fraction=0.5 would allow half of them",
-    )
-
 
 def build_catalog(
     config: IngestConfig,
@@ -60,26 +40,37 @@ def build_catalog(
     source: Source,
     receipts: Mapping[int, Mapping[str, Any]],
     split_plan: SplitPlan,
+    *,
+    appends: bool = False,
 ) -> Catalog:
     """Drop leaks, check that nothing was lost, and return the catalog; all files it names are written.
+
+    With `appends` it is the content of an append alone, which may hold no image at all.
 
     Raises:
         DataError: too many images are unusable, or rows and members do not add up.
     """
     listing = source.listing()
     reports = [UnitReport.from_json(receipt) for _, receipt in sorted(receipts.items())]
-    check_budget(config, reports, len(listing.entries), store)
+    budget = Budget(config, listing.entries, store, appends=appends)
+    for _, receipt in sorted(receipts.items()):
+        budget.add(receipt)
+    budget.check()
     files = [file for report in reports for file in report.files]
     quarantine = [file for report in reports for file in report.quarantine]
     duplicates = find_duplicates(store, files, config.duplicates)
-    quarantine += _quarantine_conflicts(store, run_id, files, duplicates.quarantined, unit=len(receipts))
+    conflicting = _quarantine_conflicts(store, run_id, files, duplicates.quarantined, unit=len(receipts))
+    refused = len(duplicates.quarantined)
+    budget.refuse(refused, {f"quarantined.{LABEL_CONFLICT}": refused}, conflicting)
+    budget.check()
+    quarantine += conflicting
     removed = [*duplicates.leaks, *duplicates.quarantined]
     touched = {copy.shard for copy in removed}
     is_rewritten = sum(file.bytes for file in files if file.path in touched) <= MAX_REWRITE_BYTES
     if removed and is_rewritten:
         changes = drop_rows([(copy.shard, copy.row) for copy in removed])
         # one attempt name for all drivers of this run: they would write the same bytes
-        files = rewrite_touched(store, run_id, files, "leaks-dropped", changes, schema=schema_of(source))
+        files = rewrite_touched(store, run_id, files, "leaks-dropped", changes, schema=schema_of(source, config.privacy))
     counts = _count(listing, reports, duplicates)
     rows = sum(file.rows for file in files) - (0 if is_rewritten else len(removed))
     check_counts(counts, rows)
@@ -96,8 +87,10 @@ def build_catalog(
         split=split_plan.to_json(),
         counts=counts,
         config=config.model_dump(mode="json"),
-        carried=source.carried,
+        carried=carried_columns(source.carried, config.privacy),
     )
+    catalog["privacy"] = config.privacy.model_dump(mode="json")
+    catalog["audits"] = merge_audits(store, run_id, (receipt for _, receipt in sorted(receipts.items())))
     catalog["duplicates"] = duplicates.to_json()
     catalog["ignored"] = dict(listing.ignored)
     catalog["flags"] = _flags(receipts)
