@@ -57,6 +57,12 @@ class DataError(PipelineError):
     exit_code = 3
 
 
+class Unfinished(PipelineError):
+    """Work that stopped in order before its end, as asked; the same command goes on with it."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: not done, and trying again is the way to get it done
+
+
 class StorageError(PipelineError):
     """Storage that refused or could not be reached."""
 

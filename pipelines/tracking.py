@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pipelines.errors import ConfigError, RegistryError
+from pipelines.errors import ConfigError, RegistryError, Unfinished
 from pipelines.redact import flatten, redact
 from pipelines.tracking_store import (
     TrackingConfig,
@@ -91,7 +91,7 @@ class RunLog:
 
     A call that fails is kept in memory, in order, and sent again with a later call or at `end`; the user is told
     once. After `open` no method raises because of the server: a log must not end hours of training.
-    As a context manager it ends the run as FINISHED, FAILED (an exception) or KILLED (an interrupt).
+    As a context manager it ends the run as FINISHED, FAILED (an exception) or KILLED (an interrupt, or time was up).
     """
 
     def __init__(
@@ -287,7 +287,8 @@ class RunLog:
         if kind is None:
             self.end("FINISHED")
         else:
-            self.end("FAILED" if issubclass(kind, Exception) else "KILLED")
+            is_fault = issubclass(kind, Exception) and not issubclass(kind, Unfinished)
+            self.end("FAILED" if is_fault else "KILLED")
 
     def _put(self, record: _Record, *, is_last: bool = False) -> None:
         if not self._is_enabled:

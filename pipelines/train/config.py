@@ -32,14 +32,35 @@ class OptimizerConfig(StrictModel):
 class ScheduleConfig(StrictModel):
     """The learning rate over the run, as a fraction of the peak."""
 
-    name: Literal["cosine", "one_cycle", "constant"] = "cosine"
-    """Shape after the warm-up: half a cosine (arXiv:1608.03983), a straight line (one cycle), or flat."""
+    name: Literal["cosine", "one_cycle", "constant", "multi_step", "polynomial"] = "cosine"
+    """Shape after the warm-up: half a cosine (arXiv:1608.03983), a straight line (one cycle), flat, steps down at
+    `milestones`, or a falling power."""
     warmup_epochs: float = Field(1.0, ge=0)
     """Epochs of straight rise to the peak; at most the whole run. One cycle usually takes a fifth to a third."""
     start_fraction: float = Field(0.1, ge=0, le=1)
     """Rate at the first step, as a fraction of the peak; no effect without warm-up."""
     final_fraction: float = Field(0.0, ge=0, le=1)
-    """Rate at the last step, as a fraction of the peak; no effect on `constant`."""
+    """Rate at the last step, as a fraction of the peak; no effect on `constant` and `multi_step`."""
+    milestones: tuple[float, ...] = later_field((), legacy=[])
+    """multi_step: epochs done at which the rate is multiplied by `gamma`, for example [30, 60, 80]."""
+    gamma: float = later_field(0.1, legacy=0.1, gt=0, lt=1)
+    """multi_step: factor of each step down."""
+    power: float = later_field(2.0, legacy=2.0, gt=0)
+    """polynomial: exponent of the share of the run that is left."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ScheduleConfig:
+        if (self.name == "multi_step") != bool(self.milestones):
+            raise ValueError(
+                f"name is {self.name} and milestones are {list(self.milestones)}; mend: multi_step needs milestones,"
+                " for example milestones=[30,60,80], and the others take none"
+            )
+        if any(after <= before for before, after in zip((0.0, *self.milestones), self.milestones, strict=False)):
+            raise ValueError(f"milestones are {list(self.milestones)}; they must be above 0 and rise")
+        for field, shape in (("gamma", "multi_step"), ("power", "polynomial")):
+            if self.name != shape and getattr(self, field) != type(self).model_fields[field].default:
+                raise ValueError(f"{field} is given and name is {self.name}; mend: only {shape} has it")
+        return self
 
 
 class AugmentConfig(StrictModel):
@@ -53,6 +74,21 @@ class AugmentConfig(StrictModel):
     """Side of a square set to the mean colour (arXiv:1708.04552); 0: none."""
     mixup_alpha: float = Field(0.0, ge=0)
     """Mix pairs of images and labels, the share drawn from Beta(alpha, alpha) (arXiv:1710.09412); 0: none."""
+
+
+class LossConfig(StrictModel):
+    """What is minimised."""
+
+    name: Literal["cross_entropy", "bce", "focal"] = "cross_entropy"
+    """cross_entropy; bce: every class a yes or no of its own, added up (arXiv:2110.00476, sec. 2.3); focal: cross
+    entropy that counts rows less the surer the network is of them (arXiv:1708.02002)."""
+    focal_gamma: float = Field(2.0, ge=0)
+    """Exponent of (1 - probability of the right class); focal only. 0 is cross entropy."""
+    class_weights: Literal["none", "balanced", "effective"] = "none"
+    """Weight of a row by its class: balanced: as the inverse of the class's rows; effective: less steeply
+    (arXiv:1901.05555)."""
+    effective_beta: float = Field(0.999, gt=0, lt=1)
+    """How soon another row of a class brings nothing new; effective only."""
 
 
 # `from` is a word of Python: a class body cannot name a field so, and no other name reads as well in a config.
@@ -121,8 +157,15 @@ class TrainConfig(StrictModel):
     """Random changes of training images."""
     epochs: int = Field(30, ge=1)
     """Passes over the training rows."""
+    patience_epochs: int = later_field(0, legacy=0, ge=0)
+    """Epochs in a row without a better one on val after which the run is over; 0: all epochs are done."""
     global_batch_size: int = Field(128, ge=1)
     """Images a step, over all workers together; the last batch of an epoch may be shorter."""
+    accumulate: int = later_field(1, legacy=1, ge=1)
+    """Pieces in which a worker computes its share of a batch, one after the other, to need less memory. Batch norm
+    sees a piece at a time; group, frozen and ghost norms whose ghosts fit into the pieces do not notice."""
+    loss: LossConfig = later_field(LossConfig(), legacy=LossConfig().model_dump(mode="json"))
+    """What is minimised. Validation and evaluation report cross entropy and accuracy in any case."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target spread evenly over all classes (arXiv:1512.00567, sec. 7)."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
@@ -141,6 +184,8 @@ class TrainConfig(StrictModel):
     """CPUs and torch threads of a worker; 0: an equal share of the cluster's."""
     use_gpu: bool | Literal["auto"] = runtime_field("auto")
     """true: a GPU for every worker, refused where there is none; auto: GPUs where there are enough; false: CPUs."""
+    max_hours: float = runtime_field(0.0, ge=0)
+    """Hours after which the run leaves a checkpoint and stops, to be gone on with by the same command; 0: none."""
     checkpoint_every_s: float = runtime_field(60.0, ge=0)
     """Seconds between checkpoints inside an epoch; there is one at the end of every epoch in any case."""
     cache_limit_mb: int = runtime_field(2048, ge=0)

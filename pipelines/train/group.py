@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,8 @@ def train_in_workers(
     for note in (STOP, FAILURE):
         run.delete(note)
     settings: dict[str, Any] = {"config": config.model_dump_json(), "run": run.uri, "threads": cpus, "use_gpu": use_gpu}
+    if config.max_hours:
+        settings["ends_at_s"] = time.time() + config.max_hours * 3600
     if window:
         settings["window"] = dict(window)
 

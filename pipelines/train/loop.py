@@ -8,41 +8,29 @@ goes on from the newest whole checkpoint, to the same bits.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from pipelines.config.strict import output_values
-from pipelines.dataset.reader import open_dataset
 from pipelines.errors import DataError, StorageError
-from pipelines.stage_output import canonical_json
 from pipelines.storage import Storage
+from pipelines.train.assemble import assemble
 from pipelines.train.checkpoint import Checkpoint, load_checkpoint, load_latest, prune_checkpoints, save_checkpoint
 from pipelines.train.collectives import World, join_trace, split_trace
 from pipelines.train.config import TrainConfig
-from pipelines.train.ema import WeightAverage
 from pipelines.train.evaluation import evaluate
-from pipelines.train.feed import Batch, OpenRows, SplitRows, TrainFeed, open_splits
-from pipelines.train.initial import ghost_size_of
-from pipelines.train.mixing import blend, mixup_shares
-from pipelines.train.network import draws_by_sample, is_channels_last_safe
-from pipelines.train.optimizer import make_optimizer, set_rate
-from pipelines.train.precision import resolve_device, resolve_precision
+from pipelines.train.feed import Batch, OpenRows, SplitRows
+from pipelines.train.precision import resolve_device
 from pipelines.train.records import EpochRecord, read_records, write_progress, write_record
 from pipelines.train.schedule import rate_at
-from pipelines.train.state import Best, EpochSums, TrainState, add_exactly, read_cursor
-from pipelines.train.steps import StepLog, write_step_log
-from pipelines.train.transfer import rate_scales, set_training, start_network
-from pipelines.train.transforms import Normalise, sample_keys, usable_std
-from resnet_models.whitening import whiten_stem
+from pipelines.train.state import Best, Cursor, EpochSums, add_exactly, read_cursor
+from pipelines.train.step_log import StepLog, write_step_log
+from pipelines.train.transfer import set_training
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -51,8 +39,6 @@ OnEpoch = Callable[[EpochRecord], bool]
 
 _SYNC_S = 1.0
 """Seconds between the moments when workers add up their figures and agree what to do."""
-_WHITENING_ROWS = 256
-"""Training rows, spread over the split, from which a whitening stem takes its directions."""
 _PROGRESS_S = 2.0
 """Seconds between two notes of where the run is."""
 
@@ -68,7 +54,7 @@ class FitOutcome:
     records: list[EpochRecord]
     """One per finished epoch."""
     stopped: bool = False
-    """Whether epochs are left, because `on_epoch` ended it before its time."""
+    """Whether work is left, because `on_epoch` or the time ended it."""
 
 
 def fit_local(
@@ -103,12 +89,22 @@ def fit(
     device: torch.device,
     on_epoch: OnEpoch | None = None,
     open_rows: OpenRows = SplitRows,
+    ends_at_s: float = math.inf,
 ) -> FitOutcome:
-    """Train as one of the processes of `world`; every one of them calls this. `on_epoch` is called by rank 0."""
+    """Train as one of the processes of `world`; every one of them calls this.
+
+    `on_epoch` is called by rank 0. At the Unix time `ends_at_s` the run leaves a checkpoint and stops where it is.
+    """
     newest = _agree_on_checkpoint(run, world, device)
-    if newest and read_cursor(newest).epoch >= config.epochs:  # do not even read the data
+    if newest and is_over(config, read_cursor(newest)):  # do not even read the data
         return _outcome(config, run, newest)
-    return _Loop(config, run, world, device, newest, open_rows).run_epochs(on_epoch)
+    return _Loop(config, run, world, device, newest, open_rows, ends_at_s).run_epochs(on_epoch)
+
+
+def is_over(config: TrainConfig, cursor: Cursor) -> bool:
+    """Return whether a run has nothing left to do: all epochs done, or none of the last ones was better."""
+    waited = cursor.epoch - cursor.best.epoch
+    return cursor.epoch >= config.epochs or 0 < config.patience_epochs <= waited
 
 
 def replay(
@@ -130,7 +126,7 @@ def replay(
         DamagedCheckpoint: the checkpoint is not whole.
         DataError: the checkpoint is of another run, or the loss stopped being a number.
     """
-    return _Loop(config, run, world, device, load_checkpoint(run, step), SplitRows).repeat_steps(steps)
+    return _Loop(config, run, world, device, load_checkpoint(run, step)).repeat_steps(steps)
 
 
 def read_outcome(config: TrainConfig, run: Storage) -> FitOutcome | None:
@@ -145,7 +141,7 @@ def read_outcome(config: TrainConfig, run: Storage) -> FitOutcome | None:
 def _outcome(config: TrainConfig, run: Storage, newest: Checkpoint) -> FitOutcome:
     cursor = read_cursor(newest)
     records = read_records(run, cursor.epoch)
-    return FitOutcome(cursor.epoch, cursor.best, records, stopped=cursor.epoch < config.epochs)
+    return FitOutcome(cursor.epoch, cursor.best, records, stopped=not is_over(config, cursor))
 
 
 def _agree_on_checkpoint(run: Storage, world: World, device: torch.device) -> Checkpoint | None:
@@ -165,62 +161,37 @@ class _Loop:
         world: World,
         device: torch.device,
         newest: Checkpoint | None,
-        open_rows: OpenRows,
+        open_rows: OpenRows = SplitRows,
+        ends_at_s: float = math.inf,
     ) -> None:
         self.config, self.run, self.world, self.device = config, run, world, device
-        dataset = open_dataset(config.dataset)
-        self.train_rows, self.val_rows = open_splits(dataset, config, world, open_rows)
-        mean, std = dataset.mean_std("train")
-        self.precision = resolve_precision(config.precision, device)
-        self.normalise = Normalise(mean, usable_std(std), device, dtype=self.precision.weights)
-        start = start_network(
-            config, dataset.classes, self.train_rows.image_shape, world=world, device=device, resumes=newest is not None
-        )
-        network, self._frozen = start.network.to(self.precision.weights), start.frozen
-        self.feed = TrainFeed(self.train_rows, config, world, mean, ghost_size=ghost_size_of(start.spec))
-        if start.spec.stem == "whitening" and not newest and not start.initial:
-            rows = np.linspace(0, self.train_rows.num_rows - 1, _WHITENING_ROWS).astype(np.int64)
-            whiten_stem(network, self.normalise(self._moved(self.train_rows.pixels.take(np.unique(rows)))))
-        self._channels_last = config.channels_last and is_channels_last_safe(network, device)
-        self._draws_by_sample = draws_by_sample(start.spec)
-        scales = rate_scales(network, config.init.lr_decay_by_depth)
-        self.state = TrainState(
-            network=network,
-            optimizer=make_optimizer(network, config.optimizer, scales),
-            scaler=torch.amp.GradScaler(device.type, enabled=self.precision.needs_scaler),
-            average=WeightAverage(network, config.ema_decay) if config.ema_decay else None,
-        )
-        self.identity = {
-            "dataset": dataset.fingerprint,
-            "network": start.spec.to_json(),
-            "config": hashlib.sha256(canonical_json(output_values(config))).hexdigest()[:16],
-        }
-        if start.initial:
-            self.identity["init"] = start.initial.resolved.weights_sha256
-        if newest:
-            self.state.load_files(newest, self.identity)
-            if world.rank == 0:
-                _LOGGER.info("going on from step %d, %d epochs done", newest.step, self.state.cursor.epoch)
+        self._ends_at_s = ends_at_s
+        parts = assemble(config, world, device, newest, open_rows)
+        self.train_rows, self.val_rows, self.feed = parts.train_rows, parts.val_rows, parts.feed
+        self.state, self._step, self.precision = parts.state, parts.step, parts.precision
+        self._frozen, self.identity = parts.frozen, parts.identity
         self._kept_best = self.state.cursor.best
         # Of this worker's steps since the last sync: sum of losses and right answers; rows, those of all, id trace.
         self._local: list[Tensor] = []
         self._shares: list[tuple[int, int, int]] = []
         self._wait_s = 0.0
         self._sync_every = 1
+        self._is_late = False
         self._mark_s = self._checkpoint_s = self._progress_s = time.perf_counter()
 
     def run_epochs(self, on_epoch: OnEpoch | None) -> FitOutcome:
         cursor = self.state.cursor
         stopped = False
-        while cursor.epoch < self.config.epochs and not stopped:
-            self._train_epoch()
+        while not is_over(self.config, cursor) and not stopped:
+            if not self._train_epoch():
+                break
             record = self._finish_epoch()
-            go_on = True
+            go_on = time.time() < self._ends_at_s
             if self.world.rank == 0 and on_epoch is not None:
-                go_on = on_epoch(record)
+                go_on = on_epoch(record) and go_on
             stopped = self._agree(not go_on)
-        early = stopped and cursor.epoch < self.config.epochs
-        return FitOutcome(cursor.epoch, cursor.best, read_records(self.run, cursor.epoch), stopped=early)
+        records = read_records(self.run, cursor.epoch)
+        return FitOutcome(cursor.epoch, cursor.best, records, stopped=not is_over(self.config, cursor))
 
     def repeat_steps(self, number: int) -> dict[int, tuple[float, str]]:
         """Do the next steps, reading the figures of each; nothing is evaluated or written."""
@@ -229,9 +200,7 @@ class _Loop:
         while cursor.epoch < self.config.epochs:
             set_training(self.state.network, self._frozen)
             for batch in self.feed.batches(cursor.epoch + 1, cursor.batch):
-                self._step(batch)
-                cursor.batch += 1
-                cursor.step += 1
+                self._take(batch)
                 self._sync()
                 done[cursor.step] = cursor.steps.losses[-1], cursor.steps.traces[-1]
                 if len(done) == number:
@@ -239,79 +208,31 @@ class _Loop:
             self._turn_epoch()
         return done
 
-    def _train_epoch(self) -> None:
-        """Do what is left of the running epoch."""
+    def _train_epoch(self) -> bool:
+        """Do what is left of the running epoch; return False where the time is up before its end."""
         cursor = self.state.cursor
         set_training(self.state.network, self._frozen)
         self._mark_s = time.perf_counter()
         for batch in self._timed(self.feed.batches(cursor.epoch + 1, cursor.batch)):
-            self._step(batch)
-            cursor.batch += 1
-            cursor.step += 1
+            self._take(batch)
             is_last = cursor.batch == self.feed.num_batches
             if is_last or len(self._shares) >= self._sync_every:
                 wants_checkpoint = self._sync()
+                if self._is_late and not is_last:
+                    self._save(is_final=True)
+                    return False
                 if wants_checkpoint and not is_last:
                     self._save(is_final=False)
+        return True
 
-    def _step(self, batch: Batch) -> None:
-        """Take one optimiser step on the global batch, of which this worker holds `batch`."""
-        config, state = self.config, self.state
-        rate = rate_at(
-            config.schedule, step=state.cursor.step, steps_per_epoch=self.feed.num_batches, epochs=config.epochs
-        )
-        set_rate(state.optimizer, config.optimizer.lr * rate)
-        images, targets = self._prepare(batch)
-        with self.precision.autocast():
-            if batch.partner_pixels is None:
-                logits = self._logits(images, batch)
-                losses = self._losses(logits, targets)
-            else:
-                logits, losses = self._mixed(batch, images, targets)
-        state.optimizer.zero_grad(set_to_none=True)
-        # Divided by the rows of the global batch, so that the sum over workers is the gradient of its mean loss.
-        state.scaler.scale(losses.sum() / batch.global_rows).backward()  # type: ignore[no-untyped-call]
-        self.world.sum_gradients(state.network)
-        if config.optimizer.clip_norm:
-            state.scaler.unscale_(state.optimizer)
-            torch.nn.utils.clip_grad_norm_(state.network.parameters(), config.optimizer.clip_norm)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        if state.average:
-            state.average.update(state.network, state.cursor.step + 1)
-        with torch.no_grad():
-            self._local.append(torch.stack([losses.sum(), (logits.argmax(1) == targets).sum()]))
+    def _take(self, batch: Batch) -> None:
+        """Take one step on the global batch, of which this worker holds `batch`."""
+        cursor, config = self.state.cursor, self.config
+        rate = rate_at(config.schedule, step=cursor.step, steps_per_epoch=self.feed.num_batches, epochs=config.epochs)
+        self._local.append(self._step(batch, rate))
         self._shares.append((len(batch.targets), batch.global_rows, batch.trace))
-
-    def _prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return images and targets on the device."""
-        images = self.normalise(self._moved(batch.pixels), channels_last=self._channels_last)
-        return images, self._moved(batch.targets)
-
-    def _logits(self, images: Tensor, batch: Batch) -> Tensor:
-        """Return the network's answer, what it drops at random keyed by the samples."""
-        network: Callable[..., Tensor] = self.state.network
-        if not self._draws_by_sample:
-            return network(images)
-        keys = sample_keys(batch.hashes, seed=self.config.seed, epoch=self.state.cursor.epoch + 1)
-        return network(images, sample_keys=keys.to(self.device))
-
-    def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of each row, in the weights' type."""
-        return F.cross_entropy(
-            logits.to(self.precision.weights), targets, reduction="none", label_smoothing=self.config.label_smoothing
-        )
-
-    def _mixed(self, batch: Batch, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and row losses of images blended with their partners."""
-        assert batch.partner_pixels is not None
-        assert batch.partner_targets is not None
-        config, epoch = self.config, self.state.cursor.epoch + 1
-        shares = mixup_shares(batch.hashes, config.augment.mixup_alpha, seed=config.seed, epoch=epoch).to(self.device)
-        partners = self.normalise(self._moved(batch.partner_pixels), channels_last=self._channels_last)
-        logits = self._logits(blend(images, partners, shares), batch)
-        own, other = self._losses(logits, targets), self._losses(logits, self._moved(batch.partner_targets))
-        return logits, shares * own + (1 - shares) * other
+        cursor.batch += 1
+        cursor.step += 1
 
     def _sync(self) -> bool:
         """Add up figures over workers, check them, note progress; return whether rank 0 wants a checkpoint."""
@@ -320,10 +241,13 @@ class _Loop:
         now_s = time.perf_counter()
         spent_s, self._mark_s = now_s - self._mark_s, now_s
         wants = self.world.rank == 0 and now_s - self._checkpoint_s >= self.config.checkpoint_every_s
+        is_late = self.world.rank == 0 and time.time() >= self._ends_at_s
         number, own_rows = len(self._shares), sum(share for share, _, _ in self._shares)
         limbs = [limb for _, _, trace in self._shares for limb in split_trace(trace)]
-        mine = [loss, right, float(own_rows), spent_s, self._wait_s, float(wants), *local[:, 0].tolist(), *limbs]
-        loss, right, rows, spent_s, wait_s, wanted, *by_step = self.world.sum_values(mine, self.device)
+        mine = [loss, right, float(own_rows), spent_s, self._wait_s, float(wants), float(is_late)]
+        totals = self.world.sum_values([*mine, *local[:, 0].tolist(), *limbs], self.device)
+        loss, right, rows, spent_s, wait_s, wanted, late, *by_step = totals
+        self._is_late = late > 0
         if not math.isfinite(loss):
             raise self._diverged(loss)
         cursor, sums = self.state.cursor, self.state.cursor.sums
@@ -351,7 +275,7 @@ class _Loop:
             self.state.network,
             self.state.kept_weights(),
             self.val_rows,
-            self._prepare,
+            self._step.prepare,
             world=self.world,
             device=self.device,
             autocast=self.precision.autocast(),
@@ -380,7 +304,7 @@ class _Loop:
             write_record(self.run, record)
             write_step_log(self.run, record.epoch, steps)
             self._note_progress(now_s, is_due=True, loss=record.train_loss)
-        self._save(is_final=cursor.epoch == config.epochs)
+        self._save(is_final=is_over(config, cursor))
         return record
 
     def _turn_epoch(self) -> None:
@@ -416,13 +340,6 @@ class _Loop:
             if batch is None:
                 return
             yield batch
-
-    def _moved(self, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Tensor:
-        """Return an array as a tensor on the device; copies to a GPU overlap the computation."""
-        tensor = torch.from_numpy(array)
-        if self.device.type != "cuda":
-            return tensor.to(self.device)
-        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _agree(self, wish: bool) -> bool:
         """Return whether any worker wishes it."""

@@ -20,7 +20,7 @@ from pipelines.tracking import RunLog
 from pipelines.train.config import ReplayConfig, TrainConfig
 from pipelines.train.initial import INIT
 from pipelines.train.plan import STAGE
-from pipelines.train.steps import read_steps
+from pipelines.train.step_log import read_steps
 
 if TYPE_CHECKING:
     from pipelines.train.checkpoint import Checkpoint

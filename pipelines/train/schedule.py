@@ -24,8 +24,13 @@ def rate_at(schedule: ScheduleConfig, *, step: int, steps_per_epoch: int, epochs
     warmup = min(schedule.warmup_epochs * steps_per_epoch, last)
     if step < warmup:
         return schedule.start_fraction + (1.0 - schedule.start_fraction) * step / warmup
+    if schedule.name == "multi_step":
+        return schedule.gamma ** sum(step >= milestone * steps_per_epoch for milestone in schedule.milestones)
     if schedule.name == "constant" or last == warmup:
         return 1.0
     progress = min(1.0, (step - warmup) / (last - warmup))
-    remaining = 1.0 - progress if schedule.name == "one_cycle" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    if schedule.name == "cosine":
+        remaining = 0.5 * (1.0 + math.cos(math.pi * progress))
+    else:
+        remaining = (1.0 - progress) ** (schedule.power if schedule.name == "polynomial" else 1.0)
     return schedule.final_fraction + (1.0 - schedule.final_fraction) * remaining

@@ -15,7 +15,7 @@ import yaml
 
 from pipelines import capacity
 from pipelines.dataset.catalog import parse_ref
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, Unfinished
 from pipelines.node_paths import check_nodes_see
 from pipelines.ray_runtime import ray_session
 from pipelines.stage_output import RUN, StageResult, open_run, publish_catalog, read_catalog
@@ -52,6 +52,7 @@ def run(config: TrainConfig) -> TrainResult:
         InputError: there is no dataset, it cannot be trained on, or `out` holds something else.
         DataError: the loss stopped being a number, or data is damaged.
         ClusterError: workers do not fit the cluster or died too often.
+        Unfinished: `max_hours` are over; a checkpoint stands.
     """
     plan = make_plan(config)
     store = Storage.open(plan.out)
@@ -126,7 +127,14 @@ def _train(config: TrainConfig, store: Storage, log: RunLog) -> FitOutcome:
             train_in_workers(config, store, session, on_epoch=on_epoch)
         outcome = read_outcome(config, store)
         assert outcome is not None
-        assert not outcome.stopped, "the workers returned without an error and without all epochs"
+        if outcome.stopped:
+            assert config.max_hours, "the workers returned without an error and without all epochs"
+            raise Unfinished(
+                f"max_hours={config.max_hours:g} is over after {outcome.epochs} of {config.epochs} epochs;"
+                " nothing is published",
+                where=store.uri,
+                mend="the same command goes on from the checkpoint that was left",
+            )
     else:
         for record in outcome.records:
             on_epoch(record)

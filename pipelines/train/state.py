@@ -16,7 +16,7 @@ from pipelines.errors import DataError
 from pipelines.train.checkpoint import Checkpoint
 from pipelines.train.ema import WeightAverage
 from pipelines.train.optimizer import load_state_tensors, state_tensors
-from pipelines.train.steps import StepLog
+from pipelines.train.step_log import StepLog
 from resnet_models.spec import ModelSpec
 from resnet_models.state_dict import WeightsError, load_strict, pack_weights, unpack_weights
 

@@ -36,6 +36,7 @@ class Normalise:
     def __init__(
         self, mean: Sequence[float], std: Sequence[float], device: torch.device, *, dtype: torch.dtype = torch.float32
     ) -> None:
+        self.device = device
         self._scale = torch.tensor([1.0 / (255.0 * s) for s in std], device=device, dtype=dtype)
         self._offset = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=device, dtype=dtype)
 

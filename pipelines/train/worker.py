@@ -7,6 +7,7 @@ and its snapshot file is not atomic, so it is never what a run resumes from.
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from pipelines import errors
@@ -27,8 +28,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         settings: `config` (JSON text of a TrainConfig, its dataset pinned and absolute), `run` (address of the run's
-            storage) and `threads` (torch threads); with `window` (the arguments of `loop.replay`) those steps are
-            done once more instead.
+            storage) and `threads` (torch threads); `ends_at_s`: Unix time to stop at; with `window` (the arguments of
+            `loop.replay`) those steps are done once more instead.
 
     Returns:
         `failure` with the parts of an error that ended the run for good; `steps` of a window; else empty.
@@ -49,7 +50,14 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         device = resolve_device("auto" if settings["use_gpu"] else "cpu")
         if window := settings.get("window"):
             return {"steps": replay(config, run, **window, world=world, device=device)}
-        fit(config, run, world=world, device=device, on_epoch=lambda _: not run.exists(STOP))
+        fit(
+            config,
+            run,
+            world=world,
+            device=device,
+            on_epoch=lambda _: not run.exists(STOP),
+            ends_at_s=settings.get("ends_at_s", math.inf),
+        )
     except _PERMANENT as error:
         failure = describe_failure(error)
         if world.size == 1:

@@ -275,3 +275,48 @@ def test_a_network_that_does_not_fit_is_refused(dataset: str, run: Storage) -> N
 
 def test_the_world_is_one_without_a_process_group() -> None:
     assert World.current() == World(0, 1)
+
+
+@pytest.mark.parametrize("pieces", [2, 7, 50])
+def test_a_share_in_pieces_gives_the_same_steps_where_no_norm_sees_a_batch(
+    dataset: str, tmp_path: Path, pieces: int
+) -> None:
+    changes: dict[str, Any] = {
+        "model": {"depths": [1, 1], "channels": [8, 16], "stem": "cifar", "norm": "group", "norm_size": 4},
+        "augment": {"shift_px": 1, "mixup_alpha": 0.4},
+        "precision": "float64",
+    }
+    whole, cut = Storage.open(tmp_path / "whole"), Storage.open(tmp_path / "cut")
+    records = fit_on_cpu(make_config(dataset, **changes), whole).records
+    for one, other in zip(
+        records, fit_on_cpu(make_config(dataset, accumulate=pieces, **changes), cut).records, strict=True
+    ):
+        assert other.train_loss == pytest.approx(one.train_loss, rel=1e-6)
+        assert other.id_trace == one.id_trace
+
+
+def test_a_run_that_no_longer_gets_better_ends(dataset: str, tmp_path: Path) -> None:
+    config = make_config(dataset, epochs=9, patience_epochs=2, optimizer={"lr": 1e-9})
+    run = Storage.open(tmp_path / "run")
+    outcome = fit_on_cpu(config, run)
+    assert outcome.epochs == outcome.best.epoch + 2 < 9
+    assert not outcome.stopped
+    assert fit_on_cpu(config, run) == outcome  # nothing is done twice
+    assert len(read_records(run, 9)) == outcome.epochs
+
+
+def test_a_run_whose_time_is_up_goes_on_to_the_same_bits(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_SYNC_S", 0.0)
+    config = make_config(dataset, epochs=2)
+    whole, cut = Storage.open(tmp_path / "whole"), Storage.open(tmp_path / "cut")
+    expected = fit_on_cpu(config, whole)
+    steps = []
+    for _ in range(3):
+        stopped = fit(config, cut, world=World(), device=torch.device("cpu"), ends_at_s=0.0)
+        assert stopped.stopped
+        steps.append(committed_steps(cut)[-1])
+    assert steps == [1, 2, 3]
+    assert fit_on_cpu(config, cut).best == expected.best
+    assert final_files(cut) == final_files(whole)

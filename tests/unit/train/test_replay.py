@@ -14,7 +14,7 @@ from pipelines.train import replay as replays
 from pipelines.train.checkpoint import committed_steps, load_checkpoint
 from pipelines.train.config import ReplayConfig, TrainConfig
 from pipelines.train.loop import fit, fit_local, replay
-from pipelines.train.steps import read_steps
+from pipelines.train.step_log import read_steps
 from tests.unit.train.test_loop import Killed, kill_after_checkpoint
 from tests.unit.train.tiny import make_config, write_dataset
 from tests.unit.train.worlds import in_threads

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from pipelines.train.config import ScheduleConfig
 from pipelines.train.schedule import rate_at
 
 schedules = st.builds(
     ScheduleConfig,
-    name=st.sampled_from(["cosine", "one_cycle", "constant"]),
+    name=st.sampled_from(["cosine", "one_cycle", "constant", "polynomial"]),
     warmup_epochs=st.floats(0, 12),
     start_fraction=st.floats(0, 1),
     final_fraction=st.floats(0, 1),
@@ -33,7 +35,8 @@ def test_no_step_jumps_further_than_its_slope_allows(
     last = max(1, len(values) - 1)
     warmup = min(schedule.warmup_epochs * steps_per_epoch, last)
     # The steepest a rise or a fall can be: straight over its own length, half a cosine pi/2 times that.
-    steepest = max(1 / max(warmup, 1), 1.6 / max(last - warmup, 1))
+    # twice that for a square.
+    steepest = max(1 / max(warmup, 1), 2 / max(last - warmup, 1))
     assert all(0 <= value <= 1 for value in values)
     for before, after in pairwise(values):
         assert abs(after - before) <= steepest + 1e-9
@@ -60,3 +63,32 @@ def test_a_warm_up_longer_than_the_run_still_reaches_the_peak() -> None:
 def test_a_run_of_one_step_trains_at_the_peak_or_the_warm_up() -> None:
     assert rates(ScheduleConfig(name="constant", warmup_epochs=0), steps_per_epoch=1, epochs=1) == [1.0]
     assert rates(ScheduleConfig(name="cosine", warmup_epochs=1), steps_per_epoch=1, epochs=1) == [0.1]
+
+
+def test_steps_come_down_at_their_milestones() -> None:
+    schedule = ScheduleConfig(name="multi_step", milestones=(2, 3.5), gamma=0.5, warmup_epochs=0)
+    values = rates(schedule, steps_per_epoch=4, epochs=5)
+    assert values == [1.0] * 8 + [0.5] * 6 + [0.25] * 6
+
+
+def test_polynomial_falls_as_a_power_of_what_is_left() -> None:
+    schedule = ScheduleConfig(name="polynomial", power=3.0, warmup_epochs=0, final_fraction=0.1)
+    values = rates(schedule, steps_per_epoch=11, epochs=1)
+    assert values[5] == pytest.approx(0.1 + 0.9 * 0.5**3)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"name": "multi_step"}, "needs milestones"),
+        ({"name": "cosine", "milestones": (3.0,)}, "the others take none"),
+        ({"name": "multi_step", "milestones": (3.0, 2.0)}, "must be above 0 and rise"),
+        ({"name": "multi_step", "milestones": (0.0, 2.0)}, "must be above 0 and rise"),
+        ({"name": "cosine", "gamma": 0.5}, "only multi_step has it"),
+        ({"name": "cosine", "power": 1.0}, "only polynomial has it"),
+    ],
+    ids=["no-milestones", "for-none", "falling", "zero", "gamma", "power"],
+)
+def test_what_a_shape_does_not_have_is_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        ScheduleConfig(**values)

@@ -1,0 +1,135 @@
+"""One optimiser step on a global batch, of which this process holds a share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.train.collectives import World
+from pipelines.train.config import TrainConfig
+from pipelines.train.feed import Batch
+from pipelines.train.losses import RowLoss
+from pipelines.train.mixing import blend, mixup_shares
+from pipelines.train.optimizer import set_rate
+from pipelines.train.precision import Precision
+from pipelines.train.state import TrainState
+from pipelines.train.transforms import Normalise, sample_keys
+
+
+class Step:
+    """Forward, backward, sum of gradients, update.
+
+    Args:
+        config: the recipe.
+        state: what changes.
+        world: the processes that share the batch.
+        precision: type of the products.
+        normalise: from pixels to the network's input, on its device.
+        row_loss: the loss of each row.
+        channels_last: memory layout of the images.
+        draws_by_sample: whether the network drops something, and so wants the samples' keys.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        state: TrainState,
+        world: World,
+        precision: Precision,
+        normalise: Normalise,
+        row_loss: RowLoss,
+        *,
+        channels_last: bool,
+        draws_by_sample: bool,
+    ) -> None:
+        self._config, self._state, self._world = config, state, world
+        self._precision, self._normalise, self._row_loss = precision, normalise, row_loss
+        self._channels_last, self._draws_by_sample = channels_last, draws_by_sample
+
+    def __call__(self, batch: Batch, rate: float) -> Tensor:
+        """Take the step at a fraction of the peak rate; return this share's sum of losses and right answers, (2,)."""
+        config, state = self._config, self._state
+        set_rate(state.optimizer, config.optimizer.lr * rate)
+        state.optimizer.zero_grad(set_to_none=True)
+        figures = [self._gradient(piece) for piece in _pieces(batch, config.accumulate)]
+        self._world.sum_gradients(state.network)
+        if config.optimizer.clip_norm:
+            state.scaler.unscale_(state.optimizer)
+            torch.nn.utils.clip_grad_norm_(state.network.parameters(), config.optimizer.clip_norm)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if state.average:
+            state.average.update(state.network, state.cursor.step + 1)
+        return torch.stack(figures).sum(0)
+
+    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return images (N, 3, H, W) and targets (N,) on the device."""
+        return self.images(batch.pixels), self._moved(batch.targets)
+
+    def images(self, pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:
+        """Return uint8 (N, H, W, 3) as the network's input (N, 3, H, W), on the device."""
+        return self._normalise(self._moved(pixels), channels_last=self._channels_last)
+
+    def _gradient(self, batch: Batch) -> Tensor:
+        """Add the gradient of a piece; return its sum of losses and right answers."""
+        images, targets = self.prepare(batch)
+        with self._precision.autocast():
+            if batch.partner_pixels is None:
+                logits = self._logits(images, batch)
+                losses = self._row_loss(logits, targets)
+            else:
+                logits, losses = self._mixed(batch, images, targets)
+        # Divided by the rows of the global batch, so that the sum over workers is the gradient of its mean loss.
+        self._state.scaler.scale(losses.sum() / batch.global_rows).backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            return torch.stack([losses.sum(), (logits.argmax(1) == targets).sum()])
+
+    def _logits(self, images: Tensor, batch: Batch) -> Tensor:
+        """Return the network's answer, what it drops at random keyed by the samples."""
+        network: Callable[..., Tensor] = self._state.network
+        if not self._draws_by_sample:
+            return network(images)
+        keys = sample_keys(batch.hashes, seed=self._config.seed, epoch=self._state.cursor.epoch + 1)
+        return network(images, sample_keys=keys.to(images.device))
+
+    def _mixed(self, batch: Batch, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and row losses of images blended with their partners."""
+        assert batch.partner_pixels is not None
+        assert batch.partner_targets is not None
+        config, epoch = self._config, self._state.cursor.epoch + 1
+        shares = mixup_shares(batch.hashes, config.augment.mixup_alpha, seed=config.seed, epoch=epoch)
+        shares = shares.to(images.device)
+        logits = self._logits(blend(images, self.images(batch.partner_pixels), shares), batch)
+        own = self._row_loss(logits, targets)
+        other = self._row_loss(logits, self._moved(batch.partner_targets))
+        return logits, shares * own + (1 - shares) * other
+
+    def _moved(self, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Tensor:
+        """Return an array as a tensor on the device; copies to a GPU overlap the computation."""
+        tensor, device = torch.from_numpy(array), self._normalise.device
+        if device.type != "cuda":
+            return tensor.to(device)
+        return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _pieces(batch: Batch, number: int) -> list[Batch]:
+    """Cut a share into pieces of nearly equal size; some are empty where it has fewer rows, as batch norm needs."""
+    if number == 1:
+        return [batch]
+    rows = len(batch.targets)
+    cuts = [slice(rows * index // number, rows * (index + 1) // number) for index in range(number)]
+    return [
+        replace(
+            batch,
+            pixels=batch.pixels[cut],
+            targets=batch.targets[cut],
+            hashes=batch.hashes[cut],
+            partner_pixels=None if batch.partner_pixels is None else batch.partner_pixels[cut],
+            partner_targets=None if batch.partner_targets is None else batch.partner_targets[cut],
+        )
+        for cut in cuts
+    ]
