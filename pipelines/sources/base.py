@@ -115,14 +115,15 @@ def make_listing(source_name: str, members: Sequence[Found], faults: Sequence[st
             ignored[kind] += 1
             continue
         kept.append((found, key, (*found.flags, "name_bytes") if is_escaped else found.flags))
-    total = Counter(found.name for found, _, _ in kept)
+    twice = {name for name, number in Counter(found.name for found, _, _ in kept).items() if number > 1}
     seen: Counter[bytes] = Counter()
     entries = []
     faulty = [(found.reason, found.message) if found.reason else name_fault(found.name) for found, _, _ in kept]
     labels = labels_and_splits([key for _, key, _ in kept], [bool(reason) for reason, _ in faulty])
     for (found, key, flags), (reason, message), (label, given_split) in zip(kept, faulty, labels, strict=True):
-        occurrence = seen[found.name]
-        seen[found.name] += 1
+        occurrence = seen[found.name] if found.name in twice else 0
+        if found.name in twice:
+            seen[found.name] += 1
         entries.append(
             Entry(
                 key=key,
@@ -133,7 +134,7 @@ def make_listing(source_name: str, members: Sequence[Found], faults: Sequence[st
                 given_split=given_split,
                 reason=reason,
                 message=message,
-                flags=(*flags, "dup_name") if total[found.name] > 1 else flags,
+                flags=(*flags, "dup_name") if found.name in twice else flags,
                 offset=found.offset,
                 extent=found.extent,
                 detail=found.detail,

@@ -97,19 +97,23 @@ def labels_and_splits(
         keys: the members' keys.
         is_refused: which of them will not be read anyway; those have no say in what a folder means.
     """
-    parents = [path_parts(key)[:-1] for key in keys]
+    parents = _folders(keys)
     positions = [_split_position(folders) for folders in parents]
     voting = [
         position for position, refused in zip(positions, is_refused or [False] * len(keys), strict=True) if not refused
     ]
-    if not voting or any(position is None for position in voting):
-        return [(folders[-1] if folders else None, None) for folders in parents]
+    has_splits = bool(voting) and None not in voting
+    known: dict[tuple[str, ...], tuple[str | None, str | None]] = {}  # one object a folder, however many images
     return [
-        (folders[-1] if folders else None, None)
-        if position is None
-        else (folders[-1] if position < len(folders) - 1 else None, SPLIT_WORDS[folders[position].lower()])
+        known.setdefault(folders, _said_by(folders, position if has_splits else None))
         for folders, position in zip(parents, positions, strict=True)
     ]
+
+
+def _said_by(folders: Sequence[str], position: int | None) -> tuple[str | None, str | None]:
+    if position is None:
+        return (folders[-1] if folders else None, None)
+    return (folders[-1] if position < len(folders) - 1 else None, SPLIT_WORDS[folders[position].lower()])
 
 
 def outside_splits(keys: Sequence[str]) -> str:
@@ -117,12 +121,28 @@ def outside_splits(keys: Sequence[str]) -> str:
 
     Only where at least two different splits stand among the folders: one such folder may as well be a class.
     """
-    folders = [path_parts(key)[:-1] for key in keys]
+    folders = _folders(keys)
     positions = [_split_position(parts) for parts in folders]
     found = {SPLIT_WORDS[parts[at].lower()] for parts, at in zip(folders, positions, strict=True) if at is not None}
     if len(found) < 2:
         return ""
     return next((key for key, at in zip(keys, positions, strict=True) if at is None), "")
+
+
+def _folders(keys: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the folders above each key; keys of one folder share them, since a listing may hold millions."""
+    known: dict[str, tuple[str, ...]] = {}
+    found = []
+    for key in keys:
+        cut = max(key.rfind("/"), key.rfind("\\")) + 1
+        if key[cut:] in ("", "."):
+            found.append(tuple(path_parts(key)[:-1]))
+            continue
+        folder = key[:cut]
+        if folder not in known:
+            known[folder] = tuple(path_parts(folder))
+        found.append(known[folder])
+    return found
 
 
 def _split_position(folders: Sequence[str]) -> int | None:

@@ -102,13 +102,18 @@ class TarSource(Source):
         if self._magic:
             yield from self._open_stream(unit)
             return
-        data: dict[str, bytes] = {}
+        held: dict[str, bytes] = {}
         for offset, length, entries in read_ranges(unit.entries):
+            if len(entries) == 1:
+                continue  # read when its turn comes: such are the large ones
             span = self._storage.read(self._path, offset, length) if length else b""
             for entry in entries:
-                data[entry.image_id] = span[entry.offset - offset : entry.offset - offset + entry.extent]
+                held[entry.image_id] = span[entry.offset - offset : entry.offset - offset + entry.extent]
         for entry in unit.entries:
-            yield _checked(entry, data.pop(entry.image_id, b""))
+            data = held.pop(entry.image_id, None)
+            if data is None and not entry.reason:
+                data = self._storage.read(self._path, entry.offset, entry.extent) if entry.extent else b""
+            yield _checked(entry, data or b"")
 
     def _open_stream(self, unit: Unit) -> Iterator[Member]:
         """Pass over the whole stream, keep what belongs to the unit, mix it within windows."""

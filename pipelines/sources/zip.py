@@ -64,13 +64,19 @@ class ZipSource(Source):
 
     @override
     def open(self, unit: Unit) -> Iterator[Member]:
-        packed: dict[str, bytes] = {}
+        held: dict[str, bytes] = {}
         for offset, length, entries in read_ranges(unit.entries):
+            if len(entries) == 1:
+                continue  # read when its turn comes: such are the large ones
             data = self._read(offset, length)
             for entry in entries:
-                packed[entry.image_id] = data[entry.offset - offset : entry.offset - offset + entry.extent]
+                held[entry.image_id] = data[entry.offset - offset : entry.offset - offset + entry.extent]
         for entry in unit.entries:
-            yield member_of(entry, None) if entry.reason else _unpack(entry, packed.pop(entry.image_id))
+            if entry.reason:
+                yield member_of(entry, None)
+                continue
+            packed = held.pop(entry.image_id, None)
+            yield _unpack(entry, self._read(entry.offset, entry.extent) if packed is None else packed)
 
     def _read(self, offset: int, length: int) -> bytes:
         try:

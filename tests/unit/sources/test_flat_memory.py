@@ -1,0 +1,128 @@
+"""Huge archives: what the driver holds grows by a few hundred bytes a member, what a worker holds does not grow.
+
+Run with `-m slow -s` to see the figures.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+import tarfile
+import zlib
+from pathlib import Path
+
+import pytest
+
+from tests import factories
+
+ROOT = Path(__file__).parents[3]
+MEMBERS = 1_000_000
+TAR_BYTES = 20 * 10**9
+WORKER_BYTES = 500 * 10**6
+
+LIST = """
+import json, pickle, resource, sys, time
+from pipelines.sources.resolve import open_source
+began = time.monotonic()
+source = open_source(sys.argv[1])
+members = len(source.listing().entries)
+listed = time.monotonic()
+units = source.units()
+with open(sys.argv[2], "wb") as out:
+    pickle.dump((source, max(units, key=lambda unit: sum(e.size for e in unit.entries)).to_text()), out)
+print(json.dumps({
+    "members": members, "units": len(units), "largest_unit": max(len(unit.entries) for unit in units),
+    "listing_s": listed - began, "units_s": time.monotonic() - listed,
+    "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+}))
+"""
+WORK = """
+import json, pickle, resource, sys, time
+from pipelines.ingest.config import ImageConfig, IngestConfig
+from pipelines.ingest.split import make_split_plan
+from pipelines.ingest.unit import IngestJob, ingest_unit
+from pipelines.sources.base import Unit
+source, text = pickle.load(open(sys.argv[1], "rb"))
+unit = Unit.from_text(text)
+job = IngestJob(source, sys.argv[2], "0-0", ImageConfig(), make_split_plan(unit.entries, IngestConfig(source="x").split))
+began = time.monotonic()
+receipt = ingest_unit(unit, job)
+print(json.dumps({
+    "members": receipt["members"], "written": receipt["counts"]["written"], "unit_s": time.monotonic() - began,
+    "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+}))
+"""
+
+
+def measure(program: str, *arguments: object) -> dict[str, float]:
+    """Run a program in a process of its own and return what it prints."""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr
+    figures: dict[str, float] = json.loads(done.stdout)
+    print({name: round(value, 1) for name, value in figures.items()})
+    return figures
+
+
+def write_zip(path: Path, count: int) -> None:
+    """Write a stored zip64 of `count` small pictures, by hand: `zipfile` would need gigabytes for its directory."""
+    data = factories.make_png(1, 4, 4)
+    crc, directory, at = zlib.crc32(data), bytearray(), 0
+    with path.open("wb") as out:
+        for number in range(count):
+            name = b"class%d/%07d.png" % (number % 10, number)
+            sizes = (crc, len(data), len(data), len(name))
+            at += out.write(struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 0, 0, 33, *sizes, 0) + name + data)
+            offset = at - 30 - len(name) - len(data)
+            directory += (
+                struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 33, *sizes, 0, 0, 0, 0, 0, offset) + name
+            )
+        out.write(directory)
+        end = (count, count, len(directory), at)
+        out.write(struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, *end))
+        out.write(struct.pack("<4sLQL", b"PK\6\7", 0, at + len(directory), 1))
+        out.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0))
+
+
+def write_tar(path: Path, total_bytes: int, member_bytes: int) -> int:
+    """Write a tar of ordinary members in a file with holes: a photograph each, followed by zeros that are not stored."""
+    number = 0
+    pictures = [factories.make_jpeg(seed, 640, 480) for seed in range(20)]
+    with path.open("wb") as out:
+        while out.tell() < total_bytes:
+            info = tarfile.TarInfo(f"class{number % 10}/{number:06d}.jpg")
+            info.size = member_bytes
+            out.write(info.tobuf())
+            written = out.write(pictures[number % len(pictures)])
+            out.seek(-(-member_bytes // 512) * 512 - written, 1)
+            number += 1
+        out.write(bytes(1024))
+    return number
+
+
+@pytest.mark.slow
+def test_a_zip_of_a_million_members(tmp_path: Path) -> None:
+    write_zip(tmp_path / "m.zip", MEMBERS)
+    listed = measure(LIST, tmp_path / "m.zip", tmp_path / "unit")
+    assert listed["members"] == MEMBERS
+    assert listed["largest_unit"] < 10_000
+    assert listed["peak_bytes"] < 1_200 * MEMBERS
+    worked = measure(WORK, tmp_path / "unit", tmp_path / "out")
+    assert worked["members"] == worked["written"] <= listed["largest_unit"]
+    assert worked["peak_bytes"] < WORKER_BYTES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("member_bytes", [8 * 10**6, 60 * 10**6], ids=["8 MB", "60 MB"])
+def test_a_tar_of_20_gigabytes_with_holes(tmp_path: Path, member_bytes: int) -> None:
+    number = write_tar(tmp_path / "t.tar", TAR_BYTES, member_bytes)
+    path = tmp_path / "t.tar"
+    assert path.stat().st_size > TAR_BYTES
+    assert path.stat().st_blocks * 512 < TAR_BYTES / 20  # holes take no room
+    listed = measure(LIST, path, tmp_path / "unit")
+    assert listed["members"] == number
+    worked = measure(WORK, tmp_path / "unit", tmp_path / "out")
+    assert worked["written"] == worked["members"] > 0
+    assert worked["peak_bytes"] < WORKER_BYTES
