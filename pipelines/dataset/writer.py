@@ -85,6 +85,7 @@ class _Shard:
     def __init__(self, split: str, schema: pa.Schema) -> None:
         self.split = split
         self._schema = schema
+        self._names = frozenset(schema.names)
         self._carried = [name for name in schema.names if name not in OUR_COLUMNS]
         self._later = dict.fromkeys(name for name in schema.names if name in LATER_COLUMNS)
         self._sink = io.BytesIO()
@@ -102,8 +103,8 @@ class _Shard:
             self._flush()
         whole = {**self._later, **row}
         whole.setdefault("stored_sha256", hashlib.sha256(data).hexdigest())
-        if whole.keys() != set(self._schema.names):
-            odd = sorted(whole.keys() ^ set(self._schema.names))
+        if whole.keys() != self._names:
+            odd = sorted(whole.keys() ^ self._names)
             raise KeyError(f"the row and the shard schema differ in {odd}")
         self._rows.append(whole)
         self._group_bytes += len(data)

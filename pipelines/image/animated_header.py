@@ -1,6 +1,7 @@
 """GIF blocks (GIF89a) and WebP chunks (RFC 9649): size and number of frames, without decoding one."""
 
 import struct
+from collections.abc import Iterator
 
 from pipelines.image.header import ImageHeader, Limits, RefusedImage
 from pipelines.image.ifd import read_orientation
@@ -33,6 +34,28 @@ def read_gif_header(data: bytes, limits: Limits) -> ImageHeader:
     if position + 1 < len(data):
         flags.append("trailing_bytes")
     return ImageHeader("GIF", width, height, frames, flags=tuple(flags))
+
+
+def gif_blocks(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield kind, start and end of each block of an accepted GIF; extensions by their label, pictures as 0x2C."""
+    position = 13 + _color_table_bytes(data[10])
+    while position + 1 < len(data) and data[position] != 0x3B:
+        start = position
+        is_picture = data[position] == 0x2C and position + 10 <= len(data)
+        body = position + 11 + _color_table_bytes(data[position + 9]) if is_picture else position + 2
+        position = _skip_sub_blocks(data, body)
+        yield (0x2C if is_picture else data[start + 1]), start, position
+
+
+def webp_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield kind, start and end of each chunk of an accepted WebP."""
+    stop = 8 + struct.unpack_from("<I", data, 4)[0]
+    position = 12
+    while position + 8 <= stop:
+        kind, length = struct.unpack_from("<4sI", data, position)
+        end = min(position + 8 + length + (length & 1), len(data))
+        yield kind, position, end
+        position = end
 
 
 def _color_table_bytes(packed: int) -> int:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,14 @@ Pixels = npt.NDArray[np.uint8]
 
 DEFAULT_BACKGROUND = (255, 255, 255)
 
+ValueRange = tuple[float, float]
+"""The values of 16-bit, 32-bit and float samples that become 0 and 255; linear between, clipped outside."""
+
+DivisorRule = Callable[[int, int], int]
+"""From a width and height in pixels to 1, 2, 4 or 8: by which both may be divided while decoding."""
+
 SHIFTED_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+WIDE_MODES = (*SHIFTED_MODES, "I", "F")
 PLAIN_MODES = ("L", "1", "P", "CMYK", "YCbCr")
 ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 
@@ -34,20 +42,52 @@ class DecodedImage:
     flags: tuple[str, ...]
     is_plain: bool
     """The file holds these very pixels: nothing was turned, composited, shifted or converted from CMYK."""
+    is_scaled: bool
+    """`pixels` are the decoder's own reduction of the image."""
+    is_strict: bool
+    """The fast decoder took the whole file without a complaint: nothing lies hidden between its pixels."""
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Width and height of the whole image, upright; `pixels` are smaller where it was decoded at a scale."""
+        if not self.is_scaled:
+            return self.pixels.shape[1], self.pixels.shape[0]
+        size = self.source_width, self.source_height
+        return size if self.orientation < 5 else (size[1], size[0])
 
 
 def decode_image(
-    data: bytes, limits: Limits = DEFAULT_LIMITS, background: tuple[int, int, int] = DEFAULT_BACKGROUND
+    data: bytes,
+    limits: Limits = DEFAULT_LIMITS,
+    background: tuple[int, int, int] = DEFAULT_BACKGROUND,
+    *,
+    value_range: ValueRange | None = None,
+    divisor_rule: DivisorRule | None = None,
 ) -> DecodedImage:
-    """Decode one image; transparency is composited on `background`, 16-bit samples are shifted right by 8.
+    """Decode one image by the declared colour rules, which the room's README lists.
+
+    Args:
+        data: the file.
+        limits: what it may claim.
+        background: RGB on which transparent pixels are composited.
+        value_range: what wide samples are scaled by; without it 16-bit ones are shifted right by 8, others refused.
+        divisor_rule: may make the pixels of a plain JPEG smaller, by the decoder's own scaling; None: never.
 
     Raises:
         RefusedImage: with the code of the first rule that the bytes break.
     """
     header = sniff_image(data, limits)
-    pixels, is_plain = _decode_plain_jpeg(data) if header.is_plain_jpeg else None, True
+    if header.wide_samples and value_range is None:
+        raise RefusedImage(
+            "MODE",
+            f"{header.wide_samples} samples have no declared range; 8 and 16-bit unsigned are read,"
+            " others with image.value_range=[LOWEST, HIGHEST]",
+        )
+    divisor = divisor_rule(header.width, header.height) if divisor_rule and header.is_plain_jpeg else 1
+    pixels, is_plain = _decode_plain_jpeg(data, header, divisor) if header.is_plain_jpeg else None, True
+    is_strict = pixels is not None
     if pixels is None:
-        pixels, is_plain, header = _decode_with_pillow(data, header, limits, background)
+        pixels, is_plain, header = _decode_with_pillow(data, header, limits, background, value_range)
     flags = (*header.flags, *size_flags(header.width, header.height, header.frames))
     upright = apply_orientation(pixels, header.orientation)
     return DecodedImage(
@@ -58,20 +98,28 @@ def decode_image(
         orientation=header.orientation,
         flags=flags,
         is_plain=is_plain and header.orientation == 1,
+        is_scaled=is_strict and divisor > 1,
+        is_strict=is_strict,
     )
 
 
-def _decode_plain_jpeg(data: bytes) -> Pixels | None:
+def _decode_plain_jpeg(data: bytes, header: ImageHeader, divisor: int) -> Pixels | None:
     """Decode with libjpeg-turbo; None when it has any complaint, so that Pillow alone decides what is refused."""
+    height, width = (-(-header.height // divisor), -(-header.width // divisor)) if divisor > 1 else (0, 0)
     try:
-        pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True)
+        # the smallest of its scales (n/8) that has these sides is 1/divisor itself
+        pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True, min_height=height, min_width=width)
     except ValueError:
         return None
     return pixels
 
 
 def _decode_with_pillow(
-    data: bytes, header: ImageHeader, limits: Limits, background: tuple[int, int, int]
+    data: bytes,
+    header: ImageHeader,
+    limits: Limits,
+    background: tuple[int, int, int],
+    value_range: ValueRange | None,
 ) -> tuple[Pixels, bool, ImageHeader]:
     try:
         # the one sniffed format: Pillow's other parsers (EPS starts Ghostscript) never see the bytes
@@ -81,7 +129,10 @@ def _decode_with_pillow(
             check_size(*image.size, header.frames, limits)
             image.load()
             is_plain = image.mode in ("RGB", "L", "1", "P") and "transparency" not in image.info
-            return _flatten_colors(image, background), is_plain and "depth16" not in header.flags, header
+            is_deep = image.mode in WIDE_MODES or any(flag.startswith("depth") for flag in header.flags)
+            if value_range is not None and is_deep:
+                return _scale_values(image, header, value_range), False, header
+            return _flatten_colors(image, background), is_plain and not is_deep, header
     except RefusedImage:
         raise
     except Image.DecompressionBombError as error:
@@ -137,6 +188,21 @@ def _flatten_colors(image: Image.Image, background: tuple[int, int, int]) -> Pix
         grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
     raise RefusedImage("MODE", f"pixels of mode {image.mode} have no declared range; 8 and 16-bit unsigned are read")
+
+
+def _scale_values(image: Image.Image, header: ImageHeader, value_range: ValueRange) -> Pixels:
+    """The declared rule for wide samples: round(255 (v - low) / (high - low)), clipped; not a number becomes 0."""
+    if image.mode not in WIDE_MODES:
+        raise RefusedImage(
+            "MODE",
+            f"{header.format} of mode {image.mode} with more than 8 bits a sample: the decoder keeps the upper 8 of"
+            " several channels; image.value_range is for one",
+        )
+    low, high = value_range
+    with np.errstate(all="ignore"):  # any bytes make a float32, and what overflows is clipped
+        scaled = (np.asarray(image).astype(np.float32) - np.float32(low)) * np.float32(255 / (high - low))
+    grey = np.rint(np.clip(np.nan_to_num(scaled, nan=0.0), 0, 255)).astype(np.uint8)
+    return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
 
 
 def apply_orientation(pixels: Pixels, orientation: int) -> Pixels:

@@ -7,7 +7,7 @@ class RefusedImage(Exception):
     """An image that is not accepted; it becomes a quarantined row that keeps `reason`.
 
     `reason` is one of EMPTY, NOT_IMAGE, TRUNCATED, CORRUPT, FORMAT_DENIED, BOMB_PIXELS, BOMB_META, ASPECT, FRAMES,
-    MODE, TOO_LARGE, TOO_SMALL, MEMORY; `message` is one sentence for people.
+    MODE, TOO_LARGE, TOO_SMALL, MEMORY, REGIONS; `message` is one sentence for people.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -54,6 +54,8 @@ class ImageHeader:
     is_plain_jpeg: bool = False
     """An 8-bit three-component YCbCr JPEG, for which the fast decoder equals Pillow."""
     flags: tuple[str, ...] = ()
+    wide_samples: str = ""
+    """Samples that mean nothing without a declared range, for example `32-bit float`; empty for all others."""
 
 
 def check_size(width: int, height: int, frames: int, limits: Limits) -> None:

@@ -83,6 +83,23 @@ def _directory_fields(
         yield tag, struct.unpack_from(f"{layout.endian}{count}{code}", data, where)
 
 
+def field_sizes(data: bytes) -> list[tuple[int, int]]:
+    """Return tag and size in bytes of each field of the first directory, of whatever type; none where it is damaged."""
+    try:
+        layout = read_layout(data)
+        count_code, entry_size, value_code = ("Q", 20, "Q") if layout.is_big else ("H", 12, "I")
+        count = layout.unpack(count_code, data, layout.first_offset)
+        start = layout.first_offset + struct.calcsize("<" + count_code)
+        found = []
+        for entry in range(start, start + min(count, 4_096) * entry_size, entry_size):
+            kind = layout.unpack("H", data, entry + 2)
+            size = layout.unpack(value_code, data, entry + 4) * IFD_TYPE_SIZES.get(kind, 1)
+            found.append((layout.unpack("H", data, entry), min(size, len(data))))
+    except BadDirectory:
+        return []
+    return found
+
+
 def read_orientation(block: bytes) -> int:
     """Read the orientation of an EXIF block (without its `Exif` prefix): 1 to 8, 1 when absent, 0 when unreadable."""
     try:

@@ -8,6 +8,9 @@ import numpy as np
 
 from pipelines.image.decode import DEFAULT_BACKGROUND, Pixels
 
+SCALED_MARGIN = 2
+"""How much larger than wanted a scaled decoding must be; the figures are under Decisions."""
+
 GeometryMode = Literal["none", "fit", "crop", "pad", "squash"]
 
 
@@ -52,10 +55,40 @@ class Geometry:
             return min(width, height) <= self.size_px
         return max(width, height) <= self.size_px
 
+    def divisor(self, width: int, height: int) -> int:
+        """Return 8, 4, 2 or 1: by which a decoder may divide both sides, by a rule that loses nothing visible.
 
-def apply_geometry(pixels: Pixels, geometry: Geometry, background: tuple[int, int, int] = DEFAULT_BACKGROUND) -> Pixels:
-    """Return (H, W, 3) pixels of the geometry's size; the very same array when nothing is to be done."""
+        What is left is still at least twice as large as what is wanted of it.
+        """
+        if self.keeps(width, height):
+            return 1
+        short, long = min(width, height), max(width, height)
+        used = {"crop": round(short * self.crop_ratio), "pad": long}.get(self.mode, short)
+        return next((number for number in (8, 4, 2) if used >= SCALED_MARGIN * number * self.size_px), 1)
+
+    def cropped_fraction(self, width: int, height: int) -> float:
+        """Return the share of an image's pixels that is cut away, 0 to 1."""
+        if self.mode != "crop" or self.keeps(width, height):
+            return 0.0
+        side = max(1, round(min(width, height) * self.crop_ratio))
+        return 1 - side * side / (width * height)
+
+
+def apply_geometry(
+    pixels: Pixels,
+    geometry: Geometry,
+    background: tuple[int, int, int] = DEFAULT_BACKGROUND,
+    whole_size: tuple[int, int] | None = None,
+) -> Pixels:
+    """Return (H, W, 3) pixels of the geometry's size; the very same array when nothing is to be done.
+
+    `whole_size` is the image's own width and height where `pixels` were decoded at a scale; sizes follow from it.
+    """
     height, width = pixels.shape[:2]
+    divisor = 1.0
+    if whole_size is not None and whole_size != (width, height):
+        divisor = whole_size[0] / width
+        width, height = whole_size
     if geometry.keeps(width, height):
         return pixels
     short, long = min(width, height), max(width, height)
@@ -74,6 +107,8 @@ def apply_geometry(pixels: Pixels, geometry: Geometry, background: tuple[int, in
     side = max(1, round(short * geometry.crop_ratio))
     top, left = (height - side) // 2, (width - side) // 2
     target = size if geometry.can_enlarge else min(size, side)
+    if divisor != 1:
+        top, left, side = round(top / divisor), round(left / divisor), round(side / divisor)
     return resize_pixels(pixels[top : top + side, left : left + side], target, target)
 
 

@@ -62,8 +62,10 @@ def _read_header(data: bytes, limits: Limits) -> ImageHeader:
         return ImageHeader("BMP")
     if data[:1] == b"P" and data[1:2] in b"123456" and data[2:3].isspace():
         return ImageHeader("PPM")
-    if data[:3] in (b"Pf\n", b"PF\n"):
-        raise RefusedImage("MODE", "float samples (PFM) have no declared range; 8 and 16-bit unsigned are read")
+    if data[:3] == b"Pf\n":
+        return ImageHeader("PPM", flags=("depth32",), wide_samples="32-bit float")
+    if data[:3] == b"PF\n":
+        raise RefusedImage("MODE", "float samples of three colours (PFM) are not read; one channel of them is")
     raise _refuse_unknown(data, limits)
 
 

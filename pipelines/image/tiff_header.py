@@ -9,7 +9,7 @@ TIFF_STRIP_TAGS = ((273, 279), (324, 325))
 
 
 def read_tiff_header(data: bytes, limits: Limits) -> ImageHeader:
-    """Read the first page's fields and count the pages; raises RefusedImage (TRUNCATED, CORRUPT, MODE, FRAMES)."""
+    """Read the first page's fields and count the pages; raises RefusedImage (TRUNCATED, CORRUPT, FRAMES)."""
     try:
         layout = read_layout(data)
         fields, following = read_directory(data, layout, layout.first_offset)
@@ -21,10 +21,9 @@ def read_tiff_header(data: bytes, limits: Limits) -> ImageHeader:
         raise RefusedImage("TRUNCATED" if bad.is_cut else "CORRUPT", f"the TIFF is unreadable: {bad}") from bad
     bits = max(fields.get(TAG_BITS, (1,)))
     sample_format = max(fields.get(TAG_SAMPLE_FORMAT, (1,)))
-    if sample_format != 1 or bits > 16:
-        kind = {1: "unsigned", 2: "signed", 3: "float"}.get(sample_format, "unknown")
-        raise RefusedImage("MODE", f"{bits}-bit {kind} samples have no declared range; 8 and 16-bit unsigned are read")
-    return ImageHeader("TIFF", width, height, frames, flags=("depth16",) if bits == 16 else ())
+    kind = {1: "unsigned", 2: "signed", 3: "float"}.get(sample_format, "unknown")
+    wide = f"{bits}-bit {kind}" if sample_format != 1 or bits > 16 else ""
+    return ImageHeader("TIFF", width, height, frames, flags=(f"depth{bits}",) if bits > 8 else (), wide_samples=wide)
 
 
 def _check_strips(fields: dict[int, tuple[int, ...]], size: int) -> None:

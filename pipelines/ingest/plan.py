@@ -9,7 +9,7 @@ from pipelines.sources.resolve import open_source
 from pipelines.stage_output import Plan, default_out, stage_key
 
 STAGE = "ingest"
-OUTPUT_VERSION = 1
+OUTPUT_VERSION = 2
 
 
 def plan(config: IngestConfig) -> Plan:

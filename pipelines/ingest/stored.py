@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from pipelines.image.decode import Pixels, decode_image
+from pipelines.image.decode import DecodedImage, Pixels, decode_image
 from pipelines.image.encode import encode_image
 from pipelines.image.header import Limits
+from pipelines.image.metadata import Block, list_blocks, strip_blocks
 from pipelines.image.preprocess import Preprocess
 from pipelines.image.resize import Geometry, apply_geometry
 from pipelines.image.sniff import name_flags
-from pipelines.ingest.config import ImageConfig
+from pipelines.ingest.config import ImageConfig, PrivacyConfig
+from pipelines.ingest.privacy import Box, hide_regions
 
-KEPT_FORMATS = ("JPEG", "PNG")
+KEPT_FORMATS = ("JPEG", "PNG", "WEBP")
 """Formats that every tool opens; others are encoded anew."""
 
 SMALL_SIDE_PX = 64
 DEFAULT_EVALUATION_PX = 224
+NO_PRIVACY = PrivacyConfig()
 
 
 class StoredImage(NamedTuple):
@@ -31,36 +35,81 @@ class StoredImage(NamedTuple):
     source_sha256: str
     stored_sha256: str
     flags: tuple[str, ...]
+    cropped_fraction: float
+    is_encoded: bool
+    """`data` were made from `pixels`; False: they are the source's own."""
+    removed: tuple[Block, ...] = ()
+    """What was in the file beside its pixels and is not in `data`; listed only where metadata are stripped."""
 
 
-def make_stored_image(data: bytes, key: str, config: ImageConfig) -> StoredImage:
+def make_stored_image(
+    data: bytes,
+    key: str,
+    config: ImageConfig,
+    privacy: PrivacyConfig = NO_PRIVACY,
+    regions: Sequence[Box] | None = None,
+) -> StoredImage:
     """Return the stored form of one image file.
+
+    Args:
+        data: the file.
+        key: its path in the source, whose extension is compared with the bytes.
+        config: how it is stored.
+        privacy: what is taken out.
+        regions: boxes to make unrecognisable, in pixels of the upright source.
 
     Raises:
         RefusedImage: the bytes are not an acceptable image.
     """
-    image = decode_image(data, Limits(min_side_px=config.min_side_px), config.background)
-    pixels = apply_geometry(image.pixels, stored_geometry(config), config.background)
-    source_sha256 = hashlib.sha256(data).hexdigest()
-    has_more = any(flag == "trailing_bytes" or flag.startswith("frames=") for flag in image.flags)
-    is_kept = (
-        config.keep_bytes
-        and image.is_plain
-        and not has_more
-        and pixels is image.pixels
-        and image.format in KEPT_FORMATS
+    geometry = stored_geometry(config)
+    image = decode_image(
+        data,
+        Limits(min_side_px=config.min_side_px),
+        config.background,
+        value_range=config.value_range,
+        divisor_rule=geometry.divisor if config.scaled_decoding and not regions else None,
     )
-    stored = data if is_kept else encode_image(pixels, config.encoding, config.quality)[0]
+    width, height = image.upright_size
+    whole = hide_regions(image.pixels, regions, privacy) if regions else image.pixels
+    pixels = apply_geometry(whole, geometry, config.background, (width, height))
+    kept = _kept_bytes(data, image, config, privacy) if pixels is image.pixels else None
+    stored = encode_image(pixels, config.encoding, config.quality)[0] if kept is None else kept
+    source_sha256 = hashlib.sha256(data).hexdigest()
     return StoredImage(
         data=stored,
         pixels=pixels,
         source_format=image.format,
-        source_width=image.pixels.shape[1],
-        source_height=image.pixels.shape[0],
+        source_width=width,
+        source_height=height,
         source_sha256=source_sha256,
-        stored_sha256=source_sha256 if is_kept else hashlib.sha256(stored).hexdigest(),
+        stored_sha256=source_sha256 if stored is data else hashlib.sha256(stored).hexdigest(),
         flags=(*image.flags, *name_flags(key, image.format)),
+        cropped_fraction=geometry.cropped_fraction(width, height),
+        is_encoded=kept is None,
+        removed=_removed(data, stored, image.format, privacy) if privacy.strip_metadata else (),
     )
+
+
+def _kept_bytes(data: bytes, image: DecodedImage, config: ImageConfig, privacy: PrivacyConfig) -> bytes | None:
+    """Return the bytes to store as they are, or None: the one place that says when pixels are not encoded again.
+
+    The image already fits and no region of it was changed (both the caller's to see); it is upright, opaque and 8-bit,
+    one frame and no more, of a format that every tool opens; and where metadata are stripped, they are gone from it.
+    """
+    has_more = any(flag == "trailing_bytes" or flag.startswith("frames=") for flag in image.flags)
+    if not (config.keep_bytes and image.is_plain and image.format in KEPT_FORMATS):
+        return None
+    if not privacy.strip_metadata:
+        return None if has_more else data
+    if image.format == "JPEG" and not image.is_strict:
+        return None  # a decoder that complains has skipped bytes, and those may say anything
+    return strip_blocks(data, image.format, keep_profile=privacy.keep_color_profile)
+
+
+def _removed(data: bytes, stored: bytes, image_format: str, privacy: PrivacyConfig) -> tuple[Block, ...]:
+    blocks = list_blocks(data, image_format)
+    has_profile = privacy.keep_color_profile and any(block.kind == "ICC" for block in list_blocks(stored, image_format))
+    return tuple(block for block in blocks if not (has_profile and block.kind == "ICC"))
 
 
 def stored_geometry(config: ImageConfig) -> Geometry:
@@ -72,5 +121,10 @@ def make_preprocess(config: ImageConfig, largest_side_px: int) -> Preprocess:
     """Return the catalog's `Preprocess`; networks see small images at their own size, others at 224 pixels."""
     is_small = 0 < largest_side_px <= SMALL_SIDE_PX
     size_px = config.evaluation_size_px or (largest_side_px if is_small else DEFAULT_EVALUATION_PX)
-    evaluation = Geometry(size_px, config.evaluation_mode, config.evaluation_crop_ratio)
-    return Preprocess(stored_geometry(config), evaluation, config.background)
+    return Preprocess(
+        stored_geometry(config),
+        Geometry(size_px, config.evaluation_mode, config.evaluation_crop_ratio),
+        config.background,
+        value_range=config.value_range,
+        is_decoding_scaled=config.scaled_decoding,
+    )

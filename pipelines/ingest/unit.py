@@ -16,10 +16,13 @@ from pipelines.dataset.receipt import write_receipt
 from pipelines.dataset.schema import make_shard_schema
 from pipelines.dataset.writer import ShardWriter
 from pipelines.image.header import RefusedImage
-from pipelines.ingest.config import ImageConfig
-from pipelines.ingest.quality import measure
+from pipelines.ingest.audit import audit_row, write_unit_audit
+from pipelines.ingest.config import ImageConfig, PrivacyConfig
+from pipelines.ingest.privacy import carried_columns, read_regions
+from pipelines.ingest.quality import measure, quality_flags
 from pipelines.ingest.split import SplitPlan
-from pipelines.ingest.stored import StoredImage, make_stored_image
+from pipelines.ingest.stored import NO_PRIVACY, StoredImage, make_stored_image
+from pipelines.ingest.thumbnail import make_thumbnail
 from pipelines.sources.base import Member, Source, Unit
 from pipelines.storage import Storage
 
@@ -40,6 +43,7 @@ class IngestJob:
     run_id: str
     image: ImageConfig
     split_plan: SplitPlan
+    privacy: PrivacyConfig = NO_PRIVACY
 
 
 def ingest_unit(unit: Unit, job: IngestJob, alone: Alone | None = None) -> dict[str, Any]:
@@ -59,43 +63,60 @@ def ingest_unit(unit: Unit, job: IngestJob, alone: Alone | None = None) -> dict[
         careful = alone if attempt.died >= KILLS_BEFORE_CARE else None
         if careful is not None:
             logger.warning("unit %d died %d times: its images are tried alone", unit.index, attempt.died)
-        writer = ShardWriter(store, job.run_id, unit.index, attempt.name, schema=schema_of(job.source))
-        report = _write_unit(unit, job, writer, careful)
+        writer = ShardWriter(store, job.run_id, unit.index, attempt.name, schema=schema_of(job.source, job.privacy))
+        report, audit = _write_unit(unit, job, writer, careful)
+        if job.privacy.applies:
+            report["audit"] = write_unit_audit(store, job.run_id, unit.index, attempt.name, audit)
         return write_receipt(store, job.run_id, unit.index, report)
 
 
-def schema_of(source: Source) -> pa.Schema:
-    """Return the schema of a source's rows: ours, and its further columns as text."""
-    return make_shard_schema("single", [pa.field(name, pa.string()) for name in source.carried])
+def schema_of(source: Source, privacy: PrivacyConfig) -> pa.Schema:
+    """Return the schema of a source's rows: ours, and its further columns that travel, as text.
+
+    Raises:
+        InputError: the column of boxes is not among the source's.
+    """
+    return make_shard_schema(
+        "single", [pa.field(name, pa.string()) for name in carried_columns(source.carried, privacy)]
+    )
 
 
-def _write_unit(unit: Unit, job: IngestJob, writer: ShardWriter, careful: Alone | None) -> dict[str, Any]:
-    """Write what a unit comes to; return the report."""
-    largest_side_px, flags = 0, Counter[str]()
+def _write_unit(
+    unit: Unit, job: IngestJob, writer: ShardWriter, careful: Alone | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Write what a unit comes to; return the report, and what privacy rules took out of each image."""
+    largest_side_px, flags, audit = 0, Counter[str](), list[dict[str, Any]]()
+    column = job.source.carried.index(job.privacy.region_column) if job.privacy.region_column else None
     for member in job.source.open(unit):
         try:
             if member.data is None:
                 raise RefusedImage(member.reason or "UNREADABLE", member.message)
             if careful is not None and (refusal := careful(member.data)) is not None:
                 raise refusal
-            image = make_stored_image(member.data, member.key, job.image)
+            regions = () if column is None else read_regions(member.carried[column])
+            image = make_stored_image(member.data, member.key, job.image, job.privacy, regions)
         except RefusedImage as refused:  # this type only: a bug of ours must still stop the job
             writer.quarantine(_quarantine_row(member, refused, job))
             continue
         row = _row(member, image, job)
+        if job.privacy.applies:
+            audit.append(audit_row(member, image, regions, job.privacy))
         largest_side_px = max(largest_side_px, row["width"], row["height"])
         flags.update(row["flags"])
         writer.append(job.split_plan.place(member, job.source.carried), row)
-    return {
+    report = {
         **writer.close().to_json(),
         "members": len(unit.entries),
         "largest_side_px": largest_side_px,
         "flags": dict(sorted(flags.items())),
     }
+    return report, audit
 
 
 def _row(member: Member, image: StoredImage, job: IngestJob) -> dict[str, Any]:
     height, width = image.pixels.shape[:2]
+    quality = measure(image.pixels)
+    travelling = carried_columns(job.source.carried, job.privacy)
     return {
         "image": {"bytes": image.data, "path": member.key},
         "label": member.label,
@@ -110,9 +131,10 @@ def _row(member: Member, image: StoredImage, job: IngestJob) -> dict[str, Any]:
         "source_height": image.source_height,
         "source_sha256": image.source_sha256,
         "stored_sha256": image.stored_sha256,
-        "flags": [*image.flags, *member.flags],
-        **measure(image.pixels)._asdict(),
-        **dict(zip(job.source.carried, member.carried, strict=True)),
+        "flags": [*image.flags, *member.flags, *quality_flags(quality, image.source_width, image.source_height)],
+        "cropped_fraction": image.cropped_fraction,
+        **quality._asdict(),
+        **{name: value for name, value in zip(job.source.carried, member.carried, strict=True) if name in travelling},
     }
 
 
@@ -125,7 +147,9 @@ def _quarantine_row(member: Member, refused: RefusedImage, job: IngestJob) -> di
         "label": member.label,
         "split": job.split_plan.place(member, job.source.carried),
         "reason": refused.reason,
-        "message": refused.message,
+        # a decoder's words may quote the file
+        "message": "left out, as a privacy rule applies" if job.privacy.applies else refused.message,
         "bytes_sha256": None if member.data is None else hashlib.sha256(member.data).hexdigest(),
         "size_bytes": member.size,
+        "thumbnail": make_thumbnail(member.data, refused.reason, job.image, job.privacy),
     }

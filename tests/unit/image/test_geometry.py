@@ -110,4 +110,4 @@ def test_encodings() -> None:
     assert encode_image(small, "jpeg")[1] == "JPEG"
     with pytest.raises(ValueError) as caught:
         encode_image(small, "gif")
-    assert str(caught.value) == "encoding is 'gif'; it must be auto, jpeg or png"
+    assert str(caught.value) == "encoding is 'gif'; it must be auto, jpeg, png, webp or webp_lossless"

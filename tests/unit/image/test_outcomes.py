@@ -55,7 +55,8 @@ def test_messages_say_what_is_wrong() -> None:
     assert message("png-30000x30000.png") == "BOMB_PIXELS: 30000 x 30000 pixels are more than 50,000,000"
     assert message("jpeg-65500x1.jpg") == "ASPECT: 65500 x 1 pixels are longer than 100 to 1"
     assert message("float32.tif") == (
-        "MODE: 32-bit float samples have no declared range; 8 and 16-bit unsigned are read"
+        "MODE: 32-bit float samples have no declared range; 8 and 16-bit unsigned are read,"
+        " others with image.value_range=[LOWEST, HIGHEST]"
     )
     assert message("png-text-bomb.png") == "BOMB_META: a zTXt chunk unpacks to more than 1,048,576 bytes"
 

@@ -27,7 +27,10 @@ CONFIG = ImageConfig()
         factories.make_png(1, 8, 8),
         factories.encode(factories.make_pixels(channels=1), "PNG"),
         factories.encode(factories.make_pixels(channels=1), "JPEG"),
+        factories.encode(factories.make_pixels(), "WEBP"),
+        factories.encode(factories.make_pixels(), "WEBP", lossless=True),
     ],
+    ids=["jpeg-32", "jpeg-256", "png", "png-grey", "jpeg-grey", "webp", "webp-lossless"],
 )
 def test_small_plain_images_keep_their_bytes(data: bytes) -> None:
     image = make_stored_image(data, "a.jpg", CONFIG)
@@ -44,7 +47,8 @@ def test_small_plain_images_keep_their_bytes(data: bytes) -> None:
         (factories.make_jpeg(1, 200, 100) + b"tail", "JPEG"),
         (factories.encode(Image.fromarray(factories.make_pixels(1, 200, 100)).convert("CMYK"), "JPEG"), "JPEG"),
         (factories.encode(factories.make_pixels(channels=4), "PNG"), "PNG"),
-        (factories.encode(factories.make_pixels(), "WEBP"), "PNG"),
+        (factories.encode(factories.make_pixels(channels=4), "WEBP"), "PNG"),
+        (next(case.data for case in factories.image_cases() if case.name == "animated.webp"), "PNG"),
         (factories.encode(factories.make_pixels(1, 200, 100), "BMP"), "JPEG"),
         (next(case.data for case in factories.image_cases() if case.name == "grey16.png"), "PNG"),
         (next(case.data for case in factories.image_cases() if case.name == "animated.png"), "PNG"),
