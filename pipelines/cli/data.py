@@ -19,6 +19,8 @@ EXAMPLES = (
     "resnet data show datasets/photos",
     "resnet data verify datasets/photos@v1",
     "resnet data files datasets/photos --split train",
+    "resnet data check datasets/photos min_images_per_class=10 max_near_leak_fraction=0.01",
+    "resnet data quarantine list datasets/photos",
     "resnet data relabel datasets/photos corrections.csv",
     "resnet data retract datasets/photos IMAGE_ID && resnet data compact datasets/photos --purge",
 )
@@ -115,6 +117,37 @@ def verify(dataset: str, as_json: bool) -> None:
         where=opened.uri,
         mend="restore the files named above from a backup, or ingest again into another --out",
     )
+
+
+@command.command("check")
+@click.argument("dataset", metavar="DATASET[@vN]")
+@click.argument("rules", nargs=-1, metavar="[rule=bound ...]")
+@options.as_json
+def check(dataset: str, rules: tuple[str, ...], as_json: bool) -> None:
+    """Measure a dataset against rules; exit code 3 when one fails.
+
+    Rules are those of `checks` in ingest's config, for example min_images_per_class=10 max_near_leak_fraction=0.01 or
+    max_predictive_property.brightness=0.8. Without any, those that it was made with.
+    """
+    from pipelines.dataset.reader import open_dataset
+    from pipelines.ingest import checks
+
+    opened = open_dataset(dataset)
+    findings = checks.run_checks(checks.read_rules(rules, opened), opened)
+    if as_json:
+        render.as_json({"dataset": opened.ref, "findings": [finding.__dict__ for finding in findings]})
+    else:
+        click.echo(f"checks: {render.clean(opened.ref)}")
+        render.table(
+            ("", "rule", "figure", "bound"),
+            [("kept" if each.is_kept else each.level, each.rule, each.figure, each.bound) for each in findings],
+        )
+    checks.refuse(findings, opened)
+    for finding in findings if not as_json else ():
+        if not finding.is_kept:
+            click.echo(f"warning: {render.clean(str(finding))}")
+    if not as_json:
+        render.next_steps([f"resnet data sheet {opened.ref}", f"resnet train {opened.ref}"])
 
 
 @command.command("files")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import get_args
+
+from pydantic import ValidationError
 
 from pipelines.dataset.leaks import Leaks, find_leaks
 from pipelines.dataset.properties import FORMAT, NUMBERS, Properties, read_properties
@@ -52,6 +56,41 @@ def run_checks(rules: Sequence[CheckConfig], dataset: Dataset) -> list[Finding]:
     return [finding for rule in rules for finding in measures.find(rule)]
 
 
+def read_rules(words: Sequence[str], dataset: Dataset) -> list[CheckConfig]:
+    """Return the rules written as `rule=bound` or `rule.property=bound`; without any, those of the dataset's ingest.
+
+    Raises:
+        ConfigError: a word is no rule, or there is none at all.
+    """
+    given: list[dict[str, object]] = []
+    for word in words:
+        name, separator, bound = word.partition("=")
+        rule, _, of = name.partition(".")
+        try:
+            given.append({"rule": rule, "property": of, "bound": float(bound)})
+        except ValueError:
+            what = f"the bound {bound!r} of {name} is no number" if separator else f"{word!r} is no rule=bound"
+            raise ConfigError(what, mend="for example min_images_per_class=10") from None
+    if not words:
+        given = dataset.catalog["config"].get("checks", [])
+    if not given:
+        raise ConfigError(
+            f"{dataset.ref} was made without checks, and none is named",
+            mend=f"name some: resnet data check {dataset.ref} min_images_per_class=10 max_near_leak_fraction=0.01",
+        )
+    return [_validated(values) for values in given]
+
+
+def _validated(values: dict[str, object]) -> CheckConfig:
+    try:
+        return CheckConfig.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        known = get_args(CheckConfig.model_fields["rule"].annotation)
+        what = f"there is no rule {values['rule']!r}" if fault["loc"] == ("rule",) else fault["msg"]
+        raise ConfigError(what, mend=f"rules are {', '.join(known)}") from error
+
+
 def hold(rules: Sequence[CheckConfig], dataset: Dataset) -> list[str]:
     """Check a dataset that is about to be published; return the sentences of the rules at `warn` that fail.
 
@@ -60,11 +99,11 @@ def hold(rules: Sequence[CheckConfig], dataset: Dataset) -> list[str]:
         ConfigError: a rule names a property that the dataset has not.
     """
     failed = [finding for finding in run_checks(rules, dataset) if not finding.is_kept]
-    refuse(failed, dataset, "so nothing was published")
+    refuse(failed, dataset, ", so nothing was published")
     return [f"check {finding}" for finding in failed if finding.level == "warn"]
 
 
-def refuse(findings: Sequence[Finding], dataset: Dataset, consequence: str) -> None:
+def refuse(findings: Sequence[Finding], dataset: Dataset, consequence: str = "") -> None:
     """Raise where one of the findings fails at `error`.
 
     Raises:
@@ -74,7 +113,7 @@ def refuse(findings: Sequence[Finding], dataset: Dataset, consequence: str) -> N
     if failed:
         number = f"{len(failed)} checks fail" if len(failed) > 1 else "1 check fails"
         raise DataError(
-            f"{number}, {consequence}:" + "".join(f"\n    {finding}" for finding in failed),
+            f"{number}{consequence}:" + "".join(f"\n    {finding}" for finding in failed),
             where=dataset.uri,
             mend="mend what they name, or set their level to warn; what is done stays, and is not done again",
         )
