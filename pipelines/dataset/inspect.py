@@ -139,7 +139,9 @@ def verify(dataset: Dataset) -> Iterator[Problem]:
 
 
 def _verify_files(dataset: Dataset) -> Iterator[Problem]:
-    for entry in [*dataset.catalog["shard_lists"], *dataset.catalog["patches"], *listings_of(dataset.catalog)]:
+    catalog = dataset.catalog
+    tables = [*catalog["shard_lists"], *catalog["patches"], *listings_of(catalog), *catalog.get("audits", [])]
+    for entry in tables:
         yield from _verify_bytes(dataset.storage, entry["path"], entry["bytes"], entry["sha256"])
     try:
         shards, quarantine = dataset.shards(), dataset.quarantine_files()

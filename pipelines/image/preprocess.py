@@ -39,7 +39,7 @@ class Preprocess:
 
         What was added after the first of these is left out where it changes nothing.
         """
-        values = {
+        values: dict[str, Any] = {
             "stored": self.stored.to_json(),
             "evaluation": self.evaluation.to_json(),
             "background": list(self.background),

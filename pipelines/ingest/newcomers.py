@@ -17,7 +17,9 @@ from typing_extensions import override
 from pipelines.dataset.inspect import quarantined
 from pipelines.dataset.reader import Dataset
 from pipelines.errors import InputError
+from pipelines.ingest.config import PrivacyConfig
 from pipelines.ingest.listed import compare, make_table, read_listing
+from pipelines.ingest.privacy import carried_columns
 from pipelines.ingest.split import SplitPlan
 from pipelines.sources.base import Entry, Listing, Member, Source, Unit
 
@@ -131,9 +133,10 @@ def find_update(dataset: Dataset, source: Source) -> Update:
         for entry in compress(listing.entries, (news.new | news.changed).tolist())
         if entry.image_id not in withheld
     )
-    entries = _carrying(entries, source, dataset.catalog["carried"], remarks)
+    carried = _read_columns(dataset, source)
+    entries = _carrying(entries, source, carried, remarks)
     ignored = {} if is_known else dict(listing.ignored)
-    part = PartSource(source, Listing(entries, ignored, listing.faults), dataset.catalog["carried"])
+    part = PartSource(source, Listing(entries, ignored, listing.faults), carried)
     replaced = {image_id: standing[image_id] for image_id in sorted(changed_ids - withheld) if image_id in standing}
     plan = KeptSplit.from_json(dataset.catalog["split"])
     assert isinstance(plan, KeptSplit)
@@ -187,6 +190,17 @@ def _known(dataset: Dataset, name: str, remarks: list[str]) -> pa.Table:
     ids.update(dict.fromkeys(row["image_id"] for row in quarantined(dataset) if row["source"] == name))
     known = [image_id for image_id in ids if image_id]
     return make_table(known, [None] * len(known))
+
+
+def _read_columns(dataset: Dataset, source: Source) -> list[str]:
+    """Return the dataset's columns, and that of boxes to hide, which is read even where it does not travel.
+
+    Raises:
+        InputError: the dataset's privacy rule names a column of boxes, and the source has none.
+    """
+    privacy = PrivacyConfig(**dataset.catalog.get("privacy", {}))
+    carried_columns(source.carried, privacy)
+    return list(dict.fromkeys([*dataset.catalog["carried"], *filter(None, [privacy.region_column])]))
 
 
 def _carrying(
