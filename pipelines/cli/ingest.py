@@ -9,6 +9,7 @@ from pipelines.cli import options, render
 EXAMPLES = (
     "resnet ingest photos.zip --out datasets/photos",
     "resnet ingest photos/ --out s3://bucket/photos split.test=0.1 image.size_px=64",
+    "resnet ingest more.zip --out datasets/photos --append",
 )
 
 
@@ -17,16 +18,23 @@ EXAMPLES = (
 @options.overrides
 @options.config_file("ingest")
 @options.out
+@click.option("--append", is_flag=True, help="Add what is new or changed to the dataset at --out, as its next version.")
 @options.dry_run
 @options.as_json
 def command(
-    source: str, overrides: tuple[str, ...], config_source: str, out: str, dry_run: bool, as_json: bool
+    source: str,
+    overrides: tuple[str, ...],
+    config_source: str,
+    out: str,
+    append: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Turn SOURCE (a folder, .zip or .tar of images) into a dataset of plain Parquet."""
     from pipelines.config.load import load_config
     from pipelines.ingest.config import IngestConfig
 
-    inputs = options.given(source=source, out=out)
+    inputs = options.given(source=source, out=out) | ({"append": True} if append else {})
     config = load_config(IngestConfig, options.config_path("ingest", config_source), overrides, inputs)
     if dry_run:
         options.show_plan("ingest", config, as_json=as_json)

@@ -18,6 +18,9 @@ def plan(config: IngestConfig) -> Plan:
     Raises:
         InputError: the source is missing, or nothing that images are read from.
     """
+    from pipelines.ingest.standing import settled
+
+    config = settled(config)
     return make_plan(config, open_images(config))
 
 

@@ -1,4 +1,7 @@
-"""The ingest stage: list, cut into units, run the units that have no receipt, check, publish the catalog last."""
+"""The ingest stage: list, cut into units, run the units that have no receipt, check, publish the catalog last.
+
+A first ingest makes version 1. An append reads what a dataset has not and joins it to the newest version.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pipelines.dataset.catalog import DATASET_FORMAT, Catalog, next_run_id, publ
 from pipelines.errors import InputError
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.plan import STAGE, make_plan, open_images
+from pipelines.ingest.standing import check_location, own_settings, settled
 from pipelines.progress import Progress
 from pipelines.sources.base import Listing, Source, Unit
 from pipelines.sources.names import outside_splits
@@ -19,9 +23,15 @@ from pipelines.stage_output import RUN, Plan, StageResult, open_run
 from pipelines.storage import Storage
 
 if TYPE_CHECKING:
+    from pipelines.ingest.append import Joining
+    from pipelines.ingest.budget import Budget
+    from pipelines.ingest.split import SplitPlan
     from pipelines.ingest.unit import IngestJob
 
 logger = logging.getLogger(__name__)
+
+_NEWS = ("added", "changed", "unchanged", "gone", "withheld", "leaks")
+"""What an append's result says of the difference to the version before."""
 
 RunUnits = Callable[["IngestJob", Sequence[Unit]], Iterator[dict[str, Any]]]
 """Does units and yields their receipts in any order; Ray Data in the product, a plain loop in fast tests."""
@@ -35,15 +45,18 @@ class IngestResult(StageResult):
 
 
 def run(config: IngestConfig, run_units: RunUnits | None = None) -> IngestResult:
-    """Make a dataset of a source's images, every member accounted for exactly once.
+    """Make a dataset of a source's images, or with `append` its next version; every member is accounted for once.
 
     Killed at any moment and started again, it goes on with the units that have no receipt, and the rows and the
     fingerprint are those of an uninterrupted run.
 
     Raises:
         InputError: the source is missing, unreadable or without images, or `out` holds something else.
+        ConfigError: an append has settings that are not the dataset's.
         DataError: too many images are unusable.
+        PublishConflict: another append of the same source was published meanwhile.
     """
+    config = settled(config)
     source = open_images(config)
     plan = make_plan(config, source)
     store = Storage.open(plan.out)
@@ -52,39 +65,122 @@ def run(config: IngestConfig, run_units: RunUnits | None = None) -> IngestResult
     if standing is not None:
         if standing["sources"].get(source.name) == plan.key:
             return _result(plan, standing, skipped=True)
-        raise _holds_another(store, source, standing)
-    listing = source.listing()
-    _check_whole(config, source, listing)
+        if not config.append:
+            raise _holds_another(store, source, standing)
+        check_location(config, standing, source.name, source.uri)
+    _check_whole(config, source, source.listing())
+    if standing is None:
+        return _start(config, plan, store, source, run_units)
+    return _append(config, plan, store, source, standing, run_units)
 
-    from pipelines.dataset.collect import clean_run
-    from pipelines.dataset.receipt import read_receipts
+
+def _start(
+    config: IngestConfig, plan: Plan, store: Storage, source: Source, run_units: RunUnits | None
+) -> IngestResult:
+    """Make the first version of a dataset."""
     from pipelines.ingest.finish import build_catalog
+    from pipelines.ingest.listed import make_table, write_listing
     from pipelines.ingest.report import write_sheet
     from pipelines.ingest.split import make_split_plan
-    from pipelines.ingest.unit import IngestJob
 
+    listing = source.listing()
     split_plan = make_split_plan(listing.entries, config.split, source.carried)
     stray = outside_splits([entry.key for entry in listing.entries if not entry.reason])
-    units = source.units()
     run_id = next_run_id(store, plan.key)
     open_run(store, STAGE, plan.key, {"run_id": run_id, "inputs": plan.inputs})
-    receipts: dict[int, Mapping[str, Any]] = dict(read_receipts(store, run_id))
-    rate: dict[str, float] = {}
-    if missing := [unit for unit in units if unit.index not in receipts]:
-        if receipts:
-            logger.info("ingest: %d of %d units stand from an earlier run", len(receipts), len(units))
-        job = IngestJob(source, store.uri, run_id, config.image, split_plan)
-        rate = _run_missing(config, job, missing, receipts, len(listing.entries), run_units)
+    receipts, rate = _do_units(config, store, run_id, source, split_plan, run_units)
     catalog = build_catalog(config, plan, store, run_id, source, receipts, split_plan)
+    table = make_table([entry.image_id for entry in listing.entries], source.tokens())
+    origin = {"listing": write_listing(store, run_id, table), "settings": own_settings(config)}
+    catalog["origins"] = {source.name: origin}
     catalog["warnings"] = (
         _warnings(catalog)
         + list(listing.warnings)
         + ([_not_given(stray)] if stray and split_plan.by != "given" else [])
     )
+    catalog["warnings"] += _hold_checks(config, store, catalog)
+    catalog["sheet"] = write_sheet(store, run_id, catalog)
+    return _publish(plan, store, run_id, catalog, rate)
+
+
+def _append(
+    config: IngestConfig,
+    plan: Plan,
+    store: Storage,
+    source: Source,
+    standing: Catalog,
+    run_units: RunUnits | None,
+) -> IngestResult:
+    """Read what a dataset has not of a source, and make that its next version."""
+    from pipelines.dataset.content import SAME_ON_APPEND
+    from pipelines.dataset.reader import Dataset
+    from pipelines.ingest.append import Joining, run_key
+    from pipelines.ingest.finish import build_catalog
+    from pipelines.ingest.listed import write_listing
+    from pipelines.ingest.newcomers import find_update
+
+    update = find_update(Dataset(store.uri, standing["version"], standing), source)
+    run_id = next_run_id(store, run_key(plan.key, standing, source.name, update))
+    receipts, rate = _do_units(config, store, run_id, update.source, update.split_plan, run_units)
+    own = build_catalog(config, plan, store, run_id, update.source, receipts, update.split_plan, appends=True)
+    own |= {name: standing[name] for name in SAME_ON_APPEND}
+    origin = {"listing": write_listing(store, run_id, update.listing), "settings": own_settings(config)}
+    own["origins"] = {source.name: origin}
+    known_key = standing["sources"].get(source.name)
+
+    def warn(catalog: Catalog) -> list[str]:
+        return [*_warnings(catalog), *_hold_checks(config, store, catalog)]
+
+    join = Joining(config, store, run_id, source.name, known_key, update, own, warn)
+    catalog = join(standing, standing["version"])
+    return _publish(plan, store, run_id, catalog, rate, join=join)
+
+
+def _hold_checks(config: IngestConfig, store: Storage, catalog: Catalog) -> list[str]:
+    """Refuse to publish what fails a check; return the sentences of those that only warn."""
+    if not config.checks:
+        return []
+    from pipelines.dataset.reader import Dataset
+    from pipelines.ingest.checks import hold
+
+    return hold(config.checks, Dataset(store.uri, 0, catalog))
+
+
+def _do_units(
+    config: IngestConfig,
+    store: Storage,
+    run_id: str,
+    source: Source,
+    split_plan: SplitPlan,
+    run_units: RunUnits | None,
+) -> tuple[dict[int, Mapping[str, Any]], dict[str, float]]:
+    """Do the units of a run that have no receipt; return the receipts of all, and how fast it went."""
+    from pipelines.dataset.receipt import read_receipts
+    from pipelines.ingest.budget import Budget
+    from pipelines.ingest.unit import IngestJob
+
+    units = source.units()
+    receipts: dict[int, Mapping[str, Any]] = dict(read_receipts(store, run_id))
+    missing = [unit for unit in units if unit.index not in receipts]
+    if not missing:
+        return receipts, {}
+    if receipts:
+        logger.info("ingest: %d of %d units stand from an earlier run", len(receipts), len(units))
+    job = IngestJob(source, store.uri, run_id, config.image, split_plan, config.privacy)
+    budget = Budget(config, source.listing().entries, store)
+    return receipts, _run_missing(config, job, missing, receipts, budget, run_units)
+
+
+def _publish(
+    plan: Plan, store: Storage, run_id: str, catalog: Catalog, rate: Mapping[str, float], join: Joining | None = None
+) -> IngestResult:
+    """Publish a catalog as the next version, joined to what another run published meanwhile, and clean up."""
+    from pipelines.dataset.collect import clean_run
+
     for warning in catalog["warnings"]:
         logger.warning("%s", warning)
-    catalog["sheet"] = write_sheet(store, run_id, catalog)
-    version = publish_version(store, run_id, catalog)
+    base = catalog["difference"]["parent"] if join else 0
+    version = publish_version(store, run_id, catalog, base=base, rebase=join)
     clean_run(store, run_id)
     published = read_version(store, version, stage_format=DATASET_FORMAT)
     assert published is not None
@@ -96,12 +192,12 @@ def _run_missing(
     job: IngestJob,
     missing: Sequence[Unit],
     receipts: dict[int, Mapping[str, Any]],
-    total: int,
+    budget: Budget,
     run_units: RunUnits | None,
 ) -> dict[str, float]:
     """Do the units that have no receipt, adding theirs; return images per second, and Ray's start apart from it."""
     if run_units is not None:
-        _collect(config, run_units(job, missing), receipts, total)
+        _collect(run_units(job, missing), receipts, budget)
         return {}
     from pipelines.ingest.task import run_units as run_on_ray
     from pipelines.node_paths import check_nodes_see
@@ -111,7 +207,7 @@ def _run_missing(
     with ray_session(config.ray) as session:
         check_nodes_see(session.num_nodes, {"SOURCE": job.source.uri, "--out": f"{job.out}/{RUN}"})
         started_s = time.monotonic()
-        done = _collect(config, run_on_ray(job, missing), receipts, total)
+        done = _collect(run_on_ray(job, missing), receipts, budget)
         elapsed_s = time.monotonic() - started_s
     return {
         "images_per_s": round(done / max(elapsed_s, 1e-9), 1),
@@ -120,24 +216,20 @@ def _run_missing(
     }
 
 
-def _collect(
-    config: IngestConfig,
-    reports: Iterator[dict[str, Any]],
-    receipts: dict[int, Mapping[str, Any]],
-    total: int,
-) -> int:
+def _collect(reports: Iterator[dict[str, Any]], receipts: dict[int, Mapping[str, Any]], budget: Budget) -> int:
     """Add the receipts of units as they are done; return the members in them. Stops early once the budget is spent."""
     done = 0
-    with Progress(total, label=STAGE) as progress:
+    for receipt in receipts.values():
+        budget.add(receipt)
+    with Progress(budget.total, label=STAGE) as progress:
         progress.start_at(sum(int(receipt["members"]) for receipt in receipts.values()))
-        bad = sum(int(receipt["counts"]["quarantined"]) for receipt in receipts.values())
         for receipt in reports:
             receipts[int(receipt["unit"])] = receipt
             done += int(receipt["members"])
-            bad += int(receipt["counts"]["quarantined"])
+            budget.add(receipt)
             progress.advance(int(receipt["members"]))
-            if bad > config.max_quarantined_fraction * total:
-                break  # no later unit can mend it, and `check_budget` says what it was
+            if budget.is_spent:
+                break  # no later unit can mend it, and `Budget.check` says what it was
     return done
 
 
@@ -165,11 +257,11 @@ def _holds_another(store: Storage, source: Source, standing: Catalog) -> InputEr
         return InputError(
             f"{store.uri} holds a dataset of {source.name} made from other content or with other settings",
             where=f"it was read from {standing['locations'].get(source.name, 'elsewhere')}",
-            mend="choose another --out, or leave it out to get a folder of its own",
+            mend="add --append to read what is new or changed, or choose another --out",
         )
     return InputError(
         f"{store.uri} holds a dataset of {names}, not of {source.name}",
-        mend="choose another --out; a dataset is made from one source",
+        mend="add --append to add it to that dataset, or choose another --out",
     )
 
 
@@ -236,4 +328,10 @@ def _result(plan: Plan, catalog: Catalog, *, skipped: bool, **rate: float) -> In
             f"resnet ingest {next(iter(catalog['locations'].values()))} labels=LABELS.csv --out OTHER",
             commands[0],
         )
+    if not skipped and (difference := catalog.get("difference")):
+        figures |= {name: difference[name] for name in _NEWS if difference[name]}
+        commands = (f"resnet data diff {plan.out}@v{difference['parent']} {plan.out}", *commands)
+        if gone := catalog["sheet"].get("gone"):
+            exclude = f"resnet data exclude {plan.out} --from {plan.out}/{gone} --reason 'gone from the source'"
+            commands = (exclude, *commands)
     return IngestResult(plan.stage, plan.out, plan.key, skipped, figures, commands, version=int(catalog["version"]))
