@@ -14,7 +14,7 @@ from pipelines.package.resolve import ResolvedPackage, read_description, resolve
 from pipelines.stage_output import Plan, canonical_json, default_out, stage_key
 from pipelines.storage import Storage
 
-OUTPUT_VERSION = 1
+OUTPUT_VERSION = 2
 """Raise it when the same inputs give another output."""
 
 # What decides a package's answers; where its data lay and what it once scored do not.
@@ -51,6 +51,8 @@ def plan_of(config: EvaluateConfig, inputs: Inputs) -> Plan:
         "model": package_digest(inputs.description),
         "rows": inputs.split_fingerprint,
         "classes": _digest(inputs.catalog["classes"]),
+        # which of the rows training has seen, or nearly
+        "train": str(inputs.catalog["splits"].get("train", {}).get("fingerprint", "")),
     }
     key = stage_key("evaluate", config, fingerprints, OUTPUT_VERSION)
     return Plan("evaluate", key, fingerprints, config.out or default_out("evaluate", key))

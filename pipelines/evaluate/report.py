@@ -50,7 +50,8 @@ def make_page(
         lead=f"{_short(model)} on split {split} of {_short(dataset)}: {metrics['labelled_rows']:,} labelled images,"
         " each once.",
     )
-    page.section("Result").facts(
+    section = page.section("Result")
+    section.facts(
         [
             Fact(f"{metrics['top1']:.2%}", "right (top-1)", "lead"),
             Fact(f"{metrics['top1_low']:.1%} to {metrics['top1_high']:.1%}", "95% interval of that figure"),
@@ -59,6 +60,13 @@ def make_page(
             Fact(f"{metrics['macro_f1']:.3f}", "mean F1 over classes"),
         ]
     )
+    if leaked := metrics.get("leaked_rows", 0):
+        section.note(
+            f"{leaked:,} of these images stand in training too, or look like one there; without them"
+            f" {metrics['top1_without_leaks']:.2%} are right (95% interval {metrics['top1_without_leaks_low']:.1%} to"
+            f" {metrics['top1_without_leaks_high']:.1%}).",
+            warn=True,
+        )
     _add_mistakes(page, mistakes, images)
     page.section("Where it errs").figures(
         [

@@ -52,6 +52,7 @@ def run(config: EvaluateConfig) -> EvaluateResult:
 
 
 def _evaluate(config: EvaluateConfig, inputs: Inputs, planned: Plan, out: Storage) -> dict[str, Any]:
+    from pipelines.dataset.leaks import find_leaks
     from pipelines.dataset.reader import open_dataset
     from pipelines.dataset.stored_images import stored_images
     from pipelines.evaluate.mistakes import worst_mistakes
@@ -71,7 +72,8 @@ def _evaluate(config: EvaluateConfig, inputs: Inputs, planned: Plan, out: Storag
             f"no row of split {config.split!r} in {dataset.ref} has a label: there is nothing to measure against",
             mend="evaluate on a split with labels",
         )
-    summary = summarize(answers, num_bins=config.num_bins)
+    leaked = find_leaks(dataset, config.split).either
+    summary = summarize(answers, num_bins=config.num_bins, leaked=leaked)
     mistakes = worst_mistakes(answers, config.num_mistakes)
     figures = make_figures(summary, answers.classes)
     page = make_page(
@@ -140,7 +142,9 @@ def make_predictions(answers: Answers) -> bytes:
 
 def _result(config: EvaluateConfig, planned: Plan, catalog: dict[str, Any], *, skipped: bool) -> EvaluateResult:
     metrics = catalog["metrics"]
-    shown = ("top1", "top1_low", "top1_high", "top5", "ece", "log_loss", "macro_f1", "labelled_rows")
+    shown = ["top1", "top1_low", "top1_high", "top5", "ece", "log_loss", "macro_f1", "labelled_rows"]
+    if metrics.get("leaked_rows"):
+        shown += ["leaked_rows", "top1_without_leaks", "top1_without_leaks_low", "top1_without_leaks_high"]
     out = Storage.open(planned.out)
     commands = [f"python -m webbrowser {shlex.quote(out.address(PAGE))}"] if out.is_local else []
     if not config.model.startswith(REGISTRY_SCHEME) and config.split not in ("train", "val"):

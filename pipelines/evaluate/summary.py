@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pipelines.evaluate.predict import TOP_K, Answers
 from pipelines.metrics.accuracy import accuracy_of_ranks, balanced_accuracy, class_scores, macro_f1
@@ -19,7 +20,8 @@ class Summary:
     """The figures of an evaluation, as JSON values.
 
     Attributes:
-        metrics: name to value; fractions are 0 to 1. `top1_low` and `top1_high` are the 95% interval of `top1`.
+        metrics: name to value; fractions are 0 to 1. `top1_low` and `top1_high` are the 95% interval of `top1`;
+            `leaked_rows` are labelled rows that stand in training too, or look like one there.
         per_class: one entry a class, in class order.
         confusion: counts; row is the true class, column the predicted one.
         reliability: bins of confidence.
@@ -31,8 +33,14 @@ class Summary:
     reliability: list[dict[str, float]]
 
 
-def summarize(answers: Answers, *, num_bins: int) -> Summary:
-    """Return the figures over the rows that have a label; without such rows all figures are 0."""
+def summarize(answers: Answers, *, num_bins: int, leaked: npt.NDArray[np.bool_] | None = None) -> Summary:
+    """Return the figures over the rows that have a label; without such rows all figures are 0.
+
+    Args:
+        answers: one per row (N,).
+        num_bins: bins of confidence.
+        leaked: which rows (N,) training has too; with it, the figures say how it goes without them.
+    """
     labelled = answers.labelled
     ranks, targets = answers.ranks[labelled], answers.targets[labelled]
     confusion = confusion_matrix(targets, answers.predicted[labelled], len(answers.classes))
@@ -52,6 +60,7 @@ def summarize(answers: Answers, *, num_bins: int) -> Summary:
         "rows": len(answers.image_ids),
         "labelled_rows": int(np.count_nonzero(labelled)),
         "correct_rows": int(correct.sum()),
+        **({} if leaked is None else _without(correct, leaked[labelled])),
     }
     per_class = [
         {
@@ -70,3 +79,15 @@ def summarize(answers: Answers, *, num_bins: int) -> Summary:
         for name, score in zip(answers.classes, scores, strict=True)
     ]
     return Summary(metrics, per_class, confusion.tolist(), [asdict(each) for each in bins])
+
+
+def _without(correct: npt.NDArray[np.bool_], leaked: npt.NDArray[np.bool_]) -> dict[str, float | int]:
+    """Return accuracy over the rows that training has not, with its 95% interval, and how many it has."""
+    clean = correct[~leaked]
+    low, high = wilson(int(clean.sum()), len(clean))
+    return {
+        "leaked_rows": int(leaked.sum()),
+        "top1_without_leaks": float(clean.mean()) if len(clean) else 0.0,
+        "top1_without_leaks_low": low,
+        "top1_without_leaks_high": high,
+    }

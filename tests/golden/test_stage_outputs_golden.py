@@ -79,7 +79,7 @@ def evaluate() -> dict[str, Any]:
         top=top,
         top_probability=probability,
     )
-    summary = summarize(answers, num_bins=4)
+    summary = summarize(answers, num_bins=4, leaked=number % 4 == 3)
     rounded = json.loads(json.dumps(asdict(summary)), parse_float=lambda text: round(float(text), 9))
     return {"output_version": evaluate_plan.OUTPUT_VERSION, **rounded}
 

@@ -10,7 +10,6 @@ import numpy as np
 from pipelines.dataset.catalog import publish_version
 from pipelines.dataset.leaks import find_leaks
 from pipelines.dataset.reader import Dataset, open_dataset
-from pipelines.dataset.shards import write_shard_list
 from pipelines.dataset.writer import ShardWriter
 from pipelines.storage import Storage
 from tests.unit.dataset.rows import make_row, make_test_catalog

@@ -51,6 +51,11 @@ def test_catalog_files_and_figures_agree(world: Path, done: tuple[Path, Evaluate
     assert catalog["dataset"]["split_fingerprint"] == result.split_fingerprint
     assert catalog["metrics"]["rows"] == 27
     assert result.figures["top1"] == catalog["metrics"]["top1"]
+    # the tiny world's pictures all have one perceptual hash: nothing is left without them, and nothing is known then
+    assert result.figures["leaked_rows"] == 27
+    assert catalog["metrics"]["top1_without_leaks_low"] == 0
+    assert catalog["metrics"]["top1_without_leaks_high"] == 1
+    assert "27 of these images stand in training too, or look like one there" in (out / "mistakes.html").read_text()
     assert np.sum(catalog["confusion"]) == 27
     assert np.trace(catalog["confusion"]) == catalog["metrics"]["correct_rows"]
     assert sum(each["count"] for each in catalog["reliability"]) == 27
