@@ -101,8 +101,7 @@ class Found(NamedTuple):
 
 def image_id(source_name: str, key: bytes, occurrence: int) -> str:
     """Return the id of an image: the same wherever its source lies, and the same in datasets and predictions."""
-    material = b"\0".join([source_name.encode(), key, str(occurrence).encode()])
-    return hashlib.sha256(material).hexdigest()[:32]
+    return hashlib.sha256(b"%b\0%b\0%d" % (source_name.encode(), key, occurrence)).hexdigest()[:32]
 
 
 def make_listing(source_name: str, members: Sequence[Found], faults: Sequence[str] = ()) -> Listing:
@@ -121,24 +120,16 @@ def make_listing(source_name: str, members: Sequence[Found], faults: Sequence[st
     faulty = [(found.reason, found.message) if found.reason else name_fault(found.name) for found, _, _ in kept]
     labels = labels_and_splits([key for _, key, _ in kept], [bool(reason) for reason, _ in faulty])
     for (found, key, flags), (reason, message), (label, given_split) in zip(kept, faulty, labels, strict=True):
-        occurrence = seen[found.name] if found.name in twice else 0
-        if found.name in twice:
-            seen[found.name] += 1
+        name, size, offset, extent, detail = found[:5]
+        occurrence = 0
+        if name in twice:
+            occurrence = seen[name]
+            seen[name] += 1
+            flags = (*flags, "dup_name")  # noqa: PLW2901
+        made = image_id(source_name, name, occurrence)
+        # by place: naming the fields takes twice as long, and there may be millions
         entries.append(
-            Entry(
-                key=key,
-                occurrence=occurrence,
-                image_id=image_id(source_name, found.name, occurrence),
-                size=found.size,
-                label=label,
-                given_split=given_split,
-                reason=reason,
-                message=message,
-                flags=(*flags, "dup_name") if found.name in twice else flags,
-                offset=found.offset,
-                extent=found.extent,
-                detail=found.detail,
-            )
+            Entry(key, occurrence, made, size, label, given_split, reason, message, flags, offset, extent, detail)
         )
     return Listing(tuple(entries), dict(sorted(ignored.items())), tuple(faults))
 

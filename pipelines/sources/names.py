@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import compress
+from operator import not_
 
 MAX_NAME_BYTES = 1_024
 
@@ -33,9 +35,8 @@ def ignored_as(key: str) -> str:
 
     Names without or with an unknown extension are taken: their bytes decide.
     """
-    parts = path_parts(key)
-    name = parts[-1].lower() if parts else ""
-    if "__MACOSX" in parts or name in SYSTEM_NAMES or name.startswith("._"):
+    name = _last_part(key).lower()
+    if ("__MACOSX" in key and "__MACOSX" in path_parts(key)) or name in SYSTEM_NAMES or name.startswith("._"):
         return "system files"
     if name.startswith("."):
         return "hidden files"
@@ -49,11 +50,12 @@ def name_fault(key_bytes: bytes) -> tuple[str, str]:
     """Return (reason, message) when a member's name must not be used, else two empty texts."""
     if len(key_bytes) > MAX_NAME_BYTES:
         return "NAME_LONG", f"the name has {len(key_bytes):,} bytes; {MAX_NAME_BYTES:,} are allowed"
-    parts = key_bytes.replace(b"\\", b"/").split(b"/")
-    is_absolute = parts[0] == b"" or (len(parts[0]) == 2 and parts[0].endswith(b":"))
-    if is_absolute or b".." in parts or b"\0" in key_bytes:
+    path = key_bytes.replace(b"\\", b"/")
+    is_absolute = not path or path.startswith(b"/") or (path[1:2] == b":" and path[2:3] in (b"", b"/"))
+    if is_absolute or (b".." in path and b".." in path.split(b"/")) or b"\0" in path:
         return "UNSAFE_NAME", "the name leads out of the archive; nothing is ever written there, and it is not read"
-    extension = parts[-1].rpartition(b".")[2].lower() if b"." in parts[-1] else b""
+    name = path[path.rfind(b"/") + 1 :]
+    extension = name[name.rfind(b".") + 1 :].lower() if b"." in name else b""
     if extension.decode("latin-1") in ARCHIVE_EXTENSIONS:
         return "NESTED", "an archive inside the source is not opened; give it as a source of its own"
     return "", ""
@@ -85,6 +87,13 @@ def path_parts(key: str) -> list[str]:
     return [part for part in key.replace("\\", "/").split("/") if part not in ("", ".")]
 
 
+def _last_part(key: str) -> str:
+    name = key[max(key.rfind("/"), key.rfind("\\")) + 1 :]
+    if name not in ("", "."):
+        return name
+    return next(iter(reversed(path_parts(key))), "")
+
+
 def labels_and_splits(
     keys: Sequence[str], is_refused: Sequence[bool] | None = None
 ) -> list[tuple[str | None, str | None]]:
@@ -98,16 +107,12 @@ def labels_and_splits(
         is_refused: which of them will not be read anyway; those have no say in what a folder means.
     """
     parents = _folders(keys)
-    positions = [_split_position(folders) for folders in parents]
-    voting = [
-        position for position, refused in zip(positions, is_refused or [False] * len(keys), strict=True) if not refused
-    ]
-    has_splits = bool(voting) and None not in voting
-    known: dict[tuple[str, ...], tuple[str | None, str | None]] = {}  # one object a folder, however many images
-    return [
-        known.setdefault(folders, _said_by(folders, position if has_splits else None))
-        for folders, position in zip(parents, positions, strict=True)
-    ]
+    voting = set(parents) if is_refused is None else {*compress(parents, map(not_, is_refused))}
+    positions = {folders: _split_position(folders) for folders in set(parents)}
+    has_splits = bool(voting) and all(positions[folders] is not None for folders in voting)
+    # judged once a folder, however many images are in it
+    said = {folders: _said_by(folders, at if has_splits else None) for folders, at in positions.items()}
+    return [said[folders] for folders in parents]
 
 
 def _said_by(folders: Sequence[str], position: int | None) -> tuple[str | None, str | None]:

@@ -21,7 +21,10 @@ from pipelines.sources.units import unit_bytes
 from pipelines.storage import Storage, StoredFile
 
 MAX_IMAGE_BYTES = 64 * 2**20
+_MAGIC = b"PAR1"
 _BATCH_ROWS = 64
+_BUFFER_BYTES = 8 * 2**20
+"""Read at once of a column, which may be as large as its row group."""
 _IMAGE_NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content", "data")
 _LABEL_NAMES = ("label", "labels", "class", "fine_label", "category", "target", "cls")
 
@@ -56,6 +59,8 @@ class ParquetSource(Source):
         return Listing(tuple(entries))
 
     def _entries(self, number: int, path: str, split: str | None) -> Iterator[Entry]:
+        if self._storage.read(path, 0, len(_MAGIC)) != _MAGIC:  # Arrow looks at the end alone
+            raise InputError(f"{self._storage.address(path)} is no whole Parquet file", mend="fetch it again")
         with self._parquet(path) as parquet:
             yield from self._rows_of(parquet, number, path, split)
 
@@ -123,8 +128,9 @@ class ParquetSource(Source):
                         yield _member(entry, data)
         except (pa.ArrowInvalid, OSError, DataError) as error:
             fault = f"row group {group} of {path} cannot be read: {error}"
+            reason = "CHECKSUM" if "CRC checksum" in str(error) else "CORRUPT"
             for entry in wanted.values():
-                yield member_of(entry, None, "CORRUPT", fault)
+                yield member_of(entry, None, reason, fault)
             return
         for entry in wanted.values():
             yield member_of(entry, None, "CHANGED", "the file has fewer rows than when it was listed")
@@ -140,10 +146,19 @@ class ParquetSource(Source):
     def _parquet(self, path: str) -> Iterator[pq.ParquetFile]:
         with self._storage.open_file(path) as file:
             try:
-                parquet = pq.ParquetFile(file)
+                parquet = pq.ParquetFile(
+                    file, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
+                )
+                _ = parquet.schema_arrow
             except (pa.ArrowInvalid, OSError) as error:
                 raise InputError(
                     f"{self._storage.address(path)} is no whole Parquet file: {error}", mend="fetch it again"
+                ) from error
+            except (AttributeError, TypeError, ValueError, LookupError) as error:
+                # extension types that others have registered (Ray's) read what a file says of them, and trip over it
+                raise InputError(
+                    f"{self._storage.address(path)} has a column of a type that cannot be read: {error}",
+                    mend="write its images as bytes, or as struct<bytes, path>",
                 ) from error
             yield parquet
 

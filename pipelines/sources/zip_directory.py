@@ -101,7 +101,7 @@ def parse_directory(directory: bytes, count: int, prefix: int, address: str) -> 
     # a member's bytes end where the next one starts; its own header does not tell how long its local header is
     ends = [*(following.offset for following in members[1:]), 1 << 62]
     return [
-        one._replace(extent=min(end - one.offset, one.extent + 2 * 65_536))
+        Found(*one[:3], min(end - one.offset, one.extent + 2 * 65_536), *one[4:])
         for one, end in zip(members, ends, strict=False)
         if not (one.name.endswith(b"/") and one.size == 0)
     ]
@@ -122,17 +122,10 @@ def _central_records(directory: bytes, prefix: int, address: str) -> Iterator[Fo
             size, packed, offset = _zip64_values(extra, size, packed, offset, address)
         reason, message = _member_fault(flags, method, packed, size, made_by >> 8, attributes >> 16)
         is_text = bool(flags & 0x800) or name.isascii()
-        yield Found(
-            name=name,
-            size=size,
-            offset=offset + prefix,
-            extent=LOCAL.size + name_size + packed,
-            detail=(packed, method, crc),
-            reason=reason,
-            message=message,
-            flags=("prefix",) if prefix else (),
-            text="" if is_text or _is_utf8(name) else name.decode("cp437"),
-        )
+        marks = ("prefix",) if prefix else ()
+        text = "" if is_text or _is_utf8(name) else name.decode("cp437")
+        extent, detail = LOCAL.size + name_size + packed, (packed, method, crc)
+        yield Found(name, size, offset + prefix, extent, detail, reason, message, marks, text)
         position = name_at + name_size + extra_size + comment_size
 
 

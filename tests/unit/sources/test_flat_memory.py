@@ -46,7 +46,8 @@ from pipelines.ingest.unit import IngestJob, ingest_unit
 from pipelines.sources.base import Unit
 source, text = pickle.load(open(sys.argv[1], "rb"))
 unit = Unit.from_text(text)
-job = IngestJob(source, sys.argv[2], "0-0", ImageConfig(), make_split_plan(unit.entries, IngestConfig(source="x").split))
+plan = make_split_plan(unit.entries, IngestConfig(source="x").split)
+job = IngestJob(source, sys.argv[2], "0-0", ImageConfig(), plan)
 began = time.monotonic()
 receipt = ingest_unit(unit, job)
 print(json.dumps({
@@ -87,7 +88,7 @@ def write_zip(path: Path, count: int) -> None:
 
 
 def write_tar(path: Path, total_bytes: int, member_bytes: int) -> int:
-    """Write a tar of ordinary members in a file with holes: a photograph each, followed by zeros that are not stored."""
+    """Write a tar of ordinary members in a file with holes: a photograph each, then zeros that are not stored."""
     number = 0
     pictures = [factories.make_jpeg(seed, 640, 480) for seed in range(20)]
     with path.open("wb") as out:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +115,71 @@ def test_a_dataset_of_ours_is_no_source(tmp_path: Path) -> None:
     (tmp_path / "set" / "_versions" / "v000001.json").write_text("{}")
     with pytest.raises(InputError, match="not a source of images"):
         open_source(str(tmp_path / "set"))
+
+
+def whole(tmp_path: Path) -> bytes:
+    table = pa.table({"image": pa.array(IMAGES, pa.binary()), "label": ["a"] * 12})
+    path = tmp_path / "whole"
+    pq.write_table(
+        table, path, row_group_size=4, compression="none", use_dictionary=False, write_statistics=False,
+        write_page_checksum=True,
+    )  # fmt: skip
+    return path.read_bytes()
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "P01 empty": lambda data: b"",
+    "P02 cut": lambda data: data[:-20],
+    "P03 no magic": lambda data: data[:-4] + b"XXXX",
+    "P03 no magic at the start": lambda data: b"XXXX" + data[4:],
+    "P04 footer too long": lambda data: data[:-8] + (2**31 - 1).to_bytes(4, "little") + data[-4:],
+    "P04 footer too short": lambda data: data[:-8] + bytes(4) + data[-4:],
+    "P04 negative footer": lambda data: data[:-8] + b"\xff" * 4 + data[-4:],
+    "P06 appended bytes": lambda data: data + b"more",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_files_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(DAMAGE[name](whole(tmp_path)))
+    with pytest.raises(InputError, match=r"a\.parquet is (no whole Parquet file|empty)"):
+        open_source(str(path)).listing()
+
+
+def test_p05_a_flipped_bit_costs_its_row_group_and_no_other(tmp_path: Path) -> None:
+    data = bytearray(whole(tmp_path))
+    data[data.find(IMAGES[5]) + 30] ^= 1
+    path = tmp_path / "a.parquet"
+    path.write_bytes(data)
+    found = members(open_source(str(path)))
+    assert {int(key[-6:]): member.reason for key, member in found.items()} == {
+        **dict.fromkeys(range(12)),
+        **dict.fromkeys(range(4, 8), "CHECKSUM"),
+    }
+
+
+class _Canary:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self._path),)
+
+
+@pytest.mark.parametrize("kind", ["arrow_tensor", "arrow_tensor_v2", "arrow_variable_shaped_tensor"])
+def test_p07_a_pickle_in_an_extension_type_is_not_run(tmp_path: Path, kind: str) -> None:
+    import ray.air.util.tensor_extensions.arrow  # registers the types, as a worker's process has
+
+    assert ray is not None
+    told = {
+        "ARROW:extension:name": f"ray.data.{kind}",
+        "ARROW:extension:metadata": pickle.dumps(_Canary(tmp_path / "canary")),
+    }
+    schema = pa.schema([pa.field("image", pa.binary(), metadata=told)])
+    pq.write_table(pa.table([pa.array(IMAGES, pa.binary())], schema=schema), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="has a column of a type that cannot be read"):
+        open_source(str(tmp_path / "a.parquet")).listing()
+    assert not (tmp_path / "canary").exists()
