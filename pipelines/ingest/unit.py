@@ -59,6 +59,8 @@ def ingest_unit(unit: Unit, job: IngestJob, alone: Alone | None = None) -> dict[
             is how an image that kills its process is found.
     """
     store = Storage.open(job.out)
+    if job.privacy.applies:
+        logging.getLogger("PIL").setLevel(logging.INFO)  # its debug lines quote EXIF
     with begin_attempt(store, job.run_id, unit.index) as attempt:
         careful = alone if attempt.died >= KILLS_BEFORE_CARE else None
         if careful is not None:
