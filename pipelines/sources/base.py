@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import contextlib
+import gc
 import hashlib
 import json
 from collections import Counter
@@ -125,13 +127,25 @@ def make_listing(source_name: str, members: Sequence[Found], faults: Sequence[st
         if name in twice:
             occurrence = seen[name]
             seen[name] += 1
-            flags = (*flags, "dup_name")  # noqa: PLW2901
+            flags = (*flags, "dup_name")
         made = image_id(source_name, name, occurrence)
         # by place: naming the fields takes twice as long, and there may be millions
         entries.append(
             Entry(key, occurrence, made, size, label, given_split, reason, message, flags, offset, extent, detail)
         )
     return Listing(tuple(entries), dict(sorted(ignored.items())), tuple(faults))
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep Python from looking for cycles among millions of new entries, none of which is garbage."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class Source(abc.ABC):
@@ -154,7 +168,8 @@ class Source(abc.ABC):
             InputError: it holds no image, or it is not what it seems.
         """
         if self._listing is None:
-            listing = self._list()
+            with _without_collector():
+                listing = self._list()
             if not listing.entries:
                 raise no_images(self.uri, listing.ignored)
             self._listing = listing

@@ -83,31 +83,36 @@ def _read_end64(storage: Storage, path: str, locator_at: int, locator: bytes) ->
     return count, directory_size, directory_offset, at
 
 
+_Record = tuple[int, int, bytes, int, tuple[int, ...], str, str, str]
+"""Offset, extent, name, size, detail, reason, message and text of one member; plain, for there may be millions."""
+
+
 def parse_directory(directory: bytes, count: int, prefix: int, address: str) -> list[Found]:
     """Return the members in the order of their bytes.
 
     Raises:
         InputError: members overlap, or the directory holds other than `count` of them.
     """
-    members = sorted(_central_records(directory, prefix, address), key=lambda found: found.offset)
+    members = sorted(_central_records(directory, prefix, address))
     if len(members) != count:
         raise _ambiguous(address, f"its end counts {count:,} members and its directory holds {len(members):,}")
     for one, following in itertools.pairwise(members):
-        if one.offset + one.extent > following.offset:
+        if one[0] + one[1] > following[0]:
             raise InputError(
-                f"{address} has overlapping members (OVERLAP): {one.name!r} and {following.name!r}",
+                f"{address} has overlapping members (OVERLAP): {one[2]!r} and {following[2]!r}",
                 mend="such archives unpack to many times their size on purpose; do not use it",
             )
     # a member's bytes end where the next one starts; its own header does not tell how long its local header is
-    ends = [*(following.offset for following in members[1:]), 1 << 62]
+    ends = [*(member[0] for member in members[1:]), 1 << 62]
+    marks = ("prefix",) if prefix else ()
     return [
-        Found(*one[:3], min(end - one.offset, one.extent + 2 * 65_536), *one[4:])
-        for one, end in zip(members, ends, strict=False)
-        if not (one.name.endswith(b"/") and one.size == 0)
+        Found(name, size, offset, min(end - offset, extent + 2 * 65_536), detail, reason, message, marks, text)
+        for (offset, extent, name, size, detail, reason, message, text), end in zip(members, ends, strict=False)
+        if size or not name.endswith(b"/")
     ]
 
 
-def _central_records(directory: bytes, prefix: int, address: str) -> Iterator[Found]:
+def _central_records(directory: bytes, prefix: int, address: str) -> Iterator[_Record]:
     position = 0
     while position + _CENTRAL.size <= len(directory):
         fields = _CENTRAL.unpack_from(directory, position)
@@ -122,10 +127,9 @@ def _central_records(directory: bytes, prefix: int, address: str) -> Iterator[Fo
             size, packed, offset = _zip64_values(extra, size, packed, offset, address)
         reason, message = _member_fault(flags, method, packed, size, made_by >> 8, attributes >> 16)
         is_text = bool(flags & 0x800) or name.isascii()
-        marks = ("prefix",) if prefix else ()
         text = "" if is_text or _is_utf8(name) else name.decode("cp437")
         extent, detail = LOCAL.size + name_size + packed, (packed, method, crc)
-        yield Found(name, size, offset + prefix, extent, detail, reason, message, marks, text)
+        yield offset + prefix, extent, name, size, detail, reason, message, text
         position = name_at + name_size + extra_size + comment_size
 
 
