@@ -74,6 +74,26 @@ class AugmentConfig(StrictModel):
     """Side of a square set to the mean colour (arXiv:1708.04552); 0: none."""
     mixup_alpha: float = Field(0.0, ge=0)
     """Mix pairs of images and labels, the share drawn from Beta(alpha, alpha) (arXiv:1710.09412); 0: none."""
+    cutmix_alpha: float = later_field(0.0, legacy=0.0, ge=0)
+    """Paste a box of another image, its area drawn from Beta(alpha, alpha), and share the label by area
+    (arXiv:1905.04899); 0: none. With mixup as well, each image has one or the other."""
+    crop_min_area: float = later_field(0.0, legacy=0.0, ge=0, lt=1)
+    """Random resized crops of the stored image: at least this share of it, of aspect 3/4 to 4/3 (arXiv:1409.4842); 0:
+    the whole image in the evaluation's geometry. 0.08 to 0.35 are usual; take shift_px=0 with it."""
+    policy: Literal["none", "trivial", "rand"] = later_field("none", legacy="none")
+    """trivial: one change of 14 per image at any strength (arXiv:2103.10158); rand: `rand_operations` of them at
+    `rand_strength` (arXiv:1909.13719)."""
+    rand_operations: int = later_field(2, legacy=2, ge=1, le=8)
+    """Changes per image; policy rand only."""
+    rand_strength: float = later_field(0.3, legacy=0.3, gt=0, le=1)
+    """Share of the strongest change (magnitude 9 of 30 is 0.3); policy rand only."""
+    erase_probability: float = later_field(0.0, legacy=0.0, ge=0, le=1)
+    """Share of images of which a rectangle of 2% to 33% is set to the mean colour (arXiv:1708.04896)."""
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether images are mixed with partners."""
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
 
 class LossConfig(StrictModel):

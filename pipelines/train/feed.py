@@ -7,11 +7,9 @@ need it, from row groups kept encoded, one batch ahead of the step.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,21 +18,17 @@ import torch
 from pipelines.dataset.keyed import Hashes, id_trace, image_hashes
 from pipelines.dataset.order import WINDOW_GROUPS, EpochOrder, make_lanes
 from pipelines.dataset.reader import Dataset
-from pipelines.errors import DataError, InputError
-from pipelines.image.header import RefusedImage
-from pipelines.image.preprocess import Preprocess, prepare_stored
+from pipelines.errors import InputError
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
+from pipelines.train.crops import crop_draws
+from pipelines.train.pixels import Decoder, OtherShape, PixelsInMemory, PixelsOnDemand, PixelSource, Positions
 from pipelines.train.transforms import Pixels, augment
 
 _LOGGER = logging.getLogger(__name__)
 
-Positions = npt.NDArray[np.int64]
-
 _AHEAD = 2
 """Batches prepared before they are asked for, where pixels are not in memory."""
-_CHUNK = 64
-"""Images a decoding thread takes at a time."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +51,6 @@ class Batch:
     """Their class numbers."""
 
 
-class PixelSource(Protocol):
-    """Gives the pixels of rows by position."""
-
-    def take(self, positions: Positions) -> Pixels:
-        """Return uint8 (n, H, W, 3)."""
-
-
 class SplitRows:
     """A split of a dataset: ids and classes of all rows in memory, pixels through a `PixelSource`.
 
@@ -73,13 +60,23 @@ class SplitRows:
         limit_bytes: decoded pixels up to this size are kept in memory.
         threads: threads that decode.
         window_groups: row groups that are read from at a time, kept encoded where pixels are not kept.
+        stored: keep images as they are stored, not as networks see them; crops are cut from them.
 
     Raises:
         InputError: the split is missing or empty, or has rows without a label.
         DataError: an image cannot be decoded, or has another size than the rest.
     """
 
-    def __init__(self, dataset: Dataset, split: str, *, limit_bytes: int, threads: int, window_groups: int = 2) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: str,
+        *,
+        limit_bytes: int,
+        threads: int,
+        window_groups: int = 2,
+        stored: bool = False,
+    ) -> None:
         self.split = split
         self.group_sizes = [group.num_rows for group in dataset.row_groups(split)]
         self.targets = dataset.class_indices(split)
@@ -94,14 +91,16 @@ class SplitRows:
                 mend="label them, or leave them out when ingesting",
             )
         self.hashes = image_hashes(dataset.table(split, ["image_id"]).column("image_id").to_pylist())
-        self._decoder = _Decoder(dataset, split, threads)
-        height, width = self._decoder.shape
-        self.is_cached = len(self.targets) * height * width * 3 <= limit_bytes
-        self.pixels: PixelSource
-        if self.is_cached:
-            self.pixels = _PixelsInMemory(self._decoder, self.group_sizes)
-        else:
-            self.pixels = _PixelsOnDemand(self._decoder, self.group_sizes, keep=window_groups + 2)
+        self._decoder = Decoder(dataset, split, threads, stored=stored)
+        height, width = self._decoder.decoded_shape
+        self.pixels: PixelSource = PixelsOnDemand(self._decoder, self.group_sizes, keep=window_groups + 2)
+        self.is_cached = False
+        if len(self.targets) * height * width * 3 <= limit_bytes:
+            try:
+                self.pixels = PixelsInMemory(self._decoder, self.group_sizes)
+                self.is_cached = True
+            except OtherShape:
+                _LOGGER.info("stored images of split %r differ in size: they are decoded as they are read", split)
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -170,7 +169,7 @@ class TrainFeed:
             global_rows=order.batch_rows(t),
             trace=id_trace(_of_lanes(order.places(t), lanes), hashes),
         )
-        if not self.config.augment.mixup_alpha:
+        if not self.config.augment.is_mixed:
             return batch
         partners = _of_lanes(order.partners(t), lanes)
         return Batch(
@@ -179,14 +178,13 @@ class TrainFeed:
         )
 
     def _augmented(self, positions: Positions, epoch: int) -> Pixels:
-        return augment(
-            self.rows.pixels.take(positions),
-            self.rows.hashes[positions],
-            self.config.augment,
-            seed=self.config.seed,
-            epoch=epoch,
-            mean=self.mean,
-        )
+        config, hashes, seed = self.config.augment, self.rows.hashes[positions], self.config.seed
+        if config.crop_min_area:
+            draws = crop_draws(hashes, seed=seed, epoch=epoch)
+            pixels = self.rows.pixels.crop(positions, draws, config.crop_min_area)
+        else:
+            pixels = self.rows.pixels.take(positions)
+        return augment(pixels, hashes, config, seed=seed, epoch=epoch, mean=self.mean)
 
 
 def input_shape(dataset: Dataset) -> tuple[int, int]:
@@ -198,7 +196,7 @@ def input_shape(dataset: Dataset) -> tuple[int, int]:
     """
     if not dataset.row_groups("train"):
         raise InputError(f"{dataset.ref} has no rows in split 'train'", mend="ingest images into it first")
-    return _Decoder(dataset, "train", 1).shape
+    return Decoder(dataset, "train", 1).shape
 
 
 OpenRows = Callable[..., SplitRows]
@@ -214,7 +212,8 @@ def open_splits(
         "threads": config.loader_threads or torch.get_num_threads(),
     }
     windows = window_groups_of(config.global_batch_size, world)
-    train = open_rows(dataset, "train", window_groups=windows, **how)
+    stored = config.augment.crop_min_area > 0
+    train = open_rows(dataset, "train", window_groups=windows, stored=stored, **how)
     missing = np.setdiff1d(np.arange(len(dataset.classes)), train.targets)
     if len(missing) and world.rank == 0:
         names = ", ".join(dataset.classes[index] for index in missing[:5])
@@ -242,96 +241,6 @@ def window_groups_of(global_batch: int, world: World) -> int:
     """Return how many row groups the windows of one worker's lanes hold together."""
     lanes, _ = make_lanes(global_batch)
     return -(-lanes // world.size) * max(2, WINDOW_GROUPS // lanes)
-
-
-class _Decoder:
-    """Reads encoded images of row groups and decodes them to one common shape."""
-
-    def __init__(self, dataset: Dataset, split: str, threads: int) -> None:
-        self._dataset = dataset
-        self._split = split
-        self._preprocess = Preprocess.from_json(dataset.preprocess)
-        self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="decode")
-        first = self._pixels_of(self.read(0)[0])
-        self.shape: tuple[int, int] = (first.shape[0], first.shape[1])
-
-    def read(self, group: int) -> list[bytes]:
-        """Return the encoded images of a row group, in the order of rows."""
-        images = self._dataset.read_group(self._split, group, ["image"]).column("image")
-        encoded: list[bytes] = images.combine_chunks().field("bytes").to_pylist()
-        return encoded
-
-    def decode(self, encoded: Sequence[bytes], into: Pixels) -> None:
-        """Decode images into uint8 (n, H, W, 3), by several threads."""
-
-        def part(start: int) -> None:
-            for index in range(start, min(start + _CHUNK, len(encoded))):
-                pixels = self._pixels_of(encoded[index])
-                if pixels.shape != into.shape[1:]:
-                    raise self._other_size(pixels)
-                into[index] = pixels
-
-        for done in [self._pool.submit(part, start) for start in range(0, len(encoded), _CHUNK)]:
-            done.result()
-
-    def _pixels_of(self, data: bytes) -> Pixels:
-        try:
-            return prepare_stored(data, self._preprocess)
-        except RefusedImage as refused:
-            raise DataError(
-                f"an image in split {self._split!r} of {self._dataset.ref} cannot be decoded: {refused}",
-                mend=f"`resnet data verify {self._dataset.ref}` names the row",
-            ) from refused
-
-    def _other_size(self, pixels: Pixels) -> DataError:
-        height, width = pixels.shape[:2]
-        return DataError(
-            f"{self._dataset.ref} gives images of different sizes: {self.shape[1]} x {self.shape[0]} pixels and"
-            f" {width} x {height}; a network is trained on one size",
-            mend="ingest again with one size for all",
-        )
-
-
-class _PixelsInMemory:
-    """All pixels of a split, decoded once."""
-
-    def __init__(self, decoder: _Decoder, group_sizes: Sequence[int]) -> None:
-        self._pixels: Pixels = np.empty((sum(group_sizes), *decoder.shape, 3), dtype=np.uint8)
-        start = 0
-        for group, size in enumerate(group_sizes):
-            decoder.decode(decoder.read(group), self._pixels[start : start + size])
-            start += size
-
-    def take(self, positions: Positions) -> Pixels:
-        return np.take(self._pixels, positions, axis=0)
-
-
-class _PixelsOnDemand:
-    """Pixels decoded when asked for, from the row groups used last, which are kept encoded."""
-
-    def __init__(self, decoder: _Decoder, group_sizes: Sequence[int], keep: int) -> None:
-        self._decoder = decoder
-        self._ends = np.cumsum(group_sizes)
-        self._keep = keep
-        self._groups: OrderedDict[int, list[bytes]] = OrderedDict()
-
-    def take(self, positions: Positions) -> Pixels:
-        groups = np.searchsorted(self._ends, positions, side="right")
-        encoded = []
-        for position, group in zip(positions.tolist(), groups.tolist(), strict=True):
-            images = self._group(group)
-            encoded.append(images[position - int(self._ends[group])])  # counted from the group's end
-        pixels: Pixels = np.empty((len(encoded), *self._decoder.shape, 3), dtype=np.uint8)
-        self._decoder.decode(encoded, pixels)
-        return pixels
-
-    def _group(self, group: int) -> list[bytes]:
-        if group not in self._groups:
-            self._groups[group] = self._decoder.read(group)
-            while len(self._groups) > self._keep:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end(group)
-        return self._groups[group]
 
 
 def _of_lanes(per_lane: Sequence[Positions], lanes: Sequence[int]) -> Positions:

@@ -13,7 +13,7 @@ from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
 from pipelines.train.feed import Batch
 from pipelines.train.losses import RowLoss
-from pipelines.train.mixing import blend, mixup_shares
+from pipelines.train.mixing import blend, draw_mixes
 from pipelines.train.optimizer import set_rate
 from pipelines.train.precision import Precision
 from pipelines.train.state import TrainState
@@ -101,9 +101,10 @@ class Step:
         assert batch.partner_pixels is not None
         assert batch.partner_targets is not None
         config, epoch = self._config, self._state.cursor.epoch + 1
-        shares = mixup_shares(batch.hashes, config.augment.mixup_alpha, seed=config.seed, epoch=epoch)
-        shares = shares.to(images.device)
-        logits = self._logits(blend(images, self.images(batch.partner_pixels), shares), batch)
+        shape = (images.shape[2], images.shape[3])
+        kept, shares = draw_mixes(batch.hashes, config.augment, shape, seed=config.seed, epoch=epoch)
+        kept, shares = kept.to(images.device), shares.to(images.device)
+        logits = self._logits(blend(images, self.images(batch.partner_pixels), kept), batch)
         own = self._row_loss(logits, targets)
         other = self._row_loss(logits, self._moved(batch.partner_targets))
         return logits, shares * own + (1 - shares) * other

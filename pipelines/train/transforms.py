@@ -16,11 +16,24 @@ from torch import Tensor
 
 from pipelines.dataset.keyed import Hashes, keyed_hash, keyed_uniform
 from pipelines.train.config import AugmentConfig
+from pipelines.train.policies import apply_policy
+from pipelines.train.streams import (
+    CUTOUT_X,
+    CUTOUT_Y,
+    ERASE,
+    ERASE_AREA,
+    ERASE_ASPECT,
+    ERASE_X,
+    ERASE_Y,
+    FLIP,
+    NETWORK,
+    SHIFT_X,
+    SHIFT_Y,
+)
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
-# One number per use of randomness, never reused: two uses of one stream would be correlated.
-FLIP, SHIFT_Y, SHIFT_X, CUTOUT_Y, CUTOUT_X, MIXUP_SHARE, NETWORK = range(1, 8)
+MAX_ERASE_AREA, MIN_ERASE_AREA, MAX_ERASE_ASPECT = 1 / 3, 0.02, 3.3
 
 
 class Normalise:
@@ -79,8 +92,13 @@ def augment(
         # One gather of whole pixels does shift and flip together: 5 microseconds an image at 32 pixels.
         index = (np.arange(count)[:, None] * height + rows)[:, :, None] * width + columns[:, None, :]
         pixels = np.take(pixels.reshape(-1, 3), index, axis=0)
+    if config.policy != "none":
+        pixels = apply_policy(pixels, hashes, config, seed=seed, epoch=epoch, fill=_colour(mean))
     if config.cutout_px:
         pixels = np.where(_holes(hashes, config.cutout_px, (height, width), seed, epoch), _colour(mean), pixels)
+    if config.erase_probability:
+        erased = _erased(hashes, config.erase_probability, (height, width), seed, epoch)
+        pixels = np.where(erased, _colour(mean), pixels)
     return pixels
 
 
@@ -128,6 +146,25 @@ def _holes(hashes: Hashes, side: int, shape: tuple[int, int], seed: int, epoch: 
         index = np.arange(size)
         inside.append((index >= start[:, None]) & (index < start[:, None] + side))
     return np.asarray((inside[0][:, :, None] & inside[1][:, None, :])[..., None])
+
+
+def _erased(hashes: Hashes, probability: float, shape: tuple[int, int], seed: int, epoch: int) -> npt.NDArray[np.bool_]:
+    """Return where each image is erased (arXiv:1708.04896), (N, H, W, 1): in some a rectangle that lies inside."""
+    drawn, area, aspect, y, x = (
+        keyed_uniform(seed, epoch, hashes, stream=stream)
+        for stream in (ERASE, ERASE_AREA, ERASE_ASPECT, ERASE_Y, ERASE_X)
+    )
+    height, width = shape
+    pixels = (MIN_ERASE_AREA + (MAX_ERASE_AREA - MIN_ERASE_AREA) * area) * height * width
+    ratio = MAX_ERASE_ASPECT ** (2 * aspect - 1)
+    inside = []
+    for size, place, wanted in ((height, y, np.sqrt(pixels * ratio)), (width, x, np.sqrt(pixels / ratio))):
+        length = np.clip(np.rint(wanted), 1, size).astype(np.int64)
+        start = np.floor(place * (size - length + 1)).astype(np.int64)
+        index = np.arange(size)
+        inside.append((index >= start[:, None]) & (index < (start + length)[:, None]))
+    chosen = (drawn < probability)[:, None, None]
+    return np.asarray((inside[0][:, :, None] & inside[1][:, None, :] & chosen)[..., None])
 
 
 def _colour(mean: tuple[float, ...]) -> Pixels:

@@ -94,7 +94,8 @@ class RowsCache:
 
         standing_how, standing = self._kept.get((dataset.ref, split), ({}, None))
         # How much is read ahead depends on the batch size, and matters only where pixels are not kept.
-        if standing is not None and (standing.is_cached or standing_how == how):
+        is_alike = standing_how.get("stored", False) == how.get("stored", False)
+        if standing is not None and (standing_how == how or (standing.is_cached and is_alike)):
             return standing
         self._kept = {key: kept for key, kept in self._kept.items() if key[0] == dataset.ref and key[1] != split}
         rows = SplitRows(dataset, split, **how)

@@ -129,4 +129,4 @@ def test_mixup_shares_are_keyed_by_image() -> None:
 
 def test_blend_keeps_each_images_own_share() -> None:
     own, other = torch.ones(2, 1, 1, 1), torch.zeros(2, 1, 1, 1)
-    assert blend(own, other, torch.tensor([0.25, 1.0])).flatten().tolist() == [0.25, 1.0]
+    assert blend(own, other, torch.tensor([0.25, 1.0]).view(2, 1, 1, 1)).flatten().tolist() == [0.25, 1.0]

@@ -1,0 +1,182 @@
+"""The pixels of a split's rows by position: kept decoded where they fit into memory, else decoded as they are read."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.dataset.reader import Dataset
+from pipelines.errors import DataError
+from pipelines.image.decode import decode_image
+from pipelines.image.header import DEFAULT_LIMITS, RefusedImage
+from pipelines.image.preprocess import Preprocess, prepare_stored
+from pipelines.train.crops import Draws, Pixels, resized_crop
+
+Positions: TypeAlias = npt.NDArray[np.int64]
+
+_CHUNK = 64
+"""Images a decoding thread takes at a time."""
+
+
+class PixelSource(Protocol):
+    """Gives the pixels of rows by position."""
+
+    def take(self, positions: Positions) -> Pixels:
+        """Return uint8 (n, H, W, 3)."""
+
+    def crop(self, positions: Positions, draws: Draws, min_area: float) -> Pixels:
+        """Return random resized crops, uint8 (n, H, W, 3)."""
+
+
+class OtherShape(Exception):
+    """An image has another size than the first."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__(shape)
+        self.height, self.width = shape[:2]
+
+
+class Decoder:
+    """Reads encoded images of row groups and decodes them, by several threads."""
+
+    def __init__(self, dataset: Dataset, split: str, threads: int, *, stored: bool = False) -> None:
+        self._dataset = dataset
+        self._split = split
+        self._preprocess = Preprocess.from_json(dataset.preprocess)
+        self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="decode")
+        self._is_stored = stored
+        encoded = self.read(0)[0]
+        first, seen = self._refusing(prepare_stored, encoded), self._decoded(encoded)
+        self.shape: tuple[int, int] = (first.shape[0], first.shape[1])
+        """Height and width of what the network sees."""
+        self.decoded_shape: tuple[int, int] = (seen.shape[0], seen.shape[1])
+        """Height and width of the first image as it is decoded here."""
+
+    def read(self, group: int) -> list[bytes]:
+        """Return the encoded images of a row group, in the order of rows."""
+        images = self._dataset.read_group(self._split, group, ["image"]).column("image")
+        encoded: list[bytes] = images.combine_chunks().field("bytes").to_pylist()
+        return encoded
+
+    def decode(self, encoded: Sequence[bytes], into: Pixels) -> None:
+        """Decode images of one size into uint8 (n, H, W, 3).
+
+        Raises:
+            OtherShape: stored images differ in size.
+            DataError: images differ in size as the network sees them.
+        """
+
+        def one(index: int) -> None:
+            pixels = self._decoded(encoded[index])
+            if pixels.shape != into.shape[1:]:
+                raise OtherShape(pixels.shape) if self._is_stored else self._other_size(pixels)
+            into[index] = pixels
+
+        self._in_threads(one, len(encoded))
+
+    def crop(self, images: Sequence[bytes] | Sequence[Pixels], draws: Draws, min_area: float) -> Pixels:
+        """Return random resized crops (n, H, W, 3) of encoded images, or of pixels."""
+        into: Pixels = np.empty((len(images), *self.shape, 3), dtype=np.uint8)
+
+        def one(index: int) -> None:
+            image = images[index]
+            pixels = self._decoded(image) if isinstance(image, bytes) else image
+            into[index] = resized_crop(pixels, draws[index], min_area, self.shape)
+
+        self._in_threads(one, len(images))
+        return into
+
+    def _in_threads(self, one: Callable[[int], None], number: int) -> None:
+        def part(start: int) -> None:
+            for index in range(start, min(start + _CHUNK, number)):
+                one(index)
+
+        for done in [self._pool.submit(part, start) for start in range(0, number, _CHUNK)]:
+            done.result()
+
+    def _decoded(self, data: bytes) -> Pixels:
+        return self._refusing(_as_stored if self._is_stored else prepare_stored, data)
+
+    def _refusing(self, decode: Callable[[bytes, Preprocess], Pixels], data: bytes) -> Pixels:
+        try:
+            return decode(data, self._preprocess)
+        except RefusedImage as refused:
+            raise DataError(
+                f"an image in split {self._split!r} of {self._dataset.ref} cannot be decoded: {refused}",
+                mend=f"`resnet data verify {self._dataset.ref}` names the row",
+            ) from refused
+
+    def _other_size(self, pixels: Pixels) -> DataError:
+        height, width = pixels.shape[:2]
+        return DataError(
+            f"{self._dataset.ref} gives images of different sizes: {self.shape[1]} x {self.shape[0]} pixels and"
+            f" {width} x {height}; a network is trained on one size",
+            mend="ingest again with one size for all",
+        )
+
+
+class PixelsInMemory:
+    """All pixels of a split, decoded once."""
+
+    def __init__(self, decoder: Decoder, group_sizes: Sequence[int]) -> None:
+        self._decoder = decoder
+        self._pixels: Pixels = np.empty((sum(group_sizes), *decoder.decoded_shape, 3), dtype=np.uint8)
+        start = 0
+        for group, size in enumerate(group_sizes):
+            decoder.decode(decoder.read(group), self._pixels[start : start + size])
+            start += size
+
+    def take(self, positions: Positions) -> Pixels:
+        """Return the pixels of rows."""
+        return np.take(self._pixels, positions, axis=0)
+
+    def crop(self, positions: Positions, draws: Draws, min_area: float) -> Pixels:
+        """Return random resized crops of rows."""
+        return self._decoder.crop([self._pixels[position] for position in positions], draws, min_area)
+
+
+class PixelsOnDemand:
+    """Pixels decoded when asked for, from the row groups used last, which are kept encoded."""
+
+    def __init__(self, decoder: Decoder, group_sizes: Sequence[int], keep: int) -> None:
+        self._decoder = decoder
+        self._ends = np.cumsum(group_sizes)
+        self._keep = keep
+        self._groups: OrderedDict[int, list[bytes]] = OrderedDict()
+
+    def take(self, positions: Positions) -> Pixels:
+        """Return the pixels of rows."""
+        encoded = self._encoded(positions)
+        pixels: Pixels = np.empty((len(encoded), *self._decoder.decoded_shape, 3), dtype=np.uint8)
+        self._decoder.decode(encoded, pixels)
+        return pixels
+
+    def crop(self, positions: Positions, draws: Draws, min_area: float) -> Pixels:
+        """Return random resized crops of rows."""
+        return self._decoder.crop(self._encoded(positions), draws, min_area)
+
+    def _encoded(self, positions: Positions) -> list[bytes]:
+        groups = np.searchsorted(self._ends, positions, side="right")
+        encoded = []
+        for position, group in zip(positions.tolist(), groups.tolist(), strict=True):
+            images = self._group(group)
+            encoded.append(images[position - int(self._ends[group])])  # counted from the group's end
+        return encoded
+
+    def _group(self, group: int) -> list[bytes]:
+        if group not in self._groups:
+            self._groups[group] = self._decoder.read(group)
+            while len(self._groups) > self._keep:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(group)
+        return self._groups[group]
+
+
+def _as_stored(data: bytes, preprocess: Preprocess) -> Pixels:
+    """Return a dataset row's pixels, in no geometry but the one that it was stored in."""
+    return decode_image(data, DEFAULT_LIMITS, preprocess.background).pixels
