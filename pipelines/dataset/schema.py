@@ -41,7 +41,7 @@ _AFTER_LABEL = [
     pa.field("cropped_fraction", pa.float32()),  # share of the upright source's pixels that the stored crop cut away
 ]
 
-LATER_COLUMNS = frozenset({"cropped_fraction", "thumbnail"})
+LATER_COLUMNS = frozenset({"cropped_fraction", "thumbnail", "accepted"})
 """Columns that files written by earlier versions lack; they read as null there."""
 
 OUR_COLUMNS = frozenset(field.name for field in [*_BEFORE_LABEL, pa.field("label", pa.string()), *_AFTER_LABEL])
@@ -97,6 +97,7 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field(
             "thumbnail", pa.binary()
         ),  # JPEG or PNG, at most 96 a side; null where it does not decode, or must not
+        pa.field("accepted", pa.string()),  # why the loss was accepted; null: it was not
     ]
 )
 
