@@ -85,7 +85,7 @@ class Budget:
             raise DataError(
                 f"{self._bad:,} of {self.total:,} images cannot be used ({_words(self._reasons)});"
                 f" {limit:.1%} are allowed",
-                where=f"{self._config.source}: for example {', '.join(self._keys[:_EXAMPLES])}",
+                where=self._where(self._keys),
                 mend="look at these images; max_quarantined_fraction=0.5 would allow half of them",
             )
         if spent := self._spent_classes():
@@ -96,9 +96,14 @@ class Budget:
                 f"{reasons.total():,} of {self._of_class[label]:,} images of class {label!r} cannot be used"
                 f" ({_words(reasons)}){others}; {self._config.max_quarantined_fraction_per_class:.1%} of a class are"
                 " allowed",
-                where=f"{self._config.source}: for example {', '.join(self._keys_of_class[label][:_EXAMPLES])}",
+                where=self._where(self._keys_of_class[label]),
                 mend="look at these images; max_quarantined_fraction_per_class=0.5 would allow half of each class",
             )
+
+    def _where(self, keys: list[str]) -> str:
+        """Name some of the images, unless a privacy rule applies: keys may name persons, and errors end up in logs."""
+        source = self._config.source
+        return source if self._config.privacy.applies else f"{source}: for example {', '.join(keys[:_EXAMPLES])}"
 
     def _spent_classes(self) -> list[str]:
         """Return the classes that lost too much, the worst first."""
