@@ -66,16 +66,17 @@ def find_leaks(standing: Dataset, newcomers: Dataset, *, max_distance: int = MAX
 def _copies(theirs: dict[str, pa.Table], ours: dict[str, pa.Table]) -> list[Leak]:
     leaks = []
     for split, newcomers in ours.items():
+        hashes = newcomers.column("source_sha256").combine_chunks()
+        rows_of: dict[str, list[int]] = defaultdict(list)
+        for row, sha256 in enumerate(hashes.to_pylist()):
+            rows_of[sha256].append(row)
         for other, table in theirs.items():
-            if other == split:
-                continue
-            hashes = table.column("source_sha256").combine_chunks()
-            place = pc.index_in(newcomers.column("source_sha256").combine_chunks(), value_set=hashes)
-            rows = np.flatnonzero(place.is_valid().to_numpy(zero_copy_only=False))
-            twins = place.take(pa.array(rows)).to_pylist()
-            leaks += [
-                Leak({"row": row}, split, other, twin, None) for row, twin in zip(rows.tolist(), twins, strict=True)
-            ]
+            column = table.column("source_sha256")
+            twins = (
+                pc.indices_nonzero(pc.is_in(column, value_set=hashes)) if other != split else pa.array([], pa.uint64())
+            )
+            for twin, sha256 in zip(twins.to_pylist(), column.take(twins).to_pylist(), strict=True):
+                leaks += [Leak({"row": row}, split, other, twin, None) for row in rows_of[sha256]]
     return leaks
 
 
