@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import resource
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
+
+import cv2
 
 from pipelines import errors
 from pipelines.errors import DataError, PipelineError
@@ -15,10 +19,13 @@ from pipelines.image.header import RefusedImage
 from pipelines.ingest.config import ImageConfig
 from pipelines.ingest.stored import make_stored_image
 from pipelines.ingest.unit import IngestJob, ingest_unit
+from pipelines.ingest.watchdog import Watchdog
 from pipelines.sources.base import Unit
 
 _MAX_BLOCKS = 10_000
 _ALONE_TIMEOUT_S = 60.0
+_ALONE_MEMORY_BYTES = 1 << 30
+"""Twenty bytes for each of the 50 million pixels that an image may have."""
 
 
 def run_units(job: IngestJob, units: Sequence[Unit]) -> Iterator[dict[str, Any]]:
@@ -54,7 +61,8 @@ def ingest_row(row: dict[str, Any], job: IngestJob) -> dict[str, str]:
     """
     unit = Unit.from_text(row["unit"])
     try:
-        report = ingest_unit(unit, job, partial(try_alone, settings=job.image))
+        with Watchdog().watching() as watchdog:
+            report = ingest_unit(unit, job, partial(try_alone, settings=job.image), watchdog)
     except PipelineError as error:
         fault = {"kind": type(error).__name__, "what": error.what, "where": error.where, "mend": error.mend}
         report = {"unit": unit.index, "fault": fault}
@@ -67,15 +75,41 @@ def try_alone(data: bytes, settings: ImageConfig) -> RefusedImage | None:
 
     task = ray.remote(num_cpus=0, max_retries=0)(_prepare_here).remote(data, settings)
     try:
-        ray.get(task, timeout=_ALONE_TIMEOUT_S)
+        refusal: RefusedImage | None = ray.get(task, timeout=_ALONE_TIMEOUT_S)
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
         return RefusedImage("KILLED_WORKER", f"the process that prepared it died ({type(error).__name__})")
     except ray.exceptions.GetTimeoutError:
         ray.cancel(task, force=True)
         return RefusedImage("TIMEOUT", f"not prepared within {_ALONE_TIMEOUT_S:.0f} s")
+    return refusal
+
+
+def _prepare_here(data: bytes, settings: ImageConfig) -> RefusedImage | None:
+    """Prepare an image within a bound of memory; return why it must not be tried in the unit."""
+    try:
+        with _bounded_memory(_ALONE_MEMORY_BYTES):
+            make_stored_image(data, "", settings)
+    except RefusedImage as refused:
+        return refused if refused.reason == "MEMORY" else None  # others the unit refuses again, with their reason
+    except (MemoryError, cv2.error) as error:
+        return RefusedImage(
+            "MEMORY", f"preparing it asked for more than {_ALONE_MEMORY_BYTES >> 20:,} MB: {error}"[:200]
+        )
     return None
 
 
-def _prepare_here(data: bytes, settings: ImageConfig) -> None:
-    with contextlib.suppress(RefusedImage):  # harmless: the unit refuses it again, and keeps its reason
-        make_stored_image(data, "", settings)
+@contextlib.contextmanager
+def _bounded_memory(extra_bytes: int) -> Iterator[None]:
+    """Bound what this process may allocate beyond what it holds now; only where the system tells how much that is."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    held_kb = next((int(line.split()[1]) for line in lines if line.startswith("VmData:")), None)
+    if held_kb is None:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (held_kb * 1024 + extra_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

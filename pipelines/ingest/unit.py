@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 from pipelines.dataset.attempt import begin_attempt
 from pipelines.dataset.receipt import write_receipt
 from pipelines.dataset.schema import make_shard_schema
-from pipelines.dataset.writer import ShardWriter
+from pipelines.dataset.writer import ShardWriter, label_text
 from pipelines.image.header import RefusedImage
 from pipelines.ingest.audit import audit_row, write_unit_audit
 from pipelines.ingest.config import ImageConfig, PrivacyConfig
@@ -23,6 +24,7 @@ from pipelines.ingest.quality import measure, quality_flags
 from pipelines.ingest.split import SplitPlan
 from pipelines.ingest.stored import NO_PRIVACY, StoredImage, make_stored_image
 from pipelines.ingest.thumbnail import make_thumbnail
+from pipelines.ingest.watchdog import Watchdog
 from pipelines.sources.base import Member, Source, Unit
 from pipelines.storage import Storage
 
@@ -46,7 +48,9 @@ class IngestJob:
     privacy: PrivacyConfig = NO_PRIVACY
 
 
-def ingest_unit(unit: Unit, job: IngestJob, alone: Alone | None = None) -> dict[str, Any]:
+def ingest_unit(
+    unit: Unit, job: IngestJob, alone: Alone | None = None, watchdog: Watchdog | None = None
+) -> dict[str, Any]:
     """Read one unit, write its shards (one per split) and quarantine rows, and return the receipt that stands.
 
     Files are invisible until a catalog names them, so a unit that is retried or run twice does no harm. An
@@ -57,6 +61,7 @@ def ingest_unit(unit: Unit, job: IngestJob, alone: Alone | None = None) -> dict[
         job: the run that it belongs to.
         alone: tries one image in another process. It is used when two attempts at this unit died, which
             is how an image that kills its process is found.
+        watchdog: is told when an image begins; it ends a process that hangs.
     """
     store = Storage.open(job.out)
     if job.privacy.applies:
@@ -66,7 +71,7 @@ def ingest_unit(unit: Unit, job: IngestJob, alone: Alone | None = None) -> dict[
         if careful is not None:
             logger.warning("unit %d died %d times: its images are tried alone", unit.index, attempt.died)
         writer = ShardWriter(store, job.run_id, unit.index, attempt.name, schema=schema_of(job.source, job.privacy))
-        report, audit = _write_unit(unit, job, writer, careful)
+        report, audit = _write_unit(unit, job, writer, careful, watchdog)
         if job.privacy.applies:
             report["audit"] = write_unit_audit(store, job.run_id, unit.index, attempt.name, audit)
         return write_receipt(store, job.run_id, unit.index, report)
@@ -79,12 +84,13 @@ def schema_of(source: Source, privacy: PrivacyConfig) -> pa.Schema:
         InputError: the column of boxes is not among the source's.
     """
     return make_shard_schema(
-        "single", [pa.field(name, pa.string()) for name in carried_columns(source.carried, privacy)]
+        "multi" if source.task == "multi" else "single",
+        [pa.field(name, pa.string()) for name in carried_columns(source.carried, privacy)],
     )
 
 
 def _write_unit(
-    unit: Unit, job: IngestJob, writer: ShardWriter, careful: Alone | None
+    unit: Unit, job: IngestJob, writer: ShardWriter, careful: Alone | None, watchdog: Watchdog | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Write what a unit comes to; return the report, and what privacy rules took out of each image."""
     largest_side_px, flags, audit = 0, Counter[str](), list[dict[str, Any]]()
@@ -96,7 +102,8 @@ def _write_unit(
             if careful is not None and (refusal := careful(member.data)) is not None:
                 raise refusal
             regions = () if column is None else read_regions(member.carried[column])
-            image = make_stored_image(member.data, member.key, job.image, job.privacy, regions)
+            with nullcontext() if watchdog is None else watchdog.image():
+                image = make_stored_image(member.data, member.key, job.image, job.privacy, regions)
         except RefusedImage as refused:  # this type only: a bug of ours must still stop the job
             writer.quarantine(_quarantine_row(member, refused, job))
             continue
@@ -121,7 +128,7 @@ def _row(member: Member, image: StoredImage, job: IngestJob) -> dict[str, Any]:
     travelling = carried_columns(job.source.carried, job.privacy)
     return {
         "image": {"bytes": image.data, "path": member.key},
-        "label": member.label,
+        "label": list(member.label) if isinstance(member.label, tuple) else member.label,
         "image_id": member.image_id,
         "source": job.source.name,
         "key": member.key,
@@ -146,7 +153,7 @@ def _quarantine_row(member: Member, refused: RefusedImage, job: IngestJob) -> di
         "key": member.key,
         "occurrence": member.occurrence,
         "image_id": member.image_id,
-        "label": member.label,
+        "label": label_text(member.label),
         "split": job.split_plan.place(member, job.source.carried),
         "reason": refused.reason,
         # a decoder's words may quote the file
