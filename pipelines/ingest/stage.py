@@ -205,7 +205,7 @@ def _run_missing(
 
     begun_s = time.monotonic()
     with ray_session(config.ray) as session:
-        check_nodes_see(session.num_nodes, {"SOURCE": job.source.uri, "--out": f"{job.out}/{RUN}"})
+        check_nodes_see(session.num_nodes, {"SOURCE": job.source.root, "--out": f"{job.out}/{RUN}"})
         started_s = time.monotonic()
         done = _collect(run_on_ray(job, missing), receipts, budget)
         elapsed_s = time.monotonic() - started_s

@@ -13,6 +13,7 @@ from pipelines.config.strict import is_runtime
 from pipelines.dataset.catalog import DATASET_FORMAT, Catalog, format_ref, read_version
 from pipelines.errors import ConfigError, InputError
 from pipelines.ingest.config import IngestConfig
+from pipelines.sources.addresses import default_name
 from pipelines.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def settled(config: IngestConfig) -> IngestConfig:
 
 def name_of(config: IngestConfig) -> str:
     """Return the source's name as the config says it, before the source is opened."""
-    return config.source_name or config.source.rstrip("/").rpartition("/")[2]
+    return config.source_name or default_name(config.source)
 
 
 def own_settings(config: IngestConfig) -> dict[str, Any]:
@@ -110,7 +111,8 @@ def _settle(path: str, value: Any, given: Any, held: Any, standing: Catalog, tak
             )
             for name in value
         }
-    if value == held or (path == "split.by" and given == standing["split"]["by"]):
+    settled_as = {"split.by": standing["split"]["by"], "task": standing["task"]}  # what `auto` came to
+    if value == held or (given is not None and given == settled_as.get(path)):
         return held
     if given is not None:
         raise ConfigError(

@@ -14,6 +14,7 @@ from pipelines.dataset.catalog import DATASET_FORMAT, parse_ref, read_version
 from pipelines.errors import ConfigError, InputError
 from pipelines.ingest.config import IngestConfig
 from pipelines.ray_runtime import RayConfig
+from pipelines.sources.addresses import is_virtual
 from pipelines.storage import Storage
 
 C = TypeVar("C", bound=StrictModel)
@@ -182,6 +183,8 @@ def _kind_of(stage: str, address: str, *, named: bool = False) -> Literal["datas
     uri, version = parse_ref(address)
     if version is not None or is_dataset(uri):
         return "dataset"
+    if is_virtual(uri) and not named:
+        return "images"
     if "://" not in uri and not Path(uri).expanduser().exists():
         if named:
             raise InputError(

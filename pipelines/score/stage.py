@@ -119,7 +119,7 @@ def _score(
     done = 0
     begun_s = time.monotonic()
     with ray_session(config.ray) as session:
-        check_nodes_see(session.num_nodes, {"ARCHIVE": job.source.uri, "--out": f"{job.out}/{RUN}"})
+        check_nodes_see(session.num_nodes, {"ARCHIVE": job.source.root, "--out": f"{job.out}/{RUN}"})
         started_s = time.monotonic()
         num_actors = _count_actors(config, session, len(missing))
         with Progress(total, label=STAGE) as progress:

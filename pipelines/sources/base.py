@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pipelines.errors import InputError
+from pipelines.sources.addresses import split_pattern
 from pipelines.sources.names import ignored_as, labels_and_splits, name_fault, readable_key
 
 
@@ -157,6 +158,12 @@ class Source(abc.ABC):
         self.carried: tuple[str, ...] = ()
         """Names of further columns that travel into the dataset."""
         self._listing: Listing | None = None
+
+    @property
+    def root(self) -> str:
+        """Return the place that every node must see; it differs from the address where that is a pattern."""
+        pattern = split_pattern(self.uri)
+        return pattern.base if pattern else self.uri
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_listing": None}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Iterator, Sequence
 
 from typing_extensions import override
 
 from pipelines.errors import NotFound, StorageError
+from pipelines.sources.addresses import Pattern
 from pipelines.sources.ahead import read_ahead
 from pipelines.sources.base import Entry, Found, Listing, Member, Source, Unit, make_listing, member_of
 from pipelines.sources.names import escaped_bytes
@@ -19,11 +21,12 @@ MAX_FILE_BYTES = 64 * 2**20
 
 
 class FolderSource(Source):
-    """Every file below a folder; its key is its path relative to the folder."""
+    """Every file below a folder, or those that match a pattern; its key is its path relative to the folder."""
 
-    def __init__(self, storage: Storage, name: str) -> None:
-        super().__init__(storage.uri, name)
-        self._storage = storage
+    def __init__(self, storage: Storage, name: str, pattern: Pattern | None = None) -> None:
+        super().__init__(storage.address(pattern.pattern) if pattern else storage.uri, name)
+        self.storage = storage
+        self._pattern = pattern
         self._files: list[StoredFile] | None = None
 
     @override
@@ -33,8 +36,19 @@ class FolderSource(Source):
     def files(self) -> list[StoredFile]:
         """Return the stored files, listed once."""
         if self._files is None:
-            self._files = self._storage.list()
+            self._files = self.storage.list() if self._pattern is None else self._matching(self._pattern)
         return self._files
+
+    def _matching(self, pattern: Pattern) -> list[StoredFile]:
+        if not self.storage.is_local or "**" in pattern.pattern:
+            return [file for file in self.storage.list() if pattern.matches(file.path)]
+        # folders that do not match are not even listed: the base may be a home folder
+        found: dict[str, StoredFile] = {}
+        for path in glob.glob(pattern.pattern, root_dir=self.storage.uri):
+            file = self.storage.stat(path)
+            for each in [file] if file else self.storage.list(path):
+                found[each.path] = each
+        return [found[path] for path in sorted(found)]
 
     @override
     def _list(self) -> Listing:
@@ -63,7 +77,7 @@ class FolderSource(Source):
 
     @override
     def open(self, unit: Unit) -> Iterator[Member]:
-        if self._storage.is_local:  # a disk has no latency to hide
+        if self.storage.is_local:  # a disk has no latency to hide
             yield from map(self._read, unit.entries)
         else:
             yield from read_ahead(unit.entries, self._read)
@@ -72,7 +86,7 @@ class FolderSource(Source):
         if entry.reason:
             return member_of(entry, None)
         try:
-            data = self._storage.read(_path(entry))
+            data = self.storage.read(_path(entry))
         except NotFound:
             return member_of(entry, None, "CHANGED", "the file was there when the source was listed and is gone")
         except StorageError as error:

@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 
 from pipelines.errors import InputError
 from pipelines.image.sniff import FORMAT_BY_EXTENSION
+from pipelines.sources.addresses import TORCHVISION, default_name, split_pattern
 from pipelines.sources.archives import ArchivesSource
 from pipelines.sources.base import Source
 from pipelines.sources.byte_stream import PACKED_MAGICS
@@ -26,11 +27,10 @@ KINDS = (
 
 
 def open_source(uri: str, name: str = "", *, columns: Columns | None = None) -> Source:
-    """Return the source at a local path or an object store's address; its name is the last part of the path.
+    """Return the source at a local path, an object store's address, a pattern over one, or `torchvision:NAME`.
 
-    `columns` says where images and labels are in Parquet, if that has to be said.
-
-    Only the first bytes are read; `listing()` reads the rest.
+    Its name is the last part of the path (`addresses.default_name`). `columns` says where images and labels are in
+    Parquet, if that has to be said. Only the first bytes are read; `listing()` reads the rest.
 
     Raises:
         InputError: there is nothing, or nothing that images are read from.
@@ -38,6 +38,18 @@ def open_source(uri: str, name: str = "", *, columns: Columns | None = None) -> 
     address = uri.rstrip("/")
     if not address:
         raise InputError(f"source {uri!r} names no folder or archive", mend=f"give {KINDS}")
+    if address.startswith(TORCHVISION):
+        from pipelines.sources.torchvision_sets import open_set
+
+        return open_set(address, name)
+    pattern = split_pattern(address)
+    if pattern is not None:
+        folder = FolderSource(Storage.open(pattern.base), name or default_name(address), pattern)
+        if not folder.files():
+            raise InputError(
+                f"nothing matches {folder.uri}", mend="quote the pattern, so that the shell leaves it alone"
+            )
+        return _open_folder(folder, uri, columns or Columns())
     whole = Storage.open(address)
     parent, _, last = whole.uri.rpartition("/")
     has_parent = bool(last) and not parent.endswith("/")  # s3://bucket alone is a folder
@@ -49,6 +61,12 @@ def open_source(uri: str, name: str = "", *, columns: Columns | None = None) -> 
     folder = FolderSource(whole, name or last)
     if not folder.files():
         raise _missing(uri, whole)
+    return _open_folder(folder, uri, columns or Columns())
+
+
+def _open_folder(folder: FolderSource, uri: str, columns: Columns) -> Source:
+    """Return the source behind the files of a folder: images, archives, IDX files or Parquet."""
+    whole = folder.storage
     if any(file.path.startswith("_versions/") for file in folder.files()):
         raise InputError(
             f"{whole.uri} is a dataset or predictions of resnet-pipelines, not a source of images",
@@ -56,18 +74,16 @@ def open_source(uri: str, name: str = "", *, columns: Columns | None = None) -> 
         )
     numbers = [file for file in folder.files() if is_idx(file.path)]
     if numbers and all(is_idx(file.path) or ignored_as(file.path) for file in folder.files()):
-        return IdxSource(whole, numbers, name or last)
+        return IdxSource(whole, numbers, folder.name)
     packed = [file for file in folder.files() if _is_archive(file.path)]
     if packed and all(ignored_as(file.path) or _is_archive(file.path) for file in folder.files()):
-        archives = [
-            (file.path, _open_file(whole, file.path, file.size, file.path, columns or Columns())) for file in packed
-        ]
-        return ArchivesSource(whole.uri, name or last, archives)
+        archives = [(file.path, _open_file(whole, file.path, file.size, file.path, columns)) for file in packed]
+        return ArchivesSource(folder.uri, folder.name, archives)
     tables = [file for file in folder.files() if file.path.lower().endswith(PARQUET)]
     if tables and all(ignored_as(file.path) for file in folder.files()):
         from pipelines.sources.parquet import ParquetSource  # pyarrow, which no other source needs
 
-        return ParquetSource(whole, whole.uri, tables, name or last, columns or Columns())
+        return ParquetSource(whole, folder.uri, tables, folder.name, columns)
     return folder
 
 
