@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipelines.cli import data_edit, options, render
+from pipelines.cli import data_edit, data_quarantine, options, render
 from pipelines.errors import DataError
 
 _CLASSES_SHOWN = 20
@@ -32,6 +32,7 @@ def command() -> None:
 
 
 data_edit.add_to(command)
+command.add_command(data_quarantine.command)
 
 
 @command.command("show")
@@ -41,10 +42,11 @@ data_edit.add_to(command)
 def show(dataset: str, samples: int, as_json: bool) -> None:
     """Print what a dataset holds: rows, classes, splits, what was refused, where it came from."""
     from pipelines.dataset import inspect
+    from pipelines.dataset.quarantine import read_quarantine
     from pipelines.dataset.reader import open_dataset
 
     facts = inspect.show(dataset, samples=samples)
-    refused = inspect.quarantined(open_dataset(dataset))
+    refused = read_quarantine(open_dataset(dataset))
     facts["quarantine"] = [
         {name: row[name] for name in ("source", "key", "label", "reason", "message")} for row in refused
     ]

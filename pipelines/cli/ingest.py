@@ -10,6 +10,7 @@ EXAMPLES = (
     "resnet ingest photos.zip --out datasets/photos",
     "resnet ingest photos/ --out s3://bucket/photos split.test=0.1 image.size_px=64",
     "resnet ingest more.zip --out datasets/photos --append",
+    "resnet ingest mended.zip --out datasets/photos --retry-failed",
 )
 
 
@@ -19,6 +20,7 @@ EXAMPLES = (
 @options.config_file("ingest")
 @options.out
 @click.option("--append", is_flag=True, help="Add what is new or changed to the dataset at --out, as its next version.")
+@click.option("--retry-failed", is_flag=True, help="Read what --out refused of this source again, and nothing else.")
 @options.dry_run
 @options.as_json
 def command(
@@ -27,6 +29,7 @@ def command(
     config_source: str,
     out: str,
     append: bool,
+    retry_failed: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -35,6 +38,7 @@ def command(
     from pipelines.ingest.config import IngestConfig
 
     inputs = options.given(source=source, out=out) | ({"append": True} if append else {})
+    inputs |= {"retry_failed": True} if retry_failed else {}
     config = load_config(IngestConfig, options.config_path("ingest", config_source), overrides, inputs)
     if dry_run:
         options.show_plan("ingest", config, as_json=as_json)

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from pipelines.dataset.catalog import Catalog, PublishConflict, format_ref
 from pipelines.dataset.content import append_catalog, dataset_fingerprint, make_classes, split_figures
 from pipelines.dataset.patch import Change, add_patch, resolve_changes
+from pipelines.dataset.quarantine import release
 from pipelines.dataset.reader import Dataset
 from pipelines.dataset.receipt import QuarantineFile
 from pipelines.dataset.rewrite import drop_rows, rewrite_touched
@@ -80,6 +81,7 @@ class Joining:
         changes = [Change(image_id, "live", False, SUPERSEDED) for image_id in superseded]
         if changes:
             standing = add_patch(base, self.run_id, resolve_changes(base, changes))
+        standing = self._released(standing)
         grows = {self.name: self.known_key} if self.known_key else None
         catalog = append_catalog(standing, addition, grows=grows)
         catalog["difference"] = self._difference(version, standing, addition, superseded, unchanged, refused)
@@ -88,6 +90,22 @@ class Joining:
         if self.update.gone:
             catalog["sheet"]["gone"] = self._write_gone()
         return catalog
+
+    def _released(self, standing: Catalog) -> Catalog:
+        """Return what stands without the refusals of members that were read again: each member counts once."""
+        if not self.known_key:
+            return standing
+        ids = [entry.image_id for entry in self.update.source.listing().entries]
+        lists, reasons = release(self.store, self.run_id, standing["shard_lists"], self.name, ids)
+        if not reasons:
+            return standing
+        counts = dict(standing["counts"])
+        counts["members"] -= reasons.total()
+        counts["quarantined"] -= reasons.total()
+        for reason, number in reasons.items():
+            counts[f"quarantined.{reason}"] -= number
+        counts = {name: number for name, number in counts.items() if number or "." not in name}
+        return {**standing, "shard_lists": lists, "counts": counts}
 
     def _compare(self, fresh: Dataset) -> tuple[set[str], set[str]]:
         """Return which replaced images came out as they stand, and which of them have a new row at all."""

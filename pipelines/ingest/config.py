@@ -209,6 +209,8 @@ class IngestConfig(StrictModel):
     image: ImageConfig = Field(default_factory=ImageConfig)
     """How images are stored."""
     privacy: PrivacyConfig = later_field(PrivacyConfig(), legacy=PrivacyConfig().model_dump(mode="json"))
+    retry_failed: bool = runtime_field(False)
+    """Read what `out` holds as refused of this source again, and nothing else; what passes now is its next version."""
     """What is taken out of images before they are stored."""
     split: SplitConfig = Field(default_factory=SplitConfig)
     """How images are divided."""

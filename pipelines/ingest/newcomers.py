@@ -124,7 +124,7 @@ def find_update(dataset: Dataset, source: Source) -> Update:
     listed = make_table([entry.image_id for entry in listing.entries], source.tokens())
     remarks: list[str] = []
     is_known = source.name in dataset.catalog["sources"]
-    news = compare(_known(dataset, source.name, remarks) if is_known else listed.slice(0, 0), listed)
+    news = compare(known_listing(dataset, source.name, remarks) if is_known else listed.slice(0, 0), listed)
     changed_ids = {entry.image_id for entry in compress(listing.entries, news.changed.tolist())}
     standing = standing_rows(dataset, {*changed_ids, *news.gone})
     withheld = {image_id for image_id in changed_ids if image_id in standing and not standing[image_id].is_live}
@@ -133,8 +133,8 @@ def find_update(dataset: Dataset, source: Source) -> Update:
         for entry in compress(listing.entries, (news.new | news.changed).tolist())
         if entry.image_id not in withheld
     )
-    carried = _read_columns(dataset, source)
-    entries = _carrying(entries, source, carried, remarks)
+    carried = read_columns(dataset, source)
+    entries = carrying(entries, source, carried, remarks)
     ignored = {} if is_known else dict(listing.ignored)
     part = PartSource(source, Listing(entries, ignored, listing.faults), carried)
     replaced = {image_id: standing[image_id] for image_id in sorted(changed_ids - withheld) if image_id in standing}
@@ -174,7 +174,7 @@ def row_values(row: Mapping[str, Any], carried: Sequence[str]) -> tuple[Any, ...
     return row["source_sha256"], json.dumps(row["label"]), *(row[name] for name in carried)
 
 
-def _known(dataset: Dataset, name: str, remarks: list[str]) -> pa.Table:
+def known_listing(dataset: Dataset, name: str, remarks: list[str]) -> pa.Table:
     """Return the table of the source's earlier listing; from the rows alone where the dataset has none."""
     entry = dataset.catalog.get("origins", {}).get(name, {}).get("listing")
     if entry is not None:
@@ -192,7 +192,7 @@ def _known(dataset: Dataset, name: str, remarks: list[str]) -> pa.Table:
     return make_table(known, [None] * len(known))
 
 
-def _read_columns(dataset: Dataset, source: Source) -> list[str]:
+def read_columns(dataset: Dataset, source: Source) -> list[str]:
     """Return the dataset's columns, and that of boxes to hide, which is read even where it does not travel.
 
     Raises:
@@ -203,7 +203,7 @@ def _read_columns(dataset: Dataset, source: Source) -> list[str]:
     return list(dict.fromkeys([*dataset.catalog["carried"], *filter(None, [privacy.region_column])]))
 
 
-def _carrying(
+def carrying(
     entries: tuple[Entry, ...], source: Source, carried: Sequence[str], remarks: list[str]
 ) -> tuple[Entry, ...]:
     """Return the entries with their values in the order of the dataset's columns."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines.dataset.catalog import DATASET_FORMAT, Catalog, next_run_id, publish_version, read_version
+from pipelines.dataset.catalog import DATASET_FORMAT, Catalog, Rebase, next_run_id, publish_version, read_version
 from pipelines.errors import InputError
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.plan import STAGE, make_plan, open_images
@@ -25,6 +25,7 @@ from pipelines.storage import Storage
 if TYPE_CHECKING:
     from pipelines.ingest.append import Joining
     from pipelines.ingest.budget import Budget
+    from pipelines.ingest.newcomers import Update
     from pipelines.ingest.split import SplitPlan
     from pipelines.ingest.unit import IngestJob
 
@@ -56,20 +57,22 @@ def run(config: IngestConfig, run_units: RunUnits | None = None) -> IngestResult
         DataError: too many images are unusable.
         PublishConflict: another append of the same source was published meanwhile.
     """
-    config = settled(config)
+    config = settled(config.model_copy(update={"append": True}) if config.retry_failed else config)
     source = open_images(config)
     plan = make_plan(config, source)
     store = Storage.open(plan.out)
     _check_apart(source, store)
     standing = read_version(store, stage_format=DATASET_FORMAT)
     if standing is not None:
-        if standing["sources"].get(source.name) == plan.key:
+        if standing["sources"].get(source.name) == plan.key and not config.retry_failed:
             return _result(plan, standing, skipped=True)
         if not config.append:
             raise _holds_another(store, source, standing)
         check_location(config, standing, source.name, source.uri)
     _check_whole(config, source, source.listing())
     if standing is None:
+    if config.retry_failed:
+        return _retry(config, plan, store, source, standing, run_units)
         return _start(config, plan, store, source, run_units)
     return _append(config, plan, store, source, standing, run_units)
 
@@ -112,28 +115,76 @@ def _append(
     run_units: RunUnits | None,
 ) -> IngestResult:
     """Read what a dataset has not of a source, and make that its next version."""
-    from pipelines.dataset.content import SAME_ON_APPEND
     from pipelines.dataset.reader import Dataset
-    from pipelines.ingest.append import Joining, run_key
-    from pipelines.ingest.finish import build_catalog
-    from pipelines.ingest.listed import write_listing
+    from pipelines.ingest.append import run_key
     from pipelines.ingest.newcomers import find_update
 
     update = find_update(Dataset(store.uri, standing["version"], standing), source)
+    join, rate = _read_update(config, plan, store, run_id, source, standing, update, run_units)
     run_id = next_run_id(store, run_key(plan.key, standing, source.name, update))
+    return _publish(plan, store, run_id, join(standing, standing["version"]), rate, join=join)
+
+
+def _retry(
+    config: IngestConfig,
+    plan: Plan,
+    store: Storage,
+    source: Source,
+    standing: Catalog | None,
+    run_units: RunUnits | None,
+) -> IngestResult:
+    """Read what a dataset holds as refused of a source once more, and make what passes its next version."""
+    from pipelines.dataset.reader import Dataset
+    from pipelines.ingest.retry import FREE, Retrying, find_refused, retry_run_id
+
+    if standing is None or source.name not in standing["sources"]:
+        raise InputError(
+            f"{store.uri} holds nothing of {source.name} that could be tried again",
+            mend=f"resnet ingest {source.uri} --out {store.uri}" + (" --append" if standing else ""),
+        )
+    update = find_refused(Dataset(store.uri, standing["version"], standing), source)
+    if update is None:
+        return _result(plan, standing, skipped=True)
+    config = config.model_copy(update=FREE)
+    run_id = retry_run_id(store, config, standing, source, update)
+    joining, rate = _read_update(config, plan, store, run_id, source, standing, update, run_units)
+    join = Retrying(joining, frozenset(entry.image_id for entry in update.source.listing().entries))
+    catalog = join(standing, standing["version"])
+    if catalog["rows"] == standing["rows"]:
+        logger.warning("none of %d refused members passes now: nothing was published", len(join.image_ids))
+        return _result(plan, standing, skipped=True)
+    return _publish(plan, store, run_id, catalog, rate, join=join)
+
+
+def _read_update(
+    config: IngestConfig,
+    plan: Plan,
+    store: Storage,
+    run_id: str,
+    source: Source,
+    standing: Catalog,
+    update: Update,
+    run_units: RunUnits | None,
+) -> tuple[Joining, dict[str, float]]:
+    """Read some members of a source; return what joins them to the version that stands, and how fast it went."""
+    from pipelines.dataset.content import SAME_ON_APPEND
+    from pipelines.ingest.append import Joining
+    from pipelines.ingest.finish import build_catalog
+    from pipelines.ingest.listed import write_listing
+
     receipts, rate = _do_units(config, store, run_id, update.source, update.split_plan, run_units)
     own = build_catalog(config, plan, store, run_id, update.source, receipts, update.split_plan, appends=True)
     own |= {name: standing[name] for name in SAME_ON_APPEND}
     origin = {"listing": write_listing(store, run_id, update.listing), "settings": own_settings(config)}
     own["origins"] = {source.name: origin}
+    if config.retry_failed:
+        own["sources"] = {source.name: known_key}  # what else is new in the source is still to be appended
     known_key = standing["sources"].get(source.name)
 
     def warn(catalog: Catalog) -> list[str]:
         return [*_warnings(catalog), *_hold_checks(config, store, catalog)]
 
-    join = Joining(config, store, run_id, source.name, known_key, update, own, warn)
-    catalog = join(standing, standing["version"])
-    return _publish(plan, store, run_id, catalog, rate, join=join)
+    return Joining(config, store, run_id, source.name, known_key, update, own, warn), rate
 
 
 def _hold_checks(config: IngestConfig, store: Storage, catalog: Catalog) -> list[str]:
@@ -172,7 +223,7 @@ def _do_units(
 
 
 def _publish(
-    plan: Plan, store: Storage, run_id: str, catalog: Catalog, rate: Mapping[str, float], join: Joining | None = None
+    plan: Plan, store: Storage, run_id: str, catalog: Catalog, rate: Mapping[str, float], join: Rebase | None = None
 ) -> IngestResult:
     """Publish a catalog as the next version, joined to what another run published meanwhile, and clean up."""
     from pipelines.dataset.collect import clean_run

@@ -1,0 +1,202 @@
+"""`resnet data quarantine list|show|retry|accept`: what was refused, and what becomes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipelines.cli import options, render
+from pipelines.errors import InputError
+
+if TYPE_CHECKING:
+    from pipelines.dataset.quarantine import Row
+
+_SHOWN = 30
+EXAMPLES = (
+    "resnet data quarantine list datasets/photos",
+    "resnet data quarantine show datasets/photos --page refused.html",
+    "resnet data quarantine retry datasets/photos",
+    "resnet data quarantine accept datasets/photos --code TRUNCATED --reason 'lost in the scanner'",
+)
+
+
+@click.group("quarantine", epilog=options.examples(*EXAMPLES))
+def command() -> None:
+    """List, show, try again or accept the members of a source that a dataset refused."""
+
+
+@command.command("list")
+@click.argument("dataset", metavar="DATASET[@vN]")
+@click.option("--accepted", is_flag=True, help="List what was accepted as lost instead.")
+@options.as_json
+def list_refused(dataset: str, accepted: bool, as_json: bool) -> None:
+    """Print what was refused by reason and class, with examples."""
+    from pipelines.dataset.quarantine import group, read_quarantine
+    from pipelines.dataset.reader import open_dataset
+
+    opened = open_dataset(dataset)
+    rows = read_quarantine(opened, accepted=accepted)
+    groups = group(rows)
+    if as_json:
+        facts = [
+            {"reason": each.reason, "label": each.label, "members": each.number, "examples": _plain(each.examples)}
+            for each in groups
+        ]
+        render.as_json({"dataset": opened.ref, "members": len(rows), "groups": facts})
+        return
+    state = "accepted as lost" if accepted else "refused"
+    click.echo(f"quarantine: {render.clean(opened.ref)}, {len(rows):,} members {state}")
+    if groups:
+        table = [(each.reason, each.label or "-", each.number, _example(each.examples)) for each in groups[:_SHOWN]]
+        render.table(("reason", "class", "members", "for example"), table)
+    if len(groups) > _SHOWN:
+        click.echo(f"... and {len(groups) - _SHOWN:,} more groups; --json names all")
+    if groups and not accepted:
+        code = groups[0].reason
+        render.next_steps(
+            [
+                f"resnet data quarantine show {opened.ref} --page refused.html",
+                f"resnet data quarantine retry {opened.uri}",
+                f"resnet data quarantine accept {opened.uri} --code {code} --reason WHY",
+            ]
+        )
+    else:
+        render.next_steps([f"resnet data show {opened.ref}"])
+
+
+@command.command("show")
+@click.argument("dataset", metavar="DATASET[@vN]")
+@click.argument("members", nargs=-1, metavar="[KEY|IMAGE_ID ...]")
+@click.option("--page", default="", metavar="FILE.html", help="Write all that was refused as a page with thumbnails.")
+@options.as_json
+def show(dataset: str, members: tuple[str, ...], page: str, as_json: bool) -> None:
+    """Print all that is known of refused members: accepted ones too."""
+    from pipelines.dataset.quarantine import read_quarantine
+    from pipelines.dataset.reader import open_dataset
+
+    opened = open_dataset(dataset)
+    rows = read_quarantine(opened, accepted=None)
+    if members:
+        rows = _named(rows, members, opened.ref)
+    if page:
+        from pipelines.dataset.quarantine_page import make_page
+
+        Path(page).write_bytes(make_page(rows, opened.ref))
+    if as_json:
+        render.as_json({"dataset": opened.ref, "members": _plain(rows)})
+        return
+    for row in _plain(rows[:_SHOWN] if members or not page else []):
+        click.echo(f"{render.clean(row['reason'])}  {render.clean(row['key'])}")
+        render.pairs({name: value for name, value in row.items() if value is not None})
+    if len(rows) > _SHOWN and not page:
+        click.echo(f"... and {len(rows) - _SHOWN:,} more; name some, or see all with --page FILE.html")
+    if not rows:
+        click.echo(f"{render.clean(opened.ref)}: nothing was refused")
+    render.next_steps(
+        [f"python -m webbrowser {page}"] if page else [f"resnet data quarantine show {opened.ref} --page refused.html"]
+    )
+
+
+@command.command("retry")
+@click.argument("dataset", metavar="DATASET")
+@options.overrides
+@options.as_json
+def retry(dataset: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Read what was refused again from its sources; what passes now is published as the next version.
+
+    Settings are those of the dataset; key=value changes what is a source's own, for example
+    allow_broken_archive=true or labels=mended.csv.
+    """
+    from pipelines.config.load import load_config
+    from pipelines.dataset.quarantine import read_quarantine
+    from pipelines.dataset.reader import open_dataset
+    from pipelines.ingest import stage
+    from pipelines.ingest.config import IngestConfig
+
+    opened = open_dataset(dataset)
+    names = sorted({row["source"] for row in read_quarantine(opened)})
+    before = len(read_quarantine(opened))
+    for name in names:
+        given = {"source": opened.catalog["locations"][name], "source_name": name, "out": opened.uri}
+        stage.run(load_config(IngestConfig, None, overrides, {**given, "retry_failed": True}))
+    now = open_dataset(opened.uri)
+    left = len(read_quarantine(now))
+    if as_json:
+        version = now.version if now.version != opened.version else None
+        render.as_json({"dataset": opened.uri, "version": version, "retried": before, "refused": left})
+        return
+    name = render.clean(Path(opened.uri).name)
+    if now.version == opened.version:
+        click.echo(f"{name}: {before:,} refused, and none of them passes now; nothing was published")
+        render.next_steps(
+            [f"resnet data quarantine list {opened.ref}"] if before else [f"resnet data show {opened.ref}"]
+        )
+        return
+    click.echo(f"{name}: {before - left:,} of {before:,} pass now, published as v{now.version}; {left:,} stay refused")
+    render.next_steps([f"resnet data diff {opened.ref} {now.ref}", f"resnet train {now.ref}"])
+
+
+@command.command("accept")
+@click.argument("dataset", metavar="DATASET")
+@click.argument("members", nargs=-1, metavar="[KEY|IMAGE_ID ...]")
+@click.option("--code", "codes", multiple=True, metavar="REASON", help="All that was refused for this reason.")
+@click.option("--all", "everything", is_flag=True, help="All that was refused.")
+@click.option("--reason", required=True, help="Why the loss is accepted; it is kept with every row.")
+@options.as_json
+def accept(
+    dataset: str, members: tuple[str, ...], codes: tuple[str, ...], everything: bool, reason: str, as_json: bool
+) -> None:
+    """Accept refused members as lost: checks and lists no longer count them. Recorded in a version of its own."""
+    from pipelines.dataset import quarantine
+    from pipelines.dataset.reader import open_dataset
+
+    if not (members or codes or everything):
+        raise InputError(
+            "nothing is named to be accepted", mend="name members, --code TRUNCATED for all of a reason, or --all"
+        )
+    opened = open_dataset(dataset)
+    rows = quarantine.read_quarantine(opened)
+    known = sorted({row["reason"] for row in rows})
+    if unknown := sorted(set(codes) - set(known)):
+        raise InputError(f"nothing was refused as {unknown[0]}", mend=f"reasons are {', '.join(known) or 'none'}")
+    names = set(members)
+    _named(rows, members, opened.ref)
+
+    def wanted(row: Row) -> bool:
+        return everything or row["reason"] in codes or row["key"] in names or row["image_id"] in names
+
+    version, number = quarantine.accept(opened.uri, reason, wanted=wanted)
+    if as_json:
+        render.as_json({"dataset": opened.uri, "version": version, "accepted": number})
+        return
+    name = render.clean(Path(opened.uri).name)
+    if version is None:
+        click.echo(f"{name}: nothing is refused that is not accepted already")
+        return
+    click.echo(f"{name}: {number:,} accepted as lost, published as v{version}")
+    render.next_steps([f"resnet data quarantine list {opened.uri}@v{version}"])
+
+
+def _named(rows: Sequence[Row], members: Sequence[str], where: str) -> list[Row]:
+    """Return the rows with these keys or ids.
+
+    Raises:
+        InputError: one of them was not refused.
+    """
+    found = [row for row in rows if row["key"] in members or row["image_id"] in members]
+    unknown = set(members) - {row["key"] for row in found} - {row["image_id"] for row in found}
+    if unknown:
+        raise InputError(f"{min(unknown)} was not refused in {where}", mend=f"resnet data quarantine list {where}")
+    return found
+
+
+def _plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return rows as JSON values; a thumbnail is only said to be there."""
+    return [{**row, "thumbnail": None if row["thumbnail"] is None else len(row["thumbnail"])} for row in rows]
+
+
+def _example(rows: Sequence[Row]) -> str:
+    return f"{rows[0]['key']}: {rows[0]['message']}"
