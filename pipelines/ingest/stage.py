@@ -70,10 +70,10 @@ def run(config: IngestConfig, run_units: RunUnits | None = None) -> IngestResult
             raise _holds_another(store, source, standing)
         check_location(config, standing, source.name, source.uri)
     _check_whole(config, source, source.listing())
-    if standing is None:
     if config.retry_failed:
         return _retry(config, plan, store, source, standing, run_units)
         return _start(config, plan, store, source, run_units)
+    if standing is None:
     return _append(config, plan, store, source, standing, run_units)
 
 
@@ -178,8 +178,8 @@ def _read_update(
     origin = {"listing": write_listing(store, run_id, update.listing), "settings": own_settings(config)}
     own["origins"] = {source.name: origin}
     if config.retry_failed:
-        own["sources"] = {source.name: known_key}  # what else is new in the source is still to be appended
     known_key = standing["sources"].get(source.name)
+        own["sources"] = {source.name: known_key}  # what else is new in the source is still to be appended
 
     def warn(catalog: Catalog) -> list[str]:
         return [*_warnings(catalog), *_hold_checks(config, store, catalog)]
