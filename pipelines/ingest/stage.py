@@ -72,8 +72,8 @@ def run(config: IngestConfig, run_units: RunUnits | None = None) -> IngestResult
     _check_whole(config, source, source.listing())
     if config.retry_failed:
         return _retry(config, plan, store, source, standing, run_units)
-        return _start(config, plan, store, source, run_units)
     if standing is None:
+        return _start(config, plan, store, source, run_units)
     return _append(config, plan, store, source, standing, run_units)
 
 
@@ -120,8 +120,8 @@ def _append(
     from pipelines.ingest.newcomers import find_update
 
     update = find_update(Dataset(store.uri, standing["version"], standing), source)
-    join, rate = _read_update(config, plan, store, run_id, source, standing, update, run_units)
     run_id = next_run_id(store, run_key(plan.key, standing, source.name, update))
+    join, rate = _read_update(config, plan, store, run_id, source, standing, update, run_units)
     return _publish(plan, store, run_id, join(standing, standing["version"]), rate, join=join)
 
 
@@ -177,8 +177,8 @@ def _read_update(
     own |= {name: standing[name] for name in SAME_ON_APPEND}
     origin = {"listing": write_listing(store, run_id, update.listing), "settings": own_settings(config)}
     own["origins"] = {source.name: origin}
-    if config.retry_failed:
     known_key = standing["sources"].get(source.name)
+    if config.retry_failed:
         own["sources"] = {source.name: known_key}  # what else is new in the source is still to be appended
 
     def warn(catalog: Catalog) -> list[str]:
