@@ -142,6 +142,14 @@ def prune_checkpoints(run: Storage, *, keep: Iterable[int] = ()) -> None:
             run.delete(_path(step, file_name))
 
 
+def discard_checkpoints(run: Storage, *, above: int) -> None:
+    """Delete all checkpoints of steps after `above`: they are of a way that is not gone on with."""
+    files = [(name[1], name[2]) for file in run.list(_FOLDER) if (name := _NAME.match(file.path))]
+    for step, file_name in sorted(files, key=lambda each: each[1] != _COMMIT):
+        if int(step) > above:
+            run.delete(_path(int(step), file_name))
+
+
 def _path(step: int, name: str) -> str:
     return f"{_FOLDER}/step-{step:08d}/{name}"
 

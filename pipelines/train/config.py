@@ -96,6 +96,26 @@ class AugmentConfig(StrictModel):
         return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
 
+class DivergenceConfig(StrictModel):
+    """What happens when the loss stops being a number, or jumps."""
+
+    rollbacks: int = Field(0, ge=0, le=20)
+    """How often the run may go back to its last good checkpoint, with a lower rate, before it ends; 0: it ends."""
+    rate_factor: float = Field(0.5, gt=0, lt=1)
+    """What the learning rate is multiplied by each time, for the rest of the run."""
+    spike_factor: float = Field(0.0, ge=0)
+    """An epoch whose training loss is over so many times the one before counts as diverged; 0: only what is no number
+    does."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DivergenceConfig:
+        if 0 < self.spike_factor <= 1:
+            raise ValueError(f"spike_factor is {self.spike_factor:g}; mend: above 1, for example 3, or 0 for none")
+        if self.spike_factor and not self.rollbacks:
+            raise ValueError("spike_factor is given and rollbacks is 0; mend: rollbacks=3, or leave spike_factor out")
+        return self
+
+
 class LossConfig(StrictModel):
     """What is minimised."""
 
@@ -186,6 +206,8 @@ class TrainConfig(StrictModel):
     sees a piece at a time; group, frozen and ghost norms whose ghosts fit into the pieces do not notice."""
     loss: LossConfig = later_field(LossConfig(), legacy=LossConfig().model_dump(mode="json"))
     """What is minimised. Validation and evaluation report cross entropy and accuracy in any case."""
+    divergence: DivergenceConfig = later_field(DivergenceConfig(), legacy=DivergenceConfig().model_dump(mode="json"))
+    """What happens when the loss stops being a number, or jumps."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target spread evenly over all classes (arXiv:1512.00567, sec. 7)."""
     ema_decay: float = Field(0.0, ge=0, lt=1)

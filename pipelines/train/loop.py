@@ -12,7 +12,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,15 +19,23 @@ from torch import Tensor
 from pipelines.errors import DataError, StorageError
 from pipelines.storage import Storage
 from pipelines.train.assemble import assemble
-from pipelines.train.checkpoint import Checkpoint, load_checkpoint, load_latest, prune_checkpoints, save_checkpoint
+from pipelines.train.checkpoint import (
+    Checkpoint,
+    discard_checkpoints,
+    load_checkpoint,
+    load_latest,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from pipelines.train.collectives import World, join_trace, split_trace
 from pipelines.train.config import TrainConfig
 from pipelines.train.evaluation import evaluate
 from pipelines.train.feed import Batch, OpenRows, SplitRows
+from pipelines.train.outcome import FitOutcome, is_over, outcome_of
 from pipelines.train.precision import resolve_device
 from pipelines.train.records import EpochRecord, read_records, write_progress, write_record
 from pipelines.train.schedule import rate_at
-from pipelines.train.state import Best, Cursor, EpochSums, add_exactly, read_cursor
+from pipelines.train.state import Best, EpochSums, add_exactly, read_cursor
 from pipelines.train.step_log import StepLog, write_step_log
 from pipelines.train.transfer import set_training
 
@@ -41,20 +48,6 @@ _SYNC_S = 1.0
 """Seconds between the moments when workers add up their figures and agree what to do."""
 _PROGRESS_S = 2.0
 """Seconds between two notes of where the run is."""
-
-
-@dataclass(frozen=True)
-class FitOutcome:
-    """What a run came to."""
-
-    epochs: int
-    """Finished epochs."""
-    best: Best
-    """The epoch whose weights are kept."""
-    records: list[EpochRecord]
-    """One per finished epoch."""
-    stopped: bool = False
-    """Whether work is left, because `on_epoch` or the time ended it."""
 
 
 def fit_local(
@@ -97,14 +90,8 @@ def fit(
     """
     newest = _agree_on_checkpoint(run, world, device)
     if newest and is_over(config, read_cursor(newest)):  # do not even read the data
-        return _outcome(config, run, newest)
+        return outcome_of(config, run, newest)
     return _Loop(config, run, world, device, newest, open_rows, ends_at_s).run_epochs(on_epoch)
-
-
-def is_over(config: TrainConfig, cursor: Cursor) -> bool:
-    """Return whether a run has nothing left to do: all epochs done, or none of the last ones was better."""
-    waited = cursor.epoch - cursor.best.epoch
-    return cursor.epoch >= config.epochs or 0 < config.patience_epochs <= waited
 
 
 def replay(
@@ -129,26 +116,21 @@ def replay(
     return _Loop(config, run, world, device, load_checkpoint(run, step)).repeat_steps(steps)
 
 
-def read_outcome(config: TrainConfig, run: Storage) -> FitOutcome | None:
-    """Return what a run has come to by its newest checkpoint, or None where there is none.
-
-    It is `stopped` while epochs are left.
-    """
-    newest = load_latest(run)
-    return _outcome(config, run, newest) if newest else None
-
-
-def _outcome(config: TrainConfig, run: Storage, newest: Checkpoint) -> FitOutcome:
-    cursor = read_cursor(newest)
-    records = read_records(run, cursor.epoch)
-    return FitOutcome(cursor.epoch, cursor.best, records, stopped=not is_over(config, cursor))
-
-
-def _agree_on_checkpoint(run: Storage, world: World, device: torch.device) -> Checkpoint | None:
+def _agree_on_checkpoint(
+    run: Storage, world: World, device: torch.device, *, below: int | None = None
+) -> Checkpoint | None:
     """Return the newest whole checkpoint as rank 0 sees it, or None; all workers must start from the same one."""
-    newest = load_latest(run) if world.rank == 0 else None
+    newest = load_latest(run, below=below) if world.rank == 0 else None
     (step,) = world.sum_values([float(newest.step if newest else -1) if world.rank == 0 else 0.0], device)
     return newest or (load_checkpoint(run, int(step)) if step >= 0 else None)
+
+
+class _Diverged(Exception):
+    """The loss is no number, or jumped; holds the error to end with where going back is not allowed."""
+
+    def __init__(self, error: DataError) -> None:
+        super().__init__(error.what)
+        self.error = error
 
 
 class _Loop:
@@ -166,11 +148,9 @@ class _Loop:
     ) -> None:
         self.config, self.run, self.world, self.device = config, run, world, device
         self._ends_at_s = ends_at_s
-        parts = assemble(config, world, device, newest, open_rows)
-        self.train_rows, self.val_rows, self.feed = parts.train_rows, parts.val_rows, parts.feed
-        self.state, self._step, self.precision = parts.state, parts.step, parts.precision
-        self._frozen, self.identity = parts.frozen, parts.identity
-        self._kept_best = self.state.cursor.best
+        self._open_rows = open_rows
+        self._returned_to: int | None = None  # the step that the run went back to last
+        self._assemble(newest)
         # Of this worker's steps since the last sync: sum of losses and right answers; rows, those of all, id trace.
         self._local: list[Tensor] = []
         self._shares: list[tuple[int, int, int]] = []
@@ -179,19 +159,74 @@ class _Loop:
         self._is_late = False
         self._mark_s = self._checkpoint_s = self._progress_s = time.perf_counter()
 
+    def _assemble(self, newest: Checkpoint | None) -> None:
+        """Take the parts of the run as they were at a checkpoint, or at the start."""
+        parts = assemble(self.config, self.world, self.device, newest, self._open_rows)
+        self.train_rows, self.val_rows, self.feed = parts.train_rows, parts.val_rows, parts.feed
+        self.state, self._step, self.precision = parts.state, parts.step, parts.precision
+        self._frozen, self.identity = parts.frozen, parts.identity
+        self._kept_best = self.state.cursor.best
+
     def run_epochs(self, on_epoch: OnEpoch | None) -> FitOutcome:
-        cursor = self.state.cursor
         stopped = False
-        while not is_over(self.config, cursor) and not stopped:
-            if not self._train_epoch():
-                break
+        while not is_over(self.config, self.state.cursor) and not stopped:
+            try:
+                if not self._train_epoch():
+                    break
+                self._refuse_spike()
+            except _Diverged as diverged:
+                self._roll_back(diverged.error)
+                continue
             record = self._finish_epoch()
             go_on = time.time() < self._ends_at_s
             if self.world.rank == 0 and on_epoch is not None:
                 go_on = on_epoch(record) and go_on
-            stopped = self._agree(not go_on)
+            stopped = self.world.sum_values([float(not go_on)], self.device)[0] > 0  # rank 0's wish
+        cursor = self.state.cursor
         records = read_records(self.run, cursor.epoch)
         return FitOutcome(cursor.epoch, cursor.best, records, stopped=not is_over(self.config, cursor))
+
+    def _refuse_spike(self) -> None:
+        """Refuse an epoch whose loss is far above that of the one before."""
+        cursor, factor = self.state.cursor, self.config.divergence.spike_factor
+        loss = cursor.sums.loss / cursor.sums.rows
+        if factor and cursor.last_loss and loss > factor * cursor.last_loss:
+            raise _Diverged(self._diverged(loss))
+
+    def _roll_back(self, error: DataError) -> None:
+        """Go back to the newest checkpoint whose weights are numbers, with a lower rate.
+
+        From a checkpoint that was gone back to before, and led here again, further back: to the start at last.
+
+        Raises:
+            DataError: it has been done as often as is allowed.
+        """
+        config, before = self.config.divergence, self.state.cursor
+        if before.rollbacks >= config.rollbacks:
+            raise error
+        step = self._returned_to
+        while checkpoint := _agree_on_checkpoint(self.run, self.world, self.device, below=step):
+            self.state.load_files(checkpoint, self.identity)
+            step = checkpoint.step
+            if self.state.is_finite():
+                break
+        else:
+            self._assemble(None)
+            step = 0
+        self._returned_to = step
+        cursor = self.state.cursor
+        cursor.rollbacks, cursor.rate_scale = before.rollbacks + 1, before.rate_scale * config.rate_factor
+        self._local.clear()
+        self._shares.clear()
+        self._kept_best = cursor.best
+        if self.world.rank == 0:
+            _LOGGER.warning(
+                "%s: back to step %d (%d of %d times), the rate from now on times %g",
+                *(error.what, step, cursor.rollbacks, config.rollbacks, cursor.rate_scale),
+            )
+            discard_checkpoints(self.run, above=step)
+            # With the lower rate in it, so that a run that is killed now does not diverge once more.
+            save_checkpoint(self.run, step, self.state.to_files(self.identity))
 
     def repeat_steps(self, number: int) -> dict[int, tuple[float, str]]:
         """Do the next steps, reading the figures of each; nothing is evaluated or written."""
@@ -229,7 +264,7 @@ class _Loop:
         """Take one step on the global batch, of which this worker holds `batch`."""
         cursor, config = self.state.cursor, self.config
         rate = rate_at(config.schedule, step=cursor.step, steps_per_epoch=self.feed.num_batches, epochs=config.epochs)
-        self._local.append(self._step(batch, rate))
+        self._local.append(self._step(batch, rate * cursor.rate_scale))
         self._shares.append((len(batch.targets), batch.global_rows, batch.trace))
         cursor.batch += 1
         cursor.step += 1
@@ -249,7 +284,7 @@ class _Loop:
         loss, right, rows, spent_s, wait_s, wanted, late, *by_step = totals
         self._is_late = late > 0
         if not math.isfinite(loss):
-            raise self._diverged(loss)
+            raise _Diverged(self._diverged(loss))
         cursor, sums = self.state.cursor, self.state.cursor.sums
         sums.loss, sums.right, sums.rows = sums.loss + loss, sums.right + right, sums.rows + rows
         sums.train_s += spent_s / self.world.size
@@ -295,7 +330,7 @@ class _Loop:
             data_wait_fraction=min(1.0, sums.wait_s / max(sums.train_s, 1e-9)),
             id_trace=f"{sums.trace:016x}",
         )
-        steps = cursor.steps
+        steps, cursor.last_loss = cursor.steps, record.train_loss
         self._turn_epoch()
         if cursor.best.is_beaten_by(val_top1, val_loss):
             cursor.best = Best(record.epoch, cursor.step, val_top1, val_loss)
@@ -341,10 +376,6 @@ class _Loop:
                 return
             yield batch
 
-    def _agree(self, wish: bool) -> bool:
-        """Return whether any worker wishes it."""
-        return self.world.sum_values([float(wish)], self.device)[0] > 0
-
     def _note_progress(self, now_s: float, *, is_due: bool = False, loss: float = math.nan) -> None:
         if self.world.rank != 0 or not (is_due or now_s - self._progress_s >= _PROGRESS_S):
             return
@@ -363,7 +394,7 @@ class _Loop:
     def _diverged(self, loss: float) -> DataError:
         cursor = self.state.cursor
         return DataError(
-            f"the loss became {loss} before step {cursor.step}, in epoch {cursor.epoch + 1}",
+            f"the loss became {loss:g} before step {cursor.step}, in epoch {cursor.epoch + 1}",
             mend=f"lower optimizer.lr ({self.config.optimizer.lr:g}), lengthen schedule.warmup_epochs,"
             " or clip gradients with optimizer.clip_norm=1.0",
         )

@@ -28,7 +28,7 @@ from pipelines.train.plan import plan as make_plan
 from pipelines.train.records import EpochRecord
 
 if TYPE_CHECKING:
-    from pipelines.train.loop import FitOutcome
+    from pipelines.train.outcome import FitOutcome
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def run(config: TrainConfig) -> TrainResult:
 def _train(config: TrainConfig, store: Storage, log: RunLog) -> FitOutcome:
     """Train what is left to train; each epoch's figures go to MLflow as they appear."""
     from pipelines.train.group import train_in_workers
-    from pipelines.train.loop import read_outcome
+    from pipelines.train.outcome import read_outcome
 
     logged = log.logged_steps("val_top1")
 
@@ -153,7 +153,7 @@ def run_workers(
             run after the epoch that is then being trained.
     """
     from pipelines.train.group import train_in_workers
-    from pipelines.train.loop import read_outcome
+    from pipelines.train.outcome import read_outcome
 
     with ray_session(config.ray) as session:
         train_in_workers(config, run, session, on_epoch=on_epoch, inside_tune=True)

@@ -85,6 +85,12 @@ class Cursor:
     """Of the finished epochs."""
     steps: StepLog = field(default_factory=StepLog)
     """Of the running epoch."""
+    rollbacks: int = 0
+    """How often the run went back to a checkpoint because it had diverged."""
+    rate_scale: float = 1.0
+    """What that has left of the learning rate."""
+    last_loss: float = 0.0
+    """Mean training loss of the epoch before; 0 in the first."""
 
 
 @dataclass
@@ -100,6 +106,11 @@ class TrainState:
     def kept_weights(self) -> dict[str, torch.Tensor]:
         """Return the weights that are evaluated and kept: the average where there is one."""
         return self.average.tensors if self.average else dict(self.network.state_dict())
+
+    def is_finite(self) -> bool:
+        """Return whether all weights, and their average, are numbers."""
+        tensors = [*self.network.state_dict().values(), *(self.average.tensors.values() if self.average else ())]
+        return all(bool(torch.isfinite(value).all()) for value in tensors if value.is_floating_point())
 
     def to_files(self, identity: dict[str, Any]) -> dict[str, bytes]:
         """Return the files of a checkpoint; `identity` says which run, data and network they belong to."""

@@ -19,8 +19,9 @@ from pipelines.train import group
 from pipelines.train.checkpoint import load_checkpoint
 from pipelines.train.follow import Follower
 from pipelines.train.group import choose_gpu
-from pipelines.train.loop import FitOutcome, fit_local
+from pipelines.train.loop import fit_local
 from pipelines.train.model import write_model
+from pipelines.train.outcome import FitOutcome
 from pipelines.train.pictures import draw_pictures
 from pipelines.train.records import EpochRecord, write_progress, write_record
 from pipelines.train.state import read_kept_weights

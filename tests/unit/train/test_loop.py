@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from pipelines.errors import ConfigError, DataError, InputError, StorageError
 from pipelines.storage import Storage
@@ -13,9 +15,10 @@ from pipelines.train import loop
 from pipelines.train.checkpoint import committed_steps, load_checkpoint, load_latest
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
-from pipelines.train.loop import FitOutcome, fit, fit_local, read_outcome
+from pipelines.train.loop import fit, fit_local
+from pipelines.train.outcome import FitOutcome, read_outcome
 from pipelines.train.records import EpochRecord, read_progress, read_records
-from pipelines.train.state import AVERAGE, OPTIMIZER, WEIGHTS
+from pipelines.train.state import AVERAGE, OPTIMIZER, WEIGHTS, read_cursor
 from tests.unit.train.tiny import make_config, write_dataset
 from tests.unit.train.worlds import in_threads
 
@@ -320,3 +323,74 @@ def test_a_run_whose_time_is_up_goes_on_to_the_same_bits(
     assert steps == [1, 2, 3]
     assert fit_on_cpu(config, cut).best == expected.best
     assert final_files(cut) == final_files(whole)
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, at_step: int, times: int) -> None:
+    """Let the weights become infinite after a step, the first times that it is taken at the full rate or any."""
+    from pipelines.train.step import Step
+
+    take = Step.__call__
+    done = 0
+
+    def poisoned(self: Step, batch: Any, rate: float) -> torch.Tensor:
+        nonlocal done
+        figures = take(self, batch, rate)
+        if self._state.cursor.step + 1 == at_step and done < times:
+            done += 1
+            with torch.no_grad():
+                next(self._state.network.parameters()).fill_(float("inf"))
+        return figures
+
+    monkeypatch.setattr(Step, "__call__", poisoned)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_run_that_diverges_goes_back_past_poisoned_checkpoints_with_a_lower_rate(
+    dataset: str, run: Storage, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(loop, "_SYNC_S", 0.0)
+    poison(monkeypatch, at_step=6, times=size)
+    config = make_config(
+        dataset,
+        epochs=3,
+        checkpoint_every_s=0,
+        divergence={"rollbacks": 1},
+        schedule={"name": "constant", "warmup_epochs": 0.0},
+    )
+    outcomes = in_threads(size, lambda world: fit(config, run, world=world, device=torch.device("cpu")))
+    assert outcomes[0].epochs == 3
+    assert [record.step for record in outcomes[0].records] == [4, 8, 12]
+    assert [record.lr for record in outcomes[0].records] == pytest.approx([0.1, 0.05, 0.05])
+    cursor = read_cursor(load_checkpoint(run, 12))
+    assert (cursor.rollbacks, cursor.rate_scale) == (1, 0.5)
+
+
+def test_a_run_that_diverges_once_too_often_ends_with_the_reason(
+    dataset: str, run: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, at_step=6, times=3)
+    with pytest.raises(DataError, match="the loss became nan"):
+        fit_on_cpu(make_config(dataset, epochs=3, divergence={"rollbacks": 2}), run)
+
+
+def test_a_jump_of_the_loss_goes_back_too(dataset: str, run: Storage) -> None:
+    wild = {
+        "optimizer": {"lr": 30.0},
+        "schedule": {"name": "constant", "warmup_epochs": 1.0, "start_fraction": 0.001},
+        "divergence": {"rollbacks": 20, "rate_factor": 0.1, "spike_factor": 1.5},
+    }
+    outcome = fit_on_cpu(make_config(dataset, epochs=4, **wild), run)
+    losses = [record.train_loss for record in outcome.records]
+    assert len(losses) == 4
+    assert all(after <= 1.5 * before for before, after in pairwise(losses))
+    assert read_cursor(load_checkpoint(run, 16)).rollbacks > 0
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [({"spike_factor": 0.5, "rollbacks": 1}, "above 1"), ({"spike_factor": 2.0}, "rollbacks is 0")],
+    ids=["below-one", "never"],
+)
+def test_impossible_guards_are_refused(dataset: str, values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        make_config(dataset, divergence=values)
