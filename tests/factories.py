@@ -163,6 +163,7 @@ def _damaged_cases() -> list[ImageCase]:
         ImageCase("gif-cut.gif", lambda: _frames("GIF", 1, 64)[:600], "TRUNCATED"),
         ImageCase("tiff-strip-past-end.tif", lambda: raw_tiff(100, 100, strip_bytes=10_000), "TRUNCATED"),
         ImageCase("tiff-too-few-rows.tif", lambda: raw_tiff(100, 100), "TRUNCATED"),
+        ImageCase("jpeg-arithmetic.jpg", lambda: _sof(b"\xff\xc0\x00\x11\x08", b"\xff\xc9\x00\x11\x08")),
         ImageCase("jpeg-12-bit.jpg", lambda: _sof(b"\xff\xc0\x00\x11\x08", b"\xff\xc1\x00\x11\x0c"), "CORRUPT"),
     ]
 

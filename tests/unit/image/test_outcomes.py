@@ -36,6 +36,73 @@ def test_accepted_with_its_flags(case: factories.ImageCase) -> None:
     assert image.pixels.flags.c_contiguous
 
 
+CORPUS = {
+    "I01": ["zero-bytes.jpg"],
+    "I02": ["one-byte.png"],
+    "I03": ["magic-only.jpg"],
+    "I04": [f"jpeg-cut-{tenths}0pct.jpg" for tenths in range(1, 10)],
+    "I05": ["jpeg-no-end-marker.jpg"],
+    "I06": ["png-cut-in-data.png", "png-without-end.png"],
+    "I07": ["png-data-flipped.png"],
+    "I08": ["jpeg-scan-flipped.jpg"],
+    "I09": ["jpeg-trailing-garbage.jpg"],
+    "I10": ["html-page.jpg"],
+    "I11": ["text.png"],
+    "I12": ["random-64k.jpg"],
+    "I15": ["cmyk.jpg"],
+    "I16": ["cmyk-adobe.jpg"],
+    "I17": ["grey.jpg"],
+    "I18": ["progressive.jpg"],
+    "I19": ["grey16.png"],
+    "I20": ["rgb16.png"],
+    "I21": ["palette-transparent.png"],
+    "I22": ["rgba.png"],
+    "I23": ["la.png"],
+    "I24": ["one-bit.png"],
+    "I25": ["color-key.png"],
+    "I26": [f"exif-{orientation}.jpg" for orientation in range(1, 9)],
+    "I27": ["exif-99.jpg"],
+    "I28": ["exif-garbage.jpg"],
+    "I29": ["animated.gif"],
+    "I30": ["animated.webp"],
+    "I31": ["animated.png"],
+    "I32": ["pages.tif"],
+    "I33": ["gif-3000-frames.gif"],
+    "I34": ["photo.heic"],
+    "I35": ["avif.avif"],
+    "I36": ["avif-cut.avif"],
+    "I37": ["webp-cut.webp"],
+    "I38": ["jpeg2000.jp2"],
+    "I39": ["png-30000x30000.png"],
+    "I40": ["png-10000x10000.png"],
+    "I41": ["png-2g-wide.png"],
+    "I42": ["png-zero-width.png"],
+    "I43": ["one-pixel.png"],
+    "I44": ["jpeg-65500x1.jpg"],
+    "I45": ["png-text-bomb.png"],
+    "I46": ["png-profile-bomb.png"],
+    "I47": ["tiff-strip-past-end.tif", "tiff-too-few-rows.tif"],
+    "I48": ["tiff-2g-square.tif"],
+    "I49": ["postscript.jpg"],
+    "I50": ["vector.svg"],
+    "I51": ["layers.psd"],
+    "I52": ["telescope.fits"],
+    "I53": ["icon-with-bomb.ico"],
+    "I54": ["jpeg-arithmetic.jpg"],
+    "I55": ["jpeg-12-bit.jpg"],
+    "I56": ["float32.tif"],
+    "I57": ["two-pictures.jpg"],
+}
+"""Number in the list of bad inputs -> cases. I13 and I14 are names and not bytes (`test_name_flags`); I58, a decoder
+that hangs or asks for too much memory, is in `tests/unit/ingest/test_watchdog.py`."""
+
+
+def test_every_bad_input_of_the_list_has_its_case() -> None:
+    named = {case.name for case in CASES}
+    assert [name for names in CORPUS.values() for name in names if name not in named] == []
+    assert [f"I{number:02d}" for number in range(1, 58) if number not in (13, 14)] == sorted(CORPUS)
+
+
 def test_case_names_are_unique() -> None:
     assert len({case.name for case in CASES}) == len(CASES) > 70
 

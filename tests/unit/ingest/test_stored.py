@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from PIL import Image
 from pipelines.image.decode import decode_image
 from pipelines.image.header import RefusedImage
 from pipelines.image.preprocess import prepare_raw, prepare_stored
-from pipelines.ingest.config import ImageConfig
-from pipelines.ingest.quality import channel_sums, measure
+from pipelines.ingest import quality
+from pipelines.ingest.config import ImageConfig, PrivacyConfig
+from pipelines.ingest.quality import channel_sums, measure, quality_flags
 from pipelines.ingest.stored import make_preprocess, make_stored_image
+from pipelines.ingest.thumbnail import make_thumbnail
 from tests import factories
 
 CONFIG = ImageConfig()
@@ -82,6 +85,82 @@ def test_settings_of_storing() -> None:
     assert make_stored_image(small, "a.jpg", ImageConfig(keep_bytes=False)).data.startswith(b"\x89PNG")
     with pytest.raises(RefusedImage, match="TOO_SMALL: 32 x 32 pixels have a side below 40"):
         make_stored_image(small, "a.jpg", ImageConfig(min_side_px=40))
+
+
+@pytest.mark.parametrize(("encoding", "tolerance"), [("webp", 14.0), ("webp_lossless", 0.0), ("png", 0.0)])
+@pytest.mark.parametrize("side", [40, 256])
+def test_encodings_that_are_asked_for(encoding: Any, tolerance: float, side: int) -> None:
+    config = ImageConfig(encoding=encoding, keep_bytes=False, size_px=side)
+    image = make_stored_image(factories.make_png(3, 300, 280), "a.png", config)
+    stored = decode_image(image.data)
+    assert stored.format == encoding.partition("_")[0].upper()
+    assert stored.is_plain
+    assert np.abs(stored.pixels.astype(int) - image.pixels).mean() <= tolerance
+    # what was stored is stored again as it is
+    assert make_stored_image(image.data, "a", ImageConfig(size_px=side)).data == image.data
+
+
+def test_webp_holds_no_more_than_it_can() -> None:
+    wide = factories.encode(np.zeros((200, 16_400, 3), np.uint8), "PNG")
+    with pytest.raises(RefusedImage, match="TOO_LARGE: WebP holds sides of at most 16,383 pixels"):
+        make_stored_image(wide, "a.png", ImageConfig(size_px=0, encoding="webp", keep_bytes=False))
+
+
+def test_quality_flags_name_what_is_unusual() -> None:
+    noisy, black, white = factories.make_pixels(1, 64, 64), np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 255)
+    ramp = np.linspace(90, 160, 64).astype(np.uint8)[None, :, None].repeat(64, 0).repeat(3, 2)
+    grey = np.full((64, 64, 3), 128, np.uint8)
+    dark = (noisy // 20).astype(np.uint8)
+    found = {
+        name: quality_flags(measure(pixels.astype(np.uint8)), 64, 64)
+        for name, pixels in (
+            ("noisy", noisy), ("black", black), ("white", white), ("grey", grey), ("ramp", ramp), ("dark", dark),
+        )
+    }  # fmt: skip
+    assert found == {
+        "noisy": (),
+        "black": ("dark", "flat"),
+        "white": ("bright", "flat"),
+        "grey": ("flat",),
+        "ramp": ("blurred",),
+        "dark": ("dark", "flat"),
+    }
+    assert quality_flags(measure(noisy), 300, 100) == ()
+    assert quality_flags(measure(noisy), 301, 100) == quality_flags(measure(noisy), 100, 301) == ("odd_aspect",)
+
+
+def test_flat_means_the_same_here_and_among_look_alikes() -> None:
+    from pipelines.dataset import duplicates
+
+    assert quality.FLAT_CONTRAST == duplicates.FLAT_CONTRAST
+
+
+def test_a_refused_image_that_decodes_has_a_thumbnail() -> None:
+    config, small = ImageConfig(min_side_px=40), factories.make_jpeg(1, 200, 30)
+    for data, reason, size in (
+        (small, "TOO_SMALL", (14, 96)),
+        (factories.make_png(1, 20, 30), "TOO_SMALL", (30, 20)),
+        (factories.make_jpeg(1, 900, 700), "UNLABELLED", (75, 96)),
+        (factories.encode(np.full((2, 400, 3), 9, np.uint8), "PNG"), "ASPECT", (1, 96)),
+        (factories.make_jpeg(1, 900, 700, exif_orientation=6), "LEAK", (96, 75)),
+    ):
+        thumbnail = make_thumbnail(data, reason, config, PrivacyConfig())
+        assert thumbnail is not None, reason
+        image = decode_image(thumbnail)
+        assert image.format in ("JPEG", "PNG")
+        assert image.pixels.shape[:2] == size, reason
+
+
+@pytest.mark.parametrize("reason", ["TRUNCATED", "EMPTY", "KILLED_WORKER", "TIMEOUT", "MEMORY", "BOMB_PIXELS"])
+def test_what_went_wrong_in_decoding_is_not_tried_again(reason: str) -> None:
+    assert make_thumbnail(factories.make_jpeg(), reason, CONFIG, PrivacyConfig()) is None
+
+
+def test_no_thumbnail_of_what_cannot_be_decoded_or_must_not_be_seen() -> None:
+    assert make_thumbnail(None, "UNREADABLE", CONFIG, PrivacyConfig()) is None
+    assert make_thumbnail(b"x", "UNLABELLED", CONFIG, PrivacyConfig()) is None
+    assert make_thumbnail(factories.make_jpeg(), "UNLABELLED", CONFIG, PrivacyConfig(strip_metadata=True)) is None
+    assert make_thumbnail(factories.make_jpeg(), "UNLABELLED", CONFIG, PrivacyConfig(region_column="faces")) is None
 
 
 def test_extension_is_compared_with_the_bytes() -> None:
