@@ -16,6 +16,9 @@ from pipelines.storage import Storage
 CHUNK_BYTES = 2**18
 PACKED_CHUNK_BYTES = 2**20
 MAX_DRAIN_BYTES = 16 * 2**20
+MAX_RATIO = 100
+RATIO_FREE_BYTES = 64 * 2**20
+"""An archive may unpack to this much however little it has, and beyond it to `MAX_RATIO` times what was read."""
 
 DECOMPRESSORS: dict[bytes, Callable[[], Any]] = {
     b"\x1f\x8b": lambda: GzipUnpacker(),
@@ -129,6 +132,10 @@ class UnpackedStream(abc.ABC):
         """Return the next bytes, fewer only at the end."""
         while len(self._plain) < length and not self._is_done:
             self._fill()
+            if self.position + len(self._plain) > RATIO_FREE_BYTES + MAX_RATIO * self._packed_bytes():
+                self._stop(
+                    "BOMB_RATIO", f"{self._packed_bytes():,} bytes unpack to more than {MAX_RATIO} times as many"
+                )
         data = bytes(self._plain[:length])
         del self._plain[:length]
         self.position += len(data)
@@ -149,6 +156,10 @@ class UnpackedStream(abc.ABC):
     @abc.abstractmethod
     def _fill(self) -> None:
         """Unpack a bounded step: a few packed bytes may stand for very many."""
+
+    @abc.abstractmethod
+    def _packed_bytes(self) -> int:
+        """Return how much of the file was read."""
 
     def _stop(self, reason: str, message: str) -> None:
         self._is_done = True
@@ -185,6 +196,10 @@ class PackedStream(UnpackedStream):
             self._stop("ARCHIVE_TRUNCATED", "the compressed archive ends too early")
         elif wants_input:
             self._packed = getattr(self._unpacker, "unconsumed_tail", b"")
+
+    @override
+    def _packed_bytes(self) -> int:
+        return self._packed_at
 
     def _next_part(self, rest: bytes) -> None:
         """Go on after the end of a compressed part: several of them may follow each other, or zeros."""

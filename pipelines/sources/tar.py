@@ -42,6 +42,8 @@ class TarSource(Source):
         classes: dict[str, str] = {}
         for number, member in enumerate(walk_tar(stream)):
             if member.is_fault:
+                if isinstance(stream, UnpackedStream) and stream.fault[0] == "BOMB_RATIO":
+                    member = member._replace(reason=stream.fault[0], message=stream.fault[1])  # it was us who cut it
                 faults.append(member.message)
                 if found and member.name and found[-1].offset == member.offset:
                     found.pop()  # its data turned out to be cut only after it was met

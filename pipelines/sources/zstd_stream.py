@@ -37,6 +37,10 @@ class ZstdStream(UnpackedStream):
         self._plain += plain
         self._is_done = not plain
 
+    @override
+    def _packed_bytes(self) -> int:
+        return self._packed.position
+
     def _go_carefully(self, packed_at: int) -> None:
         """Come here again and go on byte by byte: Arrow throws good bytes away with the damage behind them."""
         self._packed = _Packed(*self._file, careful_from=packed_at)

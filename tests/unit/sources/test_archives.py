@@ -240,6 +240,19 @@ def test_bombs_are_not_unpacked(place: Storage) -> None:
         open_bytes(place, "y.zip", factories.overlapping_zip(1000)).listing()
 
 
+@pytest.mark.parametrize(("name", "pack"), [("x.tar.gz", gzip.compress), ("x.tar.zst", factories.zstd)])
+def test_a_stream_that_unpacks_to_hundreds_of_times_its_size_is_left(
+    place: Storage, name: str, pack: Callable[[bytes], bytes]
+) -> None:
+    bomb = pack(factories.make_tar([*GOOD, ("zeros.jpg", bytes(90 * 2**20)), ("after.jpg", JPEG)]))
+    source = open_bytes(place, name, bomb)
+    assert [(key, reason) for key, reason, _ in outcomes(source)] == [
+        ("a/1.jpg", None),
+        ("b/2.png", None),
+        ("zeros.jpg", "BOMB_RATIO"),
+    ]
+
+
 def test_a_zstd_window_that_wants_gigabytes_is_refused(place: Storage) -> None:
     wide = bytes.fromhex("28b52ffd00a8") + bytes.fromhex("010000")  # no content size, a window of 2 GB
     source = open_bytes(place, "x.tar.zst", wide)
