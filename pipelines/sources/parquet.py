@@ -62,7 +62,24 @@ class ParquetSource(Source):
         if self._storage.read(path, 0, len(_MAGIC)) != _MAGIC:  # Arrow looks at the end alone
             raise InputError(f"{self._storage.address(path)} is no whole Parquet file", mend="fetch it again")
         with self._parquet(path) as parquet:
-            yield from self._rows_of(parquet, number, path, split)
+            self._check_rows(parquet, self._files[number])
+            try:
+                yield from self._rows_of(parquet, number, path, split)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise InputError(
+                    f"{self._storage.address(path)} is no whole Parquet file: {error}", mend="fetch it again"
+                ) from error
+
+    def _check_rows(self, parquet: pq.ParquetFile, file: StoredFile) -> None:
+        """Refuse a file whose footer claims rows that it cannot hold, before anything is made for each of them."""
+        facts = parquet.metadata
+        groups = [facts.row_group(group).num_rows for group in range(facts.num_row_groups)]
+        if not 0 <= facts.num_rows == sum(groups) <= file.size or min(groups, default=0) < 0:
+            raise InputError(
+                f"{self._storage.address(file.path)} is no whole Parquet file: its {file.size:,} bytes claim"
+                f" {facts.num_rows:,} rows, its row groups {sum(groups):,}",
+                mend="fetch it again",
+            )
 
     def _rows_of(self, parquet: pq.ParquetFile, number: int, path: str, split: str | None) -> Iterator[Entry]:
         layout = _layout(parquet.schema_arrow, self._columns, self._storage.address(path))
@@ -72,6 +89,8 @@ class ParquetSource(Source):
             facts = parquet.metadata.row_group(group)
             size = max(1, facts.total_byte_size // max(1, facts.num_rows))
             labels = _labels(parquet, group, layout)
+            if len(labels) != facts.num_rows:
+                raise pa.ArrowInvalid(f"row group {group} has {len(labels)} labels for {facts.num_rows} rows")
             for place in range(facts.num_rows):
                 key = f"{path}!/{names[row]}"
                 yield Entry(
