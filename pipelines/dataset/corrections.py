@@ -111,7 +111,8 @@ def _label(value: object, task: str) -> Any:
     if value is None or value == "":
         return None
     if task == "multi":
-        return list(value) if isinstance(value, list) else str(value).split(_SEPARATOR)
+        names = value if isinstance(value, list) else str(value).split(_SEPARATOR)
+        return sorted({str(name).strip() for name in names} - {""})  # as ingest writes them
     if task == "regression":
         try:
             return float(str(value))

@@ -21,7 +21,7 @@ from pipelines.dataset.reader import Dataset
 from pipelines.dataset.receipt import QuarantineFile
 from pipelines.dataset.rewrite import drop_rows, rewrite_touched
 from pipelines.dataset.shards import read_shard_list, write_shard_list
-from pipelines.dataset.writer import label_names, write_quarantine
+from pipelines.dataset.writer import label_text, write_quarantine
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.finish import MAX_REWRITE_BYTES, check_counts
 from pipelines.ingest.leaks import Leak, find_leaks
@@ -162,7 +162,7 @@ class Joining:
         rows = [
             {
                 **{name: leak.row[name] for name in ("source", "key", "occurrence", "image_id")},
-                "label": "|".join(label_names(leak.row["label"])) or None,
+                "label": label_text(leak.row["label"]),
                 "split": leak.split,
                 "reason": LEAK,
                 "message": leak.message,

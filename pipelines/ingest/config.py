@@ -198,19 +198,24 @@ class IngestConfig(StrictModel):
     """Column of the images where the source is Parquet; empty: found by its name and type."""
     label_column: str = later_field("", legacy="")
     """Column of the labels where the source is Parquet; empty: label, class or the like."""
+    label_separator: str = later_field("", legacy="")
+    """What stands between the labels of one image in a column of text, for example |; lists need none."""
+    task: Literal["auto", "single", "multi", "unlabelled"] = later_field("auto", legacy="auto")
+    """`single`: one label an image; `multi`: any number of them; `unlabelled`: none is taken, `resnet data relabel`
+    can give them later; `auto`: multi where a table or Parquet holds lists of labels, else single."""
     source_name: str = ""
     """Name of the source within the dataset, part of every image_id; empty: the last part of its path."""
     out: str = runtime_field("")
     """The dataset to write; empty: runs/ingest/KEY."""
     append: bool = runtime_field(False)
     """Add what is new or changed to the dataset at `out`, as its next version; its settings hold."""
+    retry_failed: bool = runtime_field(False)
+    """Read what `out` holds as refused of this source again, and nothing else; what passes now is its next version."""
     moved: bool = runtime_field(False)
     """The source that `out` knows by this name has moved here."""
     image: ImageConfig = Field(default_factory=ImageConfig)
     """How images are stored."""
     privacy: PrivacyConfig = later_field(PrivacyConfig(), legacy=PrivacyConfig().model_dump(mode="json"))
-    retry_failed: bool = runtime_field(False)
-    """Read what `out` holds as refused of this source again, and nothing else; what passes now is its next version."""
     """What is taken out of images before they are stored."""
     split: SplitConfig = Field(default_factory=SplitConfig)
     """How images are divided."""

@@ -14,10 +14,10 @@ from pipelines.dataset.receipt import QuarantineFile, ShardFile, UnitReport
 from pipelines.dataset.rewrite import drop_rows, rewrite_touched
 from pipelines.dataset.shards import write_shard_list
 from pipelines.dataset.tables import open_parquet
-from pipelines.dataset.writer import write_quarantine
+from pipelines.dataset.writer import label_text, write_quarantine
 from pipelines.errors import DataError
-from pipelines.ingest.budget import Budget
 from pipelines.ingest.audit import merge_audits
+from pipelines.ingest.budget import Budget
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.dedupe import LABEL_CONFLICT, Copy, Duplicates, find_duplicates
 from pipelines.ingest.privacy import carried_columns
@@ -70,7 +70,9 @@ def build_catalog(
     if removed and is_rewritten:
         changes = drop_rows([(copy.shard, copy.row) for copy in removed])
         # one attempt name for all drivers of this run: they would write the same bytes
-        files = rewrite_touched(store, run_id, files, "leaks-dropped", changes, schema=schema_of(source, config.privacy))
+        files = rewrite_touched(
+            store, run_id, files, "leaks-dropped", changes, schema=schema_of(source, config.privacy)
+        )
     counts = _count(listing, reports, duplicates)
     rows = sum(file.rows for file in files) - (0 if is_rewritten else len(removed))
     check_counts(counts, rows)
@@ -82,7 +84,7 @@ def build_catalog(
         shard_list=write_shard_list(store, run_id, files, quarantine),
         sources={source.name: plan.key},
         locations={source.name: source.uri},
-        task="single",
+        task="multi" if source.task == "multi" else "single",
         preprocess=make_preprocess(config.image, _largest_side(receipts)).to_json(),
         split=split_plan.to_json(),
         counts=counts,
@@ -172,6 +174,7 @@ def _quarantine_conflicts(
             rows.append(
                 {
                     **{name: value for name, value in values.items() if name != "source_sha256"},
+                    "label": label_text(values["label"]),
                     "split": file.split,
                     "reason": LABEL_CONFLICT,
                     "message": "the same bytes stand under another label too",

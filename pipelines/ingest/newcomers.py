@@ -59,6 +59,7 @@ class PartSource(Source):
         super().__init__(inner.uri, inner.name)
         self._inner = inner
         self.carried = tuple(carried)
+        self.task = inner.task
         self._listing = listing
 
     @override

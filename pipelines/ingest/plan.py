@@ -30,13 +30,14 @@ def open_images(config: IngestConfig) -> Source:
     Raises:
         InputError: the source or the table is missing, or not what it is taken for.
     """
-    columns = Columns(config.image_column, config.label_column)
+    columns = Columns(config.image_column, config.label_column, config.label_separator)
     source = open_source(config.source, config.source_name, columns=columns)
-    if not config.labels:
-        return source
-    from pipelines.sources.labelled import LabelledSource, read_labels
+    if config.labels:
+        from pipelines.sources.labelled import LabelledSource, read_labels
 
-    return LabelledSource(source, read_labels(config.labels))
+        source = LabelledSource(source, read_labels(config.labels, config.label_separator))
+    source.task = config.task
+    return source
 
 
 def make_plan(config: IngestConfig, source: Source) -> Plan:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.dataset.reader import Dataset
+from pipelines.dataset.writer import label_names
 from pipelines.image.decode import Pixels, decode_image
 from pipelines.plots.contact_sheet import mosaic
 from pipelines.storage import Storage
@@ -56,8 +57,10 @@ def sample_images(dataset: Dataset, split: str) -> list[tuple[str, str, Pixels]]
         if sum(map(len, found.values())) >= min(MAX_SAMPLES, per_class * len(names)):
             break
         for row in dataset.read_group(split, group, ["image", "label", "key"]).to_pylist():
-            label = row["label"] or ""
-            samples = found.setdefault(label, [])
-            if len(samples) < per_class and (samples or len(found) <= MAX_SAMPLES):
-                samples.append((label, row["key"], decode_image(row["image"]["bytes"]).pixels))
+            # an image of several classes stands for the first of them that is in need
+            for label in label_names(row["label"]) or [""]:
+                samples = found.setdefault(label, [])
+                if len(samples) < per_class and (samples or len(found) <= MAX_SAMPLES):
+                    samples.append((label, row["key"], decode_image(row["image"]["bytes"]).pixels))
+                    break
     return [sample for label in sorted(found) for sample in found[label]][:MAX_SAMPLES]

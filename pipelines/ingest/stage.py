@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NO_LABELS = "they are in no class folder, and no table was given (labels=)"
 _NEWS = ("added", "changed", "unchanged", "gone", "withheld", "leaks")
 """What an append's result says of the difference to the version before."""
 
@@ -69,6 +70,7 @@ def run(config: IngestConfig, run_units: RunUnits | None = None) -> IngestResult
         if not config.append:
             raise _holds_another(store, source, standing)
         check_location(config, standing, source.name, source.uri)
+        source.task = standing["task"] if config.task == "auto" else config.task
     _check_whole(config, source, source.listing())
     if config.retry_failed:
         return _retry(config, plan, store, source, standing, run_units)
@@ -333,7 +335,8 @@ def _warnings(catalog: Catalog) -> list[str]:
     unlabelled = sum(part["unlabelled"] for part in catalog["splits"].values())
     if unlabelled:
         warnings.append(
-            f"{unlabelled:,} images have no label: they are in no class folder, and no table was given (labels=)"
+            f"{unlabelled:,} images have no label: "
+            + ("the table gives them none" if catalog["config"].get("labels") else _NO_LABELS)
         )
     shares = catalog["split"]["shares"]
     for split in ("train", "val", "test"):

@@ -9,11 +9,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from pipelines.errors import InputError
 from pipelines.sources.addresses import split_pattern
+from pipelines.sources.labels import Label, Task, as_task, resolve_task
 from pipelines.sources.names import ignored_as, labels_and_splits, name_fault, readable_key
 
 
@@ -24,7 +25,7 @@ class Entry(NamedTuple):
     occurrence: int
     image_id: str
     size: int
-    label: str | None
+    label: Label
     given_split: str | None
     reason: str
     """Why it cannot be read; empty when it can be tried."""
@@ -64,7 +65,7 @@ class Member:
     occurrence: int
     image_id: str
     data: bytes | None
-    label: str | None
+    label: Label
     given_split: str | None
     reason: str | None
     message: str
@@ -157,6 +158,8 @@ class Source(abc.ABC):
         self.name = name
         self.carried: tuple[str, ...] = ()
         """Names of further columns that travel into the dataset."""
+        self.task: Task = "auto"
+        """What its labels are; after listing it is single or multi."""
         self._listing: Listing | None = None
 
     @property
@@ -176,11 +179,21 @@ class Source(abc.ABC):
         """
         if self._listing is None:
             with _without_collector():
-                listing = self._list()
+                listing = self._labelled_as(self._list())
             if not listing.entries:
                 raise no_images(self.uri, listing.ignored)
             self._listing = listing
         return self._listing
+
+    def _labelled_as(self, listing: Listing) -> Listing:
+        """Return the listing with labels as the task takes them, having settled which that is."""
+        asked = self.task
+        self.task = resolve_task([entry.label for entry in listing.entries], asked, self.uri)
+        if asked != "unlabelled" and self.task == "single":
+            return listing
+        form: Task = "unlabelled" if asked == "unlabelled" else self.task
+        entries = tuple(entry._replace(label=as_task(entry.label, form)) for entry in listing.entries)
+        return replace(listing, entries=entries)
 
     @abc.abstractmethod
     def _list(self) -> Listing:

@@ -10,3 +10,5 @@ class Columns(NamedTuple):
 
     image: str = ""
     label: str = ""
+    separator: str = ""
+    """Between the labels of one image in a column of text; empty: a cell is one label."""

@@ -17,10 +17,11 @@ from pipelines.dataset.schema import OUR_COLUMNS
 from pipelines.dataset.user_table import cell_fault, parse_rows, read_bytes
 from pipelines.errors import InputError
 from pipelines.sources.base import Entry, Listing, Member, Source, Unit, image_id, member_of
+from pipelines.sources.labels import SEPARATOR, Label, make_names, names_of, read_label
 from pipelines.sources.names import MAX_NAME_BYTES, SPLIT_WORDS, name_fault
 
 _KEYS = ("key", "file", "filename", "file_name", "path")
-_LABELS = ("label", "class")
+_LABELS = ("label", "class", "labels")
 _NO_ROW = "the table of labels has no row for this image"
 _NOWHERE = -1
 """Offset of entries that stand for a row of the table and for no bytes of the source."""
@@ -32,7 +33,7 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:(//|:|[a-z])", re.IGNORECASE)
 class LabelRow(NamedTuple):
     """What one row says; with a reason, why it is not used."""
 
-    label: str | None
+    label: Label
     split: str | None
     cells: tuple[str | None, ...]
     """Values of the carried columns."""
@@ -55,15 +56,16 @@ class LabelTable:
     warnings: tuple[str, ...] = ()
 
 
-def read_labels(address: str) -> LabelTable:
+def read_labels(address: str, separator: str = "") -> LabelTable:
     """Read a table of labels.
 
     Labels that differ only in how their accents are written (NFC, NFD) are one label, in its NFC form.
 
     Args:
         address: a CSV, TSV, JSONL or Parquet file with a column `key` (or file, filename, file_name, path: the image's
-            path within the source), a column `label` (or class; empty means unlabelled), if wanted `split`, and any
-            further columns, which travel into the dataset as text.
+            path within the source), a column `label` (or class, labels; empty means unlabelled), if wanted `split`,
+            and any further columns, which travel into the dataset as text. A list holds several labels.
+        separator: stands between the labels of one image in text; in a column `labels` it is `|` unless given.
 
     Raises:
         InputError: it is no such table, a row names no image, or a split is none.
@@ -90,7 +92,8 @@ def read_labels(address: str) -> LabelTable:
             said = LabelRow(None, None, (None,) * len(carried), reason, f"row {number} of the table: {message}")
         else:
             split = _split(row.get("split"), address, number)
-            said = LabelRow(_text(row.get(label_column)), split, _cells(row, carried))
+            cut = separator or (SEPARATOR if label_column == "labels" else "")
+            said = LabelRow(read_label(row.get(label_column), cut), split, _cells(row, carried))
         if key in rows:
             rows[key], said = _repeated(rows[key], said, number)
             repeats.append((key, said))
@@ -119,20 +122,20 @@ def _repeated(first: LabelRow, again: LabelRow, number: int) -> tuple[LabelRow, 
 
 def _merged_twins(rows: Mapping[str, LabelRow]) -> tuple[dict[str, LabelRow], tuple[str, ...]]:
     """Give labels that look alike their composed form (Unicode NFC); labels without such a twin stay as written."""
-    written = {row.label for row in rows.values() if row.label is not None}
+    written = {name for row in rows.values() for name in names_of(row.label)}
     forms = Counter(unicodedata.normalize("NFC", label) for label in written)
     twins = sorted(label for label, number in forms.items() if number > 1)
     if not twins:
         return dict(rows), ()
-    merged = {
-        key: row if row.label is None else row._replace(label=_twin(row.label, forms)) for key, row in rows.items()
-    }
+    merged = {key: row._replace(label=_twin(row.label, forms)) for key, row in rows.items()}
     return merged, tuple(
         f"label {label!r} is written in {forms[label]} ways (NFC, NFD): taken as one" for label in twins
     )
 
 
-def _twin(label: str, forms: Mapping[str, int]) -> str:
+def _twin(label: Label, forms: Mapping[str, int]) -> Label:
+    if not isinstance(label, str):
+        return label and make_names(_twin(name, forms) for name in label)
     composed = unicodedata.normalize("NFC", label)
     return composed if forms[composed] > 1 else label
 
@@ -272,12 +275,6 @@ def _pick(row: Mapping[str, Any], names: tuple[str, ...], address: str) -> str:
             mend="a table of labels has a column key and a column label",
         )
     return found[0]
-
-
-def _text(value: object) -> str | None:
-    if isinstance(value, (list, dict)):
-        raise InputError(f"label {value!r} is a list; an image has one label")
-    return None if value is None or value == "" else str(value)
 
 
 def _split(value: object, address: str, number: int) -> str | None:

@@ -16,6 +16,7 @@ from typing_extensions import override
 from pipelines.errors import DataError, InputError
 from pipelines.sources.base import Entry, Listing, Member, Source, Unit, image_id, member_of
 from pipelines.sources.columns import Columns
+from pipelines.sources.labels import Label, read_label
 from pipelines.sources.names import SPLIT_WORDS, path_parts
 from pipelines.sources.units import unit_bytes
 from pipelines.storage import Storage, StoredFile
@@ -88,7 +89,7 @@ class ParquetSource(Source):
         for group in range(parquet.num_row_groups):
             facts = parquet.metadata.row_group(group)
             size = max(1, facts.total_byte_size // max(1, facts.num_rows))
-            labels = _labels(parquet, group, layout)
+            labels = _labels(parquet, group, layout, self._columns.separator)
             if len(labels) != facts.num_rows:
                 raise pa.ArrowInvalid(f"row group {group} has {len(labels)} labels for {facts.num_rows} rows")
             for place in range(facts.num_rows):
@@ -111,7 +112,7 @@ class ParquetSource(Source):
 
     @override
     def listing_digest(self) -> str:
-        digest = hashlib.sha256(json.dumps(self._columns).encode())
+        digest = hashlib.sha256(json.dumps(self._columns[:2]).encode())
         for file in self._files:
             digest.update(f"\n{file.path}\0{file.size}\0{file.etag or f'{file.modified:.6f}'}".encode())
         return digest.hexdigest()
@@ -231,8 +232,11 @@ def _layout(schema: pa.Schema, columns: Columns, where: str) -> _Layout:
         raise InputError(
             f"{where} has no column {label!r}; it has {', '.join(schema.names)}", mend="name another with label_column"
         )
-    if label and pa.types.is_nested(schema.field(label).type):
-        raise InputError(f"{where}: column {label!r} holds lists; an image has one label", mend="name another column")
+    if label and pa.types.is_nested(kind := schema.field(label).type) and not _holds_names(kind):
+        raise InputError(
+            f"{where}: column {label!r} holds {kind}, and labels are names or lists of names",
+            mend="name another column with label_column",
+        )
     return _Layout(image, pa.types.is_struct(schema.field(image).type), label, _class_names(schema, label))
 
 
@@ -242,28 +246,36 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
+def _holds_names(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(is_list and not pa.types.is_nested(kind.value_type))
+
+
 def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
     """Return the names behind integer labels, as `datasets` keeps them in the file's metadata."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return tuple(map(str, features[label]["names"]))
-    except (KeyError, ValueError, TypeError):
+        feature = features[label]
+        of_list = feature.get("feature") if isinstance(feature, dict) else feature[0]
+        return tuple(map(str, (of_list or feature)["names"]))
+    except (KeyError, ValueError, TypeError, IndexError):
         return ()
 
 
-def _labels(parquet: pq.ParquetFile, group: int, layout: _Layout) -> list[str | None]:
+def _labels(parquet: pq.ParquetFile, group: int, layout: _Layout, separator: str) -> list[Label]:
     if not layout.label:
         return [None] * int(parquet.metadata.row_group(group).num_rows)
     values = parquet.read_row_group(group, columns=[layout.label]).column(0).to_pylist()
-    return [_label(value, layout.names) for value in values]
+    return [read_label(_named(value, layout.names), separator) for value in values]
 
 
-def _label(value: Any, names: Sequence[str]) -> str | None:
-    if value is None or value == "":
-        return None
+def _named(value: Any, names: Sequence[str]) -> Any:
+    """Return the name behind an integer label, or the names behind a list of them."""
+    if isinstance(value, list):
+        return [_named(each, names) for each in value]
     if names and isinstance(value, int):
         return names[value] if 0 <= value < len(names) else None  # -1 means unlabelled there
-    return str(value)
+    return value
 
 
 def _own_names(parquet: pq.ParquetFile, layout: _Layout) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pipelines.dataset.catalog import DATASET_FORMAT, format_ref, parse_ref, read_version
 from pipelines.errors import ConfigError, InputError
@@ -46,6 +48,7 @@ def plan(config: TrainConfig) -> TrainPlan:
             f"there is no dataset at {storage.uri}: no catalog is published there",
             mend=f"make one: resnet ingest SOURCE --out {uri}",
         )
+    check_labels(catalog, uri)
     inputs = {
         "dataset": str(catalog["fingerprint"]),
         # The same stored rows can be shown to a network in another geometry.
@@ -60,3 +63,22 @@ def plan(config: TrainConfig) -> TrainPlan:
     out = config.out or default_out(STAGE, key)
     dataset = format_ref(storage.uri, int(catalog["version"]))
     return TrainPlan(STAGE, key, inputs, out, dataset=dataset, classes=classes, initial=initial)
+
+
+def check_labels(catalog: Mapping[str, Any], uri: str) -> None:
+    """Refuse a dataset whose images have not one label each, saying how they get one.
+
+    Raises:
+        InputError: its labels are lists or numbers, or there are none.
+    """
+    if catalog["task"] != "single":
+        raise InputError(
+            f"{uri} has {catalog['task']} labels, and a network is trained on one label an image",
+            mend="ingest the images with one label each, into another place: resnet ingest SOURCE labels=TABLE.csv"
+            " task=single --out OTHER",
+        )
+    if not catalog.get("classes"):
+        raise InputError(
+            f"none of the {catalog['rows']:,} images of {uri} has a label, and there is nothing to learn without",
+            mend=f"write a table with the columns key and label: resnet data relabel {uri} TABLE.csv",
+        )

@@ -95,7 +95,7 @@ def test_rows_without_an_image_and_files_that_shrink_have_reasons(tmp_path: Path
         ({"left": [b"a"], "right": [b"b"]}, Columns(), "has 2 columns of bytes: left, right"),
         ({"image": [b"a"]}, Columns(image="photo"), "has no column 'photo' of encoded images; it has image"),
         ({"image": [b"a"]}, Columns(label="kind"), "has no column 'kind'; it has image"),
-        ({"image": [b"a"], "label": [["a", "b"]]}, Columns(), "column 'label' holds lists"),
+        ({"image": [b"a"], "label": [[["a"], ["b"]]]}, Columns(), "column 'label' holds list"),
     ],
 )
 def test_columns_that_cannot_be_meant(tmp_path: Path, columns: Any, named: Columns, message: str) -> None:
