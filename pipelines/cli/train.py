@@ -34,8 +34,19 @@ def _check_start(config: TrainConfig) -> None:
 @options.dataset
 @options.out
 @options.dry_run
+@click.option("--smoke", is_flag=True, help="Two steps of everything, nothing kept; says what a run would take.")
+@click.option("--find-lr", default="", metavar="FILE.png", help="Range test of the learning rate; draws it into FILE.")
 @options.as_json
-def command(config: str, overrides: tuple[str, ...], dataset: str, out: str, dry_run: bool, as_json: bool) -> None:
+def command(
+    config: str,
+    overrides: tuple[str, ...],
+    dataset: str,
+    out: str,
+    dry_run: bool,
+    smoke: bool,
+    find_lr: str,
+    as_json: bool,
+) -> None:
     """Train one network, e.g. `resnet train cifar10 --dataset datasets/cifar model.depth=20`.
 
     CONFIG is a preset, a YAML file, a dataset, or images (a folder, .zip or .tar), taken in that order; images are
@@ -48,6 +59,29 @@ def command(config: str, overrides: tuple[str, ...], dataset: str, out: str, dry
         _check_start(resolved)
         options.show_plan("train", resolved, as_json=as_json)
         return
+    if smoke or find_lr:
+        _probe(resolved, find_lr, as_json=as_json)
+        return
     from pipelines.train import stage  # torch and Ray load here, so that --help stays instant
 
     render.result(stage.run(resolved), as_json=as_json)
+
+
+def _probe(config: TrainConfig, picture: str, *, as_json: bool) -> None:
+    """Look at the training before it is run: two steps of everything, or the range test."""
+    from pipelines.train import probe
+
+    if not picture:
+        render.result(probe.smoke(config), as_json=as_json)
+        return
+    from pathlib import Path
+
+    from pipelines.errors import ConfigError
+    from pipelines.plots.rate_range import rate_range
+
+    if Path(picture).suffix.lower() != ".png":
+        raise ConfigError(f"--find-lr draws a PNG, and {picture} is none", mend="--find-lr range.png")
+    result, points = probe.find_rate(config)
+    rates, losses = [point.lr for point in points], [point.smooth for point in points]
+    Path(picture).write_bytes(rate_range(rates, losses, probe.suggested_rate(points)).data)
+    render.result(result, as_json=as_json)

@@ -1,0 +1,182 @@
+"""Looks at a training before it is run for hours: two steps of everything, and a range test of the learning rate.
+
+Both work in a throwaway folder, in this process, with the loop's own parts; nothing is published or tracked.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from pipelines.errors import DataError
+from pipelines.stage_output import StageResult
+from pipelines.storage import Storage
+from pipelines.tracking import TrackingConfig
+from pipelines.train.assemble import Parts, assemble
+from pipelines.train.checkpoint import load_checkpoint, save_checkpoint
+from pipelines.train.collectives import World
+from pipelines.train.config import TrainConfig
+from pipelines.train.evaluation import evaluate
+from pipelines.train.feed import Batch, SplitRows
+from pipelines.train.model import MODEL, write_model
+from pipelines.train.plan import plan as make_plan
+from pipelines.train.precision import resolve_device
+from pipelines.train.transfer import set_training
+
+SMOKE_STEPS = 2
+LOWEST, HIGHEST = 1e-4, 10.0
+"""Ends of the range test, as multiples of `optimizer.lr`."""
+_SMOOTHING = 0.9
+_ENOUGH = 4.0
+"""The test ends where the smoothed loss is so many times its lowest."""
+
+
+@dataclass(frozen=True)
+class RangePoint:
+    """One step of a range test."""
+
+    lr: float
+    loss: float
+    """Mean over the step's rows."""
+    smooth: float
+    """Exponential mean of it, without the bias of its start."""
+
+
+def smoke(config: TrainConfig) -> StageResult:
+    """Take two steps, evaluate, write a checkpoint and a package, read them again; say what the whole would take.
+
+    Raises:
+        PipelineError: what would have ended the run.
+    """
+    from pipelines.package.load import load_package
+
+    config = _pinned(config)
+    with tempfile.TemporaryDirectory(prefix="resnet-smoke-") as folder:
+        run = Storage.open(folder)
+        parts, device_name = _open(config)
+        spent_s: list[float] = []
+        for batch in islice(parts.feed.batches(1), SMOKE_STEPS):
+            started_s = time.perf_counter()
+            figures = parts.step(batch, 1.0).tolist()
+            spent_s.append(time.perf_counter() - started_s)
+            parts.state.cursor.step += 1
+            if not math.isfinite(figures[0]):
+                raise DataError(
+                    "the loss of the first steps is no number", mend="lower optimizer.lr, or verify the data"
+                )
+        started_s = time.perf_counter()
+        val_loss, _ = evaluate(
+            parts.state.network,
+            parts.state.kept_weights(),
+            parts.val_rows,
+            parts.step.prepare,
+            world=World(),
+            device=resolve_device(device_name),
+            autocast=parts.precision.autocast(),
+        )
+        evaluation_s = time.perf_counter() - started_s
+        parts.state.cursor.epoch = 1
+        save_checkpoint(run, parts.state.cursor.step, parts.state.to_files(parts.identity))
+        checkpoint = load_checkpoint(run, parts.state.cursor.step)
+        parts.state.load_files(checkpoint, parts.identity)
+        parts.state.cursor.best.step = checkpoint.step
+        write_model(config, run, parts.state.cursor.best)
+        load_package(str(Path(folder) / MODEL))
+    step_s = spent_s[-1]
+    whole_s = config.epochs * (parts.feed.num_batches * step_s + evaluation_s)
+    figures_shown: dict[str, float | int | str] = {
+        "steps": f"{len(spent_s)} of {config.epochs * parts.feed.num_batches:,}",
+        "device": f"{device_name}, {parts.precision.name}",
+        "images_per_s": round(len(batch.targets) / step_s, 1),
+        "val_loss": val_loss,
+        "peak_memory_mb": _peak_mb(),
+        "whole_run_would_take": _duration(whole_s),
+    }
+    return StageResult("train --smoke", "nothing was kept", "", skipped=False, figures=figures_shown)
+
+
+def find_rate(config: TrainConfig, *, steps: int = 200) -> tuple[StageResult, list[RangePoint]]:
+    """Raise the learning rate step by step until the loss breaks, and say which rate to take (arXiv:1506.01186).
+
+    Suggested is a third of the rate at which the smoothed loss is lowest: past it the loss no longer falls, and the
+    peak of a schedule that stays there for long must lie below.
+
+    Args:
+        config: the run; its schedule is not looked at, and the rates go from 1/10,000 to 10 times its own.
+        steps: steps of the whole range.
+
+    Raises:
+        DataError: the loss broke before it fell.
+    """
+    config = _pinned(config)
+    parts, device_name = _open(config)
+    set_training(parts.state.network, parts.frozen)
+    points: list[RangePoint] = []
+    mean = 0.0
+    for number, batch in enumerate(islice(_endless(parts), steps)):
+        factor = LOWEST * (HIGHEST / LOWEST) ** (number / max(1, steps - 1))
+        loss = parts.step(batch, factor).tolist()[0] / batch.global_rows
+        parts.state.cursor.step += 1
+        if not math.isfinite(loss):
+            break
+        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
+        smooth = mean / (1 - _SMOOTHING ** (number + 1))
+        points.append(RangePoint(factor * config.optimizer.lr, loss, smooth))
+        if smooth > _ENOUGH * min(point.smooth for point in points):
+            break
+    lowest = min(points, key=lambda point: point.smooth, default=None)
+    if lowest is None or lowest.smooth > 0.98 * points[0].smooth:
+        raise DataError(
+            "the loss did not fall at any rate",
+            mend="test another range with a smaller or larger optimizer.lr, or more steps",
+        )
+    figures: dict[str, float | int | str] = {
+        "steps": len(points),
+        "device": device_name,
+        "loss": f"{points[0].smooth:.3f} at the start, lowest {lowest.smooth:.3f} at a rate of {lowest.lr:.2g}",
+        "suggested": f"optimizer.lr={suggested_rate(points):g} held for long, {lowest.lr:.1g} as a peak after a warm-up",
+    }
+    result = StageResult("train --find-lr", "nothing was kept", "", skipped=False, figures=figures)
+    return result, points
+
+
+def suggested_rate(points: list[RangePoint]) -> float:
+    """Return a third of the rate at the lowest smoothed loss."""
+    return float(f"{min(points, key=lambda point: point.smooth).lr / 3:.1e}")
+
+
+def _pinned(config: TrainConfig) -> TrainConfig:
+    plan = make_plan(config)
+    return config.model_copy(update={"dataset": plan.dataset, "tracking": TrackingConfig(enabled=False)})
+
+
+def _open(config: TrainConfig) -> tuple[Parts, str]:
+    device = resolve_device("cpu" if config.use_gpu is False else "auto")
+    parts = assemble(config, World(), device, None, SplitRows)
+    set_training(parts.state.network, parts.frozen)
+    return parts, device.type
+
+
+def _endless(parts: Parts) -> Iterator[Batch]:
+    epoch = 0
+    while True:
+        epoch += 1
+        yield from parts.feed.batches(epoch)
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def _peak_mb() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10))
