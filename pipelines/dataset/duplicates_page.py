@@ -38,12 +38,13 @@ def make_page(alike: Alike, dataset: Dataset) -> bytes:
         ("Within a split", "They are seen more often than others.", rest),
     ):
         if clusters:
-            _add(page.section(title, intro), clusters, dataset)
+            add_clusters(page.section(title, intro), clusters, dataset)
     return page.render()
 
 
-def _add(section: Section, clusters: list[Cluster], dataset: Dataset) -> None:
-    shown = sorted(clusters, key=lambda cluster: -len(cluster.rows))[:_CLUSTERS_SHOWN]
+def add_clusters(section: Section, clusters: list[Cluster], dataset: Dataset, *, limit: int = _CLUSTERS_SHOWN) -> None:
+    """Add the largest clusters to a section, each as a row of images."""
+    shown = sorted(clusters, key=lambda cluster: -len(cluster.rows))[:limit]
     wanted: dict[str, list[int]] = {}
     for cluster in shown:
         for row in cluster.rows[:_IMAGES_SHOWN]:

@@ -55,7 +55,7 @@ class Classes:
     """Which row has which class: flat lists, so that a row may have several.
 
     Attributes:
-        names: the classes with at least `MIN_IMAGES` images.
+        names: the classes with enough images, in alphabetical order.
         rows: numbers of the rows that have one of them (R,).
         place: place in `rows` of each label (M,).
         index: class number of each label (M,).
@@ -67,8 +67,8 @@ class Classes:
     index: Indices
 
     @staticmethod
-    def of(labels: pa.Array | pa.ChunkedArray) -> Classes:
-        """Return the classes of a column of labels: names, lists of names, or null."""
+    def of(labels: pa.Array | pa.ChunkedArray, *, least: int = MIN_IMAGES) -> Classes:
+        """Return the classes of a column of labels (names, lists of names, or null) that have `least` images."""
         column = labels.combine_chunks() if isinstance(labels, pa.ChunkedArray) else labels
         if pa.types.is_list(column.type):
             parents = pc.list_parent_indices(column).to_numpy().astype(np.int64)
@@ -79,7 +79,7 @@ class Classes:
         index = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
         names = encoded.dictionary.to_pylist()
         counts = np.bincount(index[index >= 0], minlength=len(names))
-        order = sorted((number for number in range(len(names)) if counts[number] >= MIN_IMAGES), key=lambda n: names[n])
+        order = sorted((number for number in range(len(names)) if counts[number] >= least), key=lambda n: names[n])
         renumbered = np.full(len(names) + 1, -1, np.int64)  # the last stands for null
         renumbered[order] = np.arange(len(order))
         index = renumbered[index]

@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from pipelines.dataset.duplicates import Alike
-from pipelines.dataset.profile import PROPERTIES, TELLING, Profile
+from pipelines.dataset.duplicates_page import add_clusters
+from pipelines.dataset.predictive import Classes
+from pipelines.dataset.profile import TELLING, Profile
+from pipelines.dataset.quarantine import MAX_CHANCE, read_quarantine
+from pipelines.dataset.quarantine_page import add_thumbnails
 from pipelines.dataset.reader import Dataset
 from pipelines.dataset.stored_images import stored_images
 from pipelines.plots.contact_sheet import mosaic
@@ -16,6 +22,10 @@ from pipelines.plots.thumbnail import make_picture, make_thumbnail
 
 _CLASSES_SHOWN = 24
 _PER_CLASS = 8
+_PER_SPLIT = 16
+_CLUSTERS_SHOWN = 8
+_THUMBNAILS_SHOWN = 24
+_ROWS_SHOWN = 20
 _SHEET_PX = 560
 _WORDS = {
     "brightness": "brightness (0 black to 1 white)",
@@ -25,6 +35,7 @@ _WORDS = {
     "source_height": "height of the source, px",
     "aspect": "long by short side",
     "format": "file format",
+    "cropped_fraction": "share of the pixels cropped away",
 }
 _HINTS = {
     "dark": "nearly black",
@@ -32,6 +43,7 @@ _HINTS = {
     "one colour": "without contrast",
     "blurred": "without edges",
     "long": "long and narrow; cropping them loses most",
+    "cropped": "of which more than half was cut away",
 }
 
 
@@ -45,11 +57,14 @@ def make_sheet(dataset: Dataset, profile: Profile, alike: Alike) -> bytes:
         footer=f"Fingerprint {dataset.fingerprint}. Made from the columns of {dataset.ref}.",
     )
     _add_summary(page, dataset, profile, alike)
+    _add_difference(page, profile)
     _add_classes(page, dataset)
+    _add_splits(page, dataset, profile)
     _add_properties(page, profile)
     _add_telling(page, profile)
     _add_outliers(page, dataset, profile)
-    _add_refused(page, profile)
+    _add_duplicates(page, dataset, alike)
+    _add_refused(page, dataset, profile)
     return page.render()
 
 
@@ -73,13 +88,36 @@ def _add_summary(page: Page, dataset: Dataset, profile: Profile, alike: Alike) -
     )
     for warning in dataset.catalog.get("warnings", []):
         section.note(warning, warn=True)
-    for name, share in profile.telling.items():
-        if share >= TELLING:
+    for name, found in profile.telling.items():
+        if found.excess >= TELLING:
             section.note(
-                f"{_WORDS[name]} differs between classes (share {share:.2f}): a network may learn it instead of the"
-                " pictures",
+                f"{_WORDS.get(name, name)} tells class {found.label} from all others (by {found.share:.2f} of 1): a"
+                " network may learn it instead of the pictures",
                 warn=True,
             )
+
+
+def _add_difference(page: Page, profile: Profile) -> None:
+    """Say what the version has over its parent."""
+    found = profile.difference
+    if not found:
+        return
+    before, now = found["rows"]
+    section = page.section(
+        f"Against v{found['parent']}", f"Made by {found['stage']} from v{found['parent']}, by the two catalogs."
+    )
+    section.facts([Fact(f"{now:,}", f"images; {before:,} before", "lead"), Fact(f"{now - before:+,}", "difference")])
+    for title, pairs in (("split", found["splits"]), ("class", found["classes"]), ("count", found["counts"])):
+        rows: list[list[Cell]] = [[name, was, is_, f"{is_ - was:+,}"] for name, (was, is_) in pairs.items()]
+        if rows:
+            section.table([title, "before", "now", "difference"], rows[:_ROWS_SHOWN])
+        if len(rows) > _ROWS_SHOWN:
+            section.note(f"{len(rows) - _ROWS_SHOWN:,} more that differ less are not shown.")
+    facts: list[list[Cell]] = [
+        [name.replace("_", " "), value] for name, value in found["append"].items() if isinstance(value, (int, str))
+    ]
+    if facts:
+        section.table(["of the append", ""], facts)
 
 
 def _add_classes(page: Page, dataset: Dataset) -> None:
@@ -103,15 +141,52 @@ def _samples(dataset: Dataset) -> dict[str, list[Any]]:
     """Return thumbnails of up to eight training images of each of the first classes, spread over the split."""
     if "train" not in dataset.splits:
         return {}
-    labels = dataset.table("train", ["label"]).column("label").to_pylist()
-    places: dict[str, list[int]] = {label: [] for label in dataset.classes[:_CLASSES_SHOWN]}
-    for row, label in enumerate(labels):
-        if label in places:
-            places[label].append(row)
-    chosen = {label: rows[:: max(1, len(rows) // _PER_CLASS)][:_PER_CLASS] for label, rows in places.items() if rows}
-    images = stored_images(dataset, "train", sorted(row for rows in chosen.values() for row in rows))
+    classes = Classes.of(dataset.table("train", ["label"]).column("label"), least=1)
+    number = {name: index for index, name in enumerate(classes.names)}
+    chosen: dict[str, list[int]] = {}
+    for label in dataset.classes[:_CLASSES_SHOWN]:
+        rows = classes.rows[classes.place[classes.index == number.get(label, -1)]]
+        if len(rows):
+            chosen[label] = _spread(rows.tolist(), _PER_CLASS)
+    images = stored_images(dataset, "train", sorted({row for rows in chosen.values() for row in rows}))
     found = {label: [make_thumbnail(images[row]) for row in rows] for label, rows in chosen.items()}
     return {label: [pixels for pixels in all_of if pixels is not None] for label, all_of in found.items()}
+
+
+def _spread(rows: Sequence[int], limit: int) -> list[int]:
+    """Return up to `limit` of the rows, spread over all."""
+    return [rows[place] for place in np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int))]
+
+
+def _add_splits(page: Page, dataset: Dataset, profile: Profile) -> None:
+    """Show the splits side by side: sizes, colours, a few pictures of each."""
+    splits = [name for name in ("train", "val", "test") if name in profile.channels]
+    section = page.section("Splits", "Splits of one source should look alike, in figures and in pictures.")
+    total = sum(dataset.num_rows(split) for split in splits)
+    rows: list[list[Cell]] = [
+        [
+            split,
+            dataset.num_rows(split),
+            Meter(dataset.num_rows(split) / total, f"{dataset.num_rows(split) / total:.1%}"),
+            int(dataset.catalog["splits"][split]["unlabelled"]),
+            *(
+                f"{mean:.3f} \N{PLUS-MINUS SIGN} {std:.3f}"
+                for mean, std in zip(*profile.channels[split].values(), strict=True)
+            ),
+        ]
+        for split in splits
+    ]
+    section.table(["split", "images", "share", "unlabelled", "red", "green", "blue"], rows)
+    cards = []
+    for split in splits:
+        places = _spread(range(dataset.num_rows(split)), _PER_SPLIT)
+        images = stored_images(dataset, split, places)
+        shown = [pixels for place in places if (pixels := make_thumbnail(images[place])) is not None]
+        columns = min(_PER_CLASS, len(shown))
+        side = max(max(pixels.shape[:2]) for pixels in shown)
+        sheet = mosaic(shown, columns=columns, scale=_SHEET_PX / columns / side)
+        cards.append(FigureCard(sheet, split, "", alt=f"{len(shown)} images of split {split}"))
+    section.figures(cards)
 
 
 def _add_properties(page: Page, profile: Profile) -> None:
@@ -119,8 +194,7 @@ def _add_properties(page: Page, profile: Profile) -> None:
     splits = list(profile.by_split)
     rows: list[list[Cell]] = [
         [_WORDS[name], *profile.properties[name], *(profile.by_split[split][name] for split in splits)]
-        for name in PROPERTIES
-        if name in profile.properties
+        for name in profile.properties
     ]
     columns = ["property", "least", "5%", "median", "95%", "most", *(f"mean of {split}" for split in splits)]
     section.table(columns, rows)
@@ -129,18 +203,24 @@ def _add_properties(page: Page, profile: Profile) -> None:
         [name, number, Meter(number / total, f"{number / total:.1%}")] for name, number in profile.formats.items()
     ]
     section.table(["source format", "images", "share"], formats)
+    sizes: list[list[Cell]] = [[name, number] for name, number in profile.sizes.items()]
+    section.table(["commonest sizes of the sources, px", "images"], sizes)
+    if profile.flags:
+        flags: list[list[Cell]] = [[name, number] for name, number in list(profile.flags.items())[:_ROWS_SHOWN]]
+        section.table(["remark", "images"], flags)
 
 
 def _add_telling(page: Page, profile: Profile) -> None:
     rows: list[list[Cell]] = [
-        [_WORDS[name], Meter(share, f"{share:.2f}")]
-        for name, share in sorted(profile.telling.items(), key=lambda item: -item[1])
+        [_WORDS.get(name, name), found.label, Meter(found.share, f"{found.share:.2f}"), f"{found.chance:.2f}"]
+        for name, found in sorted(profile.telling.items(), key=lambda item: -item[1].share)
     ]
     page.section(
         "What gives the label away",
-        "Share of a property's variance that lies between classes (eta squared; Cramer's V for the format). A high"
-        " share is no fault by itself: snow is bright. It is one where it comes from the camera, the site or the crop.",
-    ).table(["property", "share between classes"], rows)
+        "How well a property tells one class from all others: 0 not at all, 1 always (for numbers from the area under"
+        " the ROC curve, for names Cramer's V). Chance is what shuffled labels reach. A high share is no fault by"
+        " itself: snow is bright. It is one where it comes from the camera, the site or the crop.",
+    ).table(["property", "class told best", "share", "chance"], rows)
 
 
 def _add_outliers(page: Page, dataset: Dataset, profile: Profile) -> None:
@@ -166,15 +246,37 @@ def _tiles(dataset: Dataset, rows: Sequence[dict[str, Any]]) -> list[Tile]:
     return tiles
 
 
-def _add_refused(page: Page, profile: Profile) -> None:
-    if not profile.refused:
-        page.section("Refused", "Every member of the source was readable.")
+def _add_duplicates(page: Page, dataset: Dataset, alike: Alike) -> None:
+    """Show what stands more than once, and what straddles splits."""
+    counts, exact = alike.counts(), dataset.catalog.get("duplicates", {})
+    section = page.section("Duplicates and leaks", "By bytes when it was made, by perceptual hash as it stands now.")
+    table: list[list[Cell]] = [
+        ["exact copies taken out of another split", exact.get("leaks_dropped", 0)],
+        ["exact copies that stay in a less held-out split", exact.get("leaks_kept", 0)],
+        ["exact copies within a split", exact.get("within_a_split", 0)],
+        ["pictures under different labels", exact.get("label_conflicts", 0)],
+        *([f"dropped by policy as {reason}", number] for reason, number in exact.get("dropped", {}).items()),
+        ["groups of look-alikes", counts["clusters"]],
+        ["images in them", counts["images_in_clusters"]],
+        ["groups across splits", counts["clusters_across_splits"]],
+        ["groups with different labels", counts["clusters_with_different_labels"]],
+        ["images of one colour, not compared", counts["one_colour"]],
+    ]
+    section.table(["what", "number"], table)
+    across = [cluster for cluster in alike.clusters if len(cluster.splits) > 1]
+    if across:
+        add_clusters(section, across, dataset, limit=_CLUSTERS_SHOWN)
+
+
+def _add_refused(page: Page, dataset: Dataset, profile: Profile) -> None:
+    accepted = int(dataset.catalog["counts"].get("accepted", 0))
+    if not profile.refused and not accepted:
+        page.section("Quarantine", "Every member of the source was taken.")
         return
-    section = page.section("Refused")
+    section = page.section("Quarantine", f"{accepted:,} more are accepted as lost." if accepted else "")
     section.table(["reason", "members"], [[reason, number] for reason, number in profile.refused.items()])
-    if profile.refused_bias is not None and profile.refused_bias < 0.01:
-        section.note(
-            f"Some classes lost more than others (chi-square, p = {profile.refused_bias:.1g}): figures of those classes"
-            " stand for what could be read, not for the class.",
-            warn=True,
-        )
+    classes: list[list[Cell]] = [list(row) for row in profile.refused_classes[:_ROWS_SHOWN]]
+    section.table(["reason", "class", "members"], classes)
+    if profile.refused_bias is not None and profile.refused_bias.chance < MAX_CHANCE:
+        section.note(profile.refused_bias.words, warn=True)
+    add_thumbnails(section, read_quarantine(dataset), limit=_THUMBNAILS_SHOWN)

@@ -124,6 +124,16 @@ def find_bias(kept: Mapping[str, int], refused: Mapping[str, int]) -> Bias | Non
     return Bias(chance, [(labels[place], int(gone[place]), int(members[place])) for place in worst])
 
 
+def bias_of(dataset: Dataset) -> Bias | None:
+    """Test whether some classes of a version lost more images than others; None where too little was refused to say."""
+    if dataset.catalog["counts"].get("quarantined", 0) < 2 * _MIN_MEAN_EXPECTED:
+        return None
+    kept: Counter[str] = Counter()
+    for part in dataset.catalog["splits"].values():
+        kept.update(part["labels"])
+    return find_bias(kept, Counter(row["label"] for row in read_quarantine(dataset) if row["label"] is not None))
+
+
 def accept(reference: str, reason: str, *, wanted: Callable[[Row], bool]) -> tuple[int | None, int]:
     """Declare refused members as lost for good, in a version of its own; return it and how many.
 

@@ -190,13 +190,18 @@ def _read_update(
 
 
 def _hold_checks(config: IngestConfig, store: Storage, catalog: Catalog) -> list[str]:
-    """Refuse to publish what fails a check; return the sentences of those that only warn."""
-    if not config.checks:
-        return []
+    """Refuse to publish what fails a check; return what only warns, and whether some classes lost more than others."""
+    from pipelines.dataset.quarantine import MAX_CHANCE, bias_of
     from pipelines.dataset.reader import Dataset
-    from pipelines.ingest.checks import hold
 
-    return hold(config.checks, Dataset(store.uri, 0, catalog))
+    dataset = Dataset(store.uri, 0, catalog)
+    bias = bias_of(dataset)
+    warnings = [bias.words] if bias is not None and bias.chance < MAX_CHANCE else []
+    if config.checks:
+        from pipelines.ingest.checks import hold
+
+        warnings += hold(config.checks, dataset)
+    return warnings
 
 
 def _do_units(
