@@ -141,7 +141,7 @@ def find_rate(config: TrainConfig, *, steps: int = 200) -> tuple[StageResult, li
         "steps": len(points),
         "device": device_name,
         "loss": f"{points[0].smooth:.3f} at the start, lowest {lowest.smooth:.3f} at a rate of {lowest.lr:.2g}",
-        "suggested": f"optimizer.lr={suggested_rate(points):g} held for long, {lowest.lr:.1g} as a peak after a warm-up",
+        "suggested": f"optimizer.lr={suggested_rate(points):g} held for long, {lowest.lr:.1g} as a warmed-up peak",
     }
     result = StageResult("train --find-lr", "nothing was kept", "", skipped=False, figures=figures)
     return result, points
