@@ -118,6 +118,8 @@ def parse_override(text: str) -> tuple[str, object]:
             where=_COMMAND_LINE,
             mend="write for example optimizer.lr=0.1, without spaces around the =",
         )
+    if value.strip() in ("|", ">", ","):
+        return key, value.strip()  # a separator is meant; as YAML it would be the beginning of something, or nothing
     try:
         node = _compose(value)
         return key, "" if node is None else _plain(node, (), {})

@@ -197,7 +197,7 @@ class IngestConfig(StrictModel):
     image_column: str = later_field("", legacy="")
     """Column of the images where the source is Parquet; empty: found by its name and type."""
     label_column: str = later_field("", legacy="")
-    """Column of the labels where the source is Parquet; empty: label, class or the like."""
+    """Column of the labels in the table of labels, or where the source is Parquet; empty: label, class or the like."""
     label_separator: str = later_field("", legacy="")
     """What stands between the labels of one image in a column of text, for example |; lists need none."""
     task: Literal["auto", "single", "multi", "unlabelled"] = later_field("auto", legacy="auto")

@@ -30,12 +30,13 @@ def open_images(config: IngestConfig) -> Source:
     Raises:
         InputError: the source or the table is missing, or not what it is taken for.
     """
-    columns = Columns(config.image_column, config.label_column, config.label_separator)
-    source = open_source(config.source, config.source_name, columns=columns)
+    told = ("", "") if config.labels else (config.label_column, config.label_separator)
+    source = open_source(config.source, config.source_name, columns=Columns(config.image_column, *told))
     if config.labels:
         from pipelines.sources.labelled import LabelledSource, read_labels
 
-        source = LabelledSource(source, read_labels(config.labels, config.label_separator))
+        table = read_labels(config.labels, column=config.label_column, separator=config.label_separator)
+        source = LabelledSource(source, table)
     source.task = config.task
     return source
 

@@ -56,7 +56,7 @@ class LabelTable:
     warnings: tuple[str, ...] = ()
 
 
-def read_labels(address: str, separator: str = "") -> LabelTable:
+def read_labels(address: str, *, column: str = "", separator: str = "") -> LabelTable:
     """Read a table of labels.
 
     Labels that differ only in how their accents are written (NFC, NFD) are one label, in its NFC form.
@@ -65,6 +65,7 @@ def read_labels(address: str, separator: str = "") -> LabelTable:
         address: a CSV, TSV, JSONL or Parquet file with a column `key` (or file, filename, file_name, path: the image's
             path within the source), a column `label` (or class, labels; empty means unlabelled), if wanted `split`,
             and any further columns, which travel into the dataset as text. A list holds several labels.
+        column: the column of labels where it has another name.
         separator: stands between the labels of one image in text; in a column `labels` it is `|` unless given.
 
     Raises:
@@ -77,7 +78,8 @@ def read_labels(address: str, separator: str = "") -> LabelTable:
     carried: tuple[str, ...] = ()
     for number, row in enumerate(parse_rows(data, address), start=1):
         if not key_column:
-            key_column, label_column = _pick(row, _KEYS, address), _pick(row, _LABELS, address)
+            key_column = _pick(row, _KEYS, address)
+            label_column = _pick(row, (column,) if column else _LABELS, address)
             carried = tuple(name for name in row if name not in (key_column, label_column, "split"))
             if taken := sorted(OUR_COLUMNS.intersection(carried)):
                 raise InputError(

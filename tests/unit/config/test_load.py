@@ -148,3 +148,8 @@ def test_a_field_added_later_leaves_old_keys_alone() -> None:
 
     assert output_values(Grown()) == output_values(Example())
     assert output_values(Grown(blur=1.0))["blur"] == 1.0
+
+
+@pytest.mark.parametrize("mark", ["|", ",", ">"])
+def test_a_separator_alone_is_text(mark: str) -> None:
+    assert parse_override(f"label_separator={mark}") == ("label_separator", mark)

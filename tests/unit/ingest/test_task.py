@@ -125,14 +125,19 @@ def test_rows_of_lists_are_relabelled(multi: Dataset, tmp_path: Path) -> None:
     assert ("['sea']", "['sea', 'town']", 1) in label_shift(found)
 
 
-@pytest.mark.parametrize("table", [
-    "key,labels\n{rows}", "key,label\n{rows}",
-], ids=["a column labels", "a separator"])  # fmt: skip
-def test_text_with_a_separator(flat: Path, tmp_path: Path, table: str) -> None:
-    rows = "\n".join(f"{n:02d}.jpg,{'|'.join(LABELS[n % 6] or [])}" for n in range(36))
-    (tmp_path / "labels.csv").write_text(table.format(rows=rows) + "\n")
-    separator = {"label_separator": "|"} if "labels" not in table else {}
-    dataset = ingest(flat, tmp_path / "out", labels=str(tmp_path / "labels.csv"), **separator)
+@pytest.mark.parametrize(
+    ("column", "mark", "settings"),
+    [
+        ("labels", "|", {}),
+        ("label", ";", {"label_separator": ";"}),
+        ("tags", " ", {"label_column": "tags", "label_separator": " "}),
+    ],
+    ids=["a column labels", "a separator", "a named column"],
+)
+def test_text_with_a_separator(flat: Path, tmp_path: Path, column: str, mark: str, settings: dict[str, str]) -> None:
+    rows = "\n".join(f"{n:02d}.jpg,{mark.join(LABELS[n % 6] or [])}" for n in range(36))
+    (tmp_path / "labels.csv").write_text(f"key,{column}\n{rows}\n")
+    dataset = ingest(flat, tmp_path / "out", labels=str(tmp_path / "labels.csv"), **settings)
     text_cannot_say_none = {key: label or None for key, label in expected().items()}
     assert labels_of(dataset) == text_cannot_say_none
 
