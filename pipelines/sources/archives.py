@@ -35,7 +35,7 @@ class ArchivesSource(Source):
             ignored.update(listing.ignored)
             faults += [f"{path}: {fault}" for fault in listing.faults]
             entries += [self._outer(number, path, entry) for entry in listing.entries]
-        named = labels_and_splits([_spoken(entry.key) for entry in entries], [bool(entry.reason) for entry in entries])
+        named = labels_and_splits([spoken(entry.key) for entry in entries], [bool(entry.reason) for entry in entries])
         labelled = [
             entry._replace(label=entry.label if entry.label is not None else label, given_split=split)
             for entry, (label, split) in zip(entries, named, strict=True)
@@ -90,7 +90,7 @@ class ArchivesSource(Source):
         return self._archives[number][1].open(Unit(unit.index, inner))
 
 
-def _spoken(key: str) -> str:
+def spoken(key: str) -> str:
     """Return a key as a path with the archive's name as a folder: `a/val-000.tar!/x.jpg` is `a/val/x.jpg`."""
     outer, _, inner = key.partition("!/")
     folder, _, file = outer.rpartition("/")

@@ -63,7 +63,7 @@ def name_fault(key_bytes: bytes) -> tuple[str, str]:
     name = path[path.rfind(b"/") + 1 :]
     extension = name[name.rfind(b".") + 1 :].lower() if b"." in name else b""
     if extension.decode("latin-1") in ARCHIVE_EXTENSIONS:
-        return "NESTED", "an archive inside the source is not opened; give it as a source of its own"
+        return "NESTED", "an archive this deep inside the source is not opened; give it as a source of its own"
     return "", ""
 
 

@@ -14,6 +14,7 @@ from pipelines.sources.columns import Columns
 from pipelines.sources.folder import FolderSource
 from pipelines.sources.idx import IdxSource, is_idx
 from pipelines.sources.names import ARCHIVE_EXTENSIONS, ignored_as
+from pipelines.sources.nested import NestedSource
 from pipelines.sources.tar import TarSource
 from pipelines.sources.zip import ZipSource
 from pipelines.storage import Storage
@@ -57,7 +58,8 @@ def open_source(uri: str, name: str = "", *, columns: Columns | None = None) -> 
         storage = Storage.open(parent or "/")
         size = storage.size(last)
         if size is not None:
-            return _open_file(storage, last, size, name or last, columns or Columns())
+            source = _open_file(storage, last, size, name or last, columns or Columns())
+            return NestedSource(source, open_inner) if isinstance(source, (ZipSource, TarSource)) else source
     folder = FolderSource(whole, name or last)
     if not folder.files():
         raise _missing(uri, whole)
@@ -84,7 +86,15 @@ def _open_folder(folder: FolderSource, uri: str, columns: Columns) -> Source:
         from pipelines.sources.parquet import ParquetSource  # pyarrow, which no other source needs
 
         return ParquetSource(whole, folder.uri, tables, folder.name, columns)
-    return folder
+    return NestedSource(folder, open_inner) if packed else folder
+
+
+def open_inner(storage: Storage, path: str, size: int) -> Source:
+    """Return the archive that lies inside another, at a path of a storage that holds it alone."""
+    source = _open_file(storage, path, size, path, Columns())
+    if not isinstance(source, (ZipSource, TarSource)):
+        raise InputError(f"{storage.address(path)} is no archive of images")
+    return source
 
 
 def _open_file(storage: Storage, path: str, size: int, name: str, columns: Columns) -> Source:

@@ -320,11 +320,6 @@ def test_zip64_archives_are_read(tmp_path: Path) -> None:
     assert [(member.key, member.data) for member in members(source)] == [("a/1.jpg", JPEG)]
 
 
-def test_nested_archives_are_named(place: Storage) -> None:
-    source = open_bytes(place, "x.tar", factories.make_tar([*GOOD, ("inner.tar", factories.make_tar(GOOD))]))
-    assert [key for key, reason, _ in outcomes(source) if reason == "NESTED"] == ["inner.tar"]
-
-
 def test_random_damage_never_escapes(tmp_path: Path) -> None:
     import random
 

@@ -94,9 +94,8 @@ def test_a_damaged_archive_among_them_is_named(tmp_path: Path) -> None:
         open_source(str(tmp_path / "wds"))
 
 
-def test_an_archive_among_loose_images_is_still_a_member_with_a_reason(tmp_path: Path) -> None:
-    (tmp_path / "cat").mkdir()
-    (tmp_path / "cat" / "1.png").write_bytes(IMAGES[0])
-    shard(tmp_path / "cat" / "more.tar", range(3))
+def test_an_archive_inside_an_archive_of_a_folder_is_a_member_with_a_reason(tmp_path: Path) -> None:
+    inner = factories.make_tar([("x.png", IMAGES[0])])
+    (tmp_path / "a.tar").write_bytes(factories.make_tar([("1.png", IMAGES[1]), ("in.tar", inner)]))
     reasons = {entry.key: entry.reason for entry in open_source(str(tmp_path)).listing().entries}
-    assert reasons == {"cat/1.png": "", "cat/more.tar": "NESTED"}
+    assert reasons == {"a.tar!/1.png": "", "a.tar!/in.tar": "NESTED"}
