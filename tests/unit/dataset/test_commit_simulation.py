@@ -27,7 +27,8 @@ from pipelines.dataset.catalog import (
 )
 from pipelines.dataset.collect import clean_run, compact, gc, named_files, owner_of
 from pipelines.dataset.content import append_catalog
-from pipelines.dataset.patch import Change, publish_patch
+from pipelines.dataset.patch import Change, add_patch, publish_patch, resolve_changes
+from pipelines.dataset.reader import Dataset
 from pipelines.dataset.receipt import ShardFile, UnitReport, read_receipts, write_receipt
 from pipelines.dataset.shards import read_shard_list
 from pipelines.dataset.writer import ShardWriter
@@ -48,7 +49,12 @@ from tests.unit.dataset.simulation import (
     open_here,
 )
 
-SOURCES = {"one": ("1" * 32, {0: [0], 1: [1]}), "two": ("2" * 32, {0: [2]}), "three": ("3" * 32, {0: [3]})}
+SOURCES = {
+    "one": ("1" * 32, {0: [0], 1: [1]}),
+    "two": ("2" * 32, {0: [2]}),
+    "three": ("3" * 32, {0: [3]}),
+    "one, grown": ("4" * 32, {0: [0, 4]}),
+}
 """Source name -> stage key and numbered rows of each unit."""
 
 
@@ -79,13 +85,40 @@ def ingest(source: str) -> Command:
     return command
 
 
+def grow(storage: Storage, process: str) -> None:
+    """Append news of the first source: one image of it changed, so that its row is superseded, and one is new."""
+    known, (key, units) = SOURCES["one"][0], SOURCES["one, grown"]
+    newest = read_version(storage)
+    if not newest or newest["sources"].get("one") != known:
+        return
+    run_id = next_run_id(storage, key)
+    receipts = read_receipts(storage, run_id)
+    for unit in units:
+        if unit not in receipts:
+            report = write_shards(storage, run_id, "one, grown", unit, process)
+            receipts[unit] = write_receipt(storage, run_id, unit, report)
+    files = [file for _, receipt in sorted(receipts.items()) for file in UnitReport.from_json(receipt).files]
+    own = make_test_catalog(storage, run_id, files, [], "one")
+
+    def joined(standing: dict, version: int) -> dict:
+        base = Dataset(URI, version, standing)
+        rows = resolve_changes(base, [Change(image_id(0, "one"), "live", False, "superseded")])
+        return append_catalog(add_patch(base, run_id, rows), own, grows={"one": known})
+
+    publish_version(storage, run_id, joined(newest, newest["version"]), base=newest["version"], rebase=joined)
+    clean_run(storage, run_id)
+
+
 @cache
 def written_unit(source: str, unit: int) -> tuple[ShardFile, bytes]:
     """Return the shard of a unit and its bytes, written once: they do not depend on the attempt."""
     storage = SimStorage(World())
     writer = ShardWriter(storage, "run", unit, "once")
     for number in SOURCES[source][1][unit]:
-        writer.append("train", make_row(number, source=source))
+        row = make_row(number, source=source.partition(",")[0])
+        if source == "one, grown" and number == 0:
+            row["source_sha256"] = "0" * 64  # the same image with other content
+        writer.append("train", row)
     (file,) = writer.close().files
     return file, storage.read(file.path)
 
@@ -148,7 +181,8 @@ def leave_litter(storage: Storage, process: str) -> None:
 
 
 COMMANDS: dict[str, Command] = {
-    **{source: ingest(source) for source in SOURCES},
+    **{source: ingest(source) for source in ("one", "two", "three")},
+    "grow": grow,
     "gc": collect,
     "patch": relabel,
     "restore": restore,
@@ -284,6 +318,7 @@ ALONE = [
     (("one", "litter"), "gc"),
     (("one",), "patch"),
     (("one", "two", "patch"), "compact"),
+    (("one",), "grow"),
 ]
 """What stands before, and the command whose calls fail."""
 
@@ -294,10 +329,16 @@ PAIRS = {
     "the same ingest twice": (EMPTY_PLACE, ["two", "two'"], is_shared),
     "a patch and an append": (("one",), ["patch", "two"], is_catalog),
     "the same patch twice": (("one",), ["patch", "patch'"], is_catalog),
+    "a grown source and another": (("one",), ["grow", "two"], is_catalog),
+    "a grown source twice": (("one",), ["grow", "grow'"], is_shared),
+    "a grown source and a patch": (("one",), ["grow", "restore"], is_catalog),
+    "a grown source and gc": (("one",), ["grow", "gc"], is_shared),
+    "a grown source and compacting": (("one", "patch"), ["grow", "compact"], is_catalog),
     "compacting and an append": (("one", "patch"), ["compact", "two"], is_catalog),
     "compacting and a patch": (("one", "patch"), ["compact", "restore"], is_catalog),
 }
 """What stands before, the commands, and which of their calls are worth a turn."""
+LONG_PAIRS = ("a grown source twice", "a grown source and gc")
 
 
 def explore_named(
@@ -321,7 +362,9 @@ def test_every_call_killed_before_or_after_or_its_answer_lost(before, name, faul
     assert explore_named(before, [name], every_call, faults=faults) > 3 * len(FAULTS)
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG_PAIRS else []) for name in PAIRS]
+)
 def test_every_order_of_commands_that_run_at_once(name):
     before, names, has_turn = PAIRS[name]
     assert explore_named(before, names, has_turn, faults=0) > len(names)
