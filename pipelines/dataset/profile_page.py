@@ -53,7 +53,9 @@ def make_sheet(dataset: Dataset, profile: Profile, alike: Alike) -> bytes:
     page = Page(
         f"Data sheet: {dataset.ref.rsplit('/', 1)[-1]}",
         kicker="resnet-pipelines",
-        lead=f"{catalog['rows']:,} images of {len(dataset.classes)} classes from {', '.join(catalog['sources'])}.",
+        lead=f"{catalog['rows']:,} images"
+        + (f" of {len(dataset.classes):,} classes" if dataset.classes else " without labels")
+        + f" from {', '.join(catalog['sources'])}.",
         footer=f"Fingerprint {dataset.fingerprint}. Made from the columns of {dataset.ref}.",
     )
     _add_summary(page, dataset, profile, alike)
@@ -211,6 +213,8 @@ def _add_properties(page: Page, profile: Profile) -> None:
 
 
 def _add_telling(page: Page, profile: Profile) -> None:
+    if not any(found.label for found in profile.telling.values()):
+        return  # fewer than two classes with images enough: there is nothing to tell apart
     rows: list[list[Cell]] = [
         [_WORDS.get(name, name), found.label, Meter(found.share, f"{found.share:.2f}"), f"{found.chance:.2f}"]
         for name, found in sorted(profile.telling.items(), key=lambda item: -item[1].share)
@@ -273,7 +277,7 @@ def _add_refused(page: Page, dataset: Dataset, profile: Profile) -> None:
     if not profile.refused and not accepted:
         page.section("Quarantine", "Every member of the source was taken.")
         return
-    section = page.section("Quarantine", f"{accepted:,} more are accepted as lost." if accepted else "")
+    section = page.section("Quarantine", f"{accepted:,} more {'are' if accepted > 1 else 'is'} accepted as lost." if accepted else "")
     section.table(["reason", "members"], [[reason, number] for reason, number in profile.refused.items()])
     classes: list[list[Cell]] = [list(row) for row in profile.refused_classes[:_ROWS_SHOWN]]
     section.table(["reason", "class", "members"], classes)

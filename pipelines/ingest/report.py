@@ -34,6 +34,7 @@ def write_sheet(store: Storage, run_id: str, catalog: Mapping[str, Any]) -> dict
         "duplicates": catalog["duplicates"],
         "ignored": catalog["ignored"],
         "flags": catalog["flags"],
+        "difference": catalog.get("difference", {}),
         "warnings": catalog.get("warnings", []),
         "samples": [{"label": label, "key": key} for label, key, _ in samples],
     }

@@ -367,6 +367,16 @@ def _not_given(stray: str) -> str:
     )
 
 
+def _dropped(catalog: Catalog) -> dict[str, int]:
+    """Return how many rows went by policy: out of a less held-out split, and beside another."""
+    reasons = catalog.get("duplicates", {}).get("dropped")
+    if reasons is None:  # by an earlier release, which dropped leaks alone
+        return {"leaks_dropped": catalog["counts"]["dropped"]}
+    leaks = sum(number for reason, number in reasons.items() if reason.endswith("LEAK"))
+    copies = sum(reasons.values()) - leaks
+    return {"leaks_dropped": leaks, **({"copies_dropped": copies} if copies else {})}
+
+
 def _result(plan: Plan, catalog: Catalog, *, skipped: bool, **rate: float) -> IngestResult:
     counts = catalog["counts"]
     figures: dict[str, float | int | str] = {
@@ -374,7 +384,7 @@ def _result(plan: Plan, catalog: Catalog, *, skipped: bool, **rate: float) -> In
         "classes": len(catalog["classes"]),
         **{split: catalog["splits"][split]["rows"] for split in ("train", "val", "test") if split in catalog["splits"]},
         "quarantined": counts["quarantined"],
-        "leaks_dropped": counts["dropped"],
+        **_dropped(catalog),
         "fingerprint": catalog["fingerprint"][:16],
         **rate,
     }
@@ -387,6 +397,8 @@ def _result(plan: Plan, catalog: Catalog, *, skipped: bool, **rate: float) -> In
             f"resnet ingest {next(iter(catalog['locations'].values()))} labels=LABELS.csv --out OTHER",
             commands[0],
         )
+    if counts["quarantined"] > counts.get("accepted", 0):
+        commands = (*commands, f"resnet data quarantine list {plan.out}")
     if not skipped and (difference := catalog.get("difference")):
         figures |= {name: difference[name] for name in _NEWS if difference[name]}
         commands = (f"resnet data diff {plan.out}@v{difference['parent']} {plan.out}", *commands)
