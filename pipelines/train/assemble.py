@@ -99,6 +99,8 @@ def assemble(
         device=device,
         dtype=precision.weights,
     )
+    if config.compile:
+        network.compile(dynamic=True)  # the last batch of an epoch is shorter
     step = Step(
         config,
         state,

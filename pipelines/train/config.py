@@ -96,6 +96,17 @@ class AugmentConfig(StrictModel):
         return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
 
+class ProgressiveConfig(StrictModel):
+    """Smaller images first (arXiv:2104.00298, sec. 4): early epochs cost less, and little is lost."""
+
+    start_fraction: float = Field(1.0, gt=0, le=1)
+    """Side of the images in the first epoch, as a fraction of the full side; 1: full size from the start."""
+    full_at: float = Field(0.75, gt=0, le=1)
+    """Share of the run after which images have their full side; it grows straight until then, an epoch at a time."""
+    multiple_px: int = Field(4, ge=1, le=64)
+    """Sides are rounded to multiples of this; 32 suits networks that shrink 32 times."""
+
+
 class DivergenceConfig(StrictModel):
     """What happens when the loss stops being a number, or jumps."""
 
@@ -195,6 +206,10 @@ class TrainConfig(StrictModel):
     """The learning rate over the run."""
     augment: AugmentConfig = AugmentConfig()
     """Random changes of training images."""
+    progressive: ProgressiveConfig = later_field(
+        ProgressiveConfig(), legacy=ProgressiveConfig().model_dump(mode="json")
+    )
+    """Smaller images first. Validation sees the full size throughout."""
     epochs: int = Field(30, ge=1)
     """Passes over the training rows."""
     patience_epochs: int = later_field(0, legacy=0, ge=0)
@@ -215,6 +230,8 @@ class TrainConfig(StrictModel):
     precision: Literal["auto", "float64", "float32", "bf16", "fp16"] = "auto"
     """Type of the matrix products. auto: bf16 or fp16 on a GPU, bf16 on a CPU that has it in hardware, else float32.
     float64 is for comparing runs: rounding no longer hides or makes differences."""
+    compile: bool = runtime_field(False)
+    """Compile the network (torch.compile): minutes at the start, then faster on GPUs, results equal up to rounding."""
     channels_last: bool = True
     """Keep images channels-last in memory; faster for convolutions in most places, results equal up to rounding."""
     seed: int = Field(0, ge=0, lt=2**63)

@@ -1,10 +1,10 @@
-"""The learning rate as a pure function of how far the run has come."""
+"""The learning rate, and the side of the images, as pure functions of how far the run has come."""
 
 from __future__ import annotations
 
 import math
 
-from pipelines.train.config import ScheduleConfig
+from pipelines.train.config import ProgressiveConfig, ScheduleConfig
 
 
 def rate_at(schedule: ScheduleConfig, *, step: int, steps_per_epoch: int, epochs: int) -> float:
@@ -34,3 +34,20 @@ def rate_at(schedule: ScheduleConfig, *, step: int, steps_per_epoch: int, epochs
     else:
         remaining = (1.0 - progress) ** (schedule.power if schedule.name == "polynomial" else 1.0)
     return schedule.final_fraction + (1.0 - schedule.final_fraction) * remaining
+
+
+def side_at(progressive: ProgressiveConfig, *, side_px: int, epoch: int, epochs: int) -> int:
+    """Return the side of the images in an epoch.
+
+    Args:
+        progressive: how they grow.
+        side_px: the full side.
+        epoch: counted from 1.
+        epochs: epochs of the whole run.
+    """
+    grown = min(1.0, (epoch - 1) / max(1.0, progressive.full_at * epochs - 1))
+    if grown == 1.0 or progressive.start_fraction == 1.0:
+        return side_px
+    wanted = side_px * (progressive.start_fraction + (1.0 - progressive.start_fraction) * grown)
+    step = progressive.multiple_px
+    return int(min(side_px, max(step, round(wanted / step) * step)))

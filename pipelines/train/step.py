@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.train.collectives import World
@@ -16,6 +17,7 @@ from pipelines.train.losses import RowLoss
 from pipelines.train.mixing import blend, draw_mixes
 from pipelines.train.optimizer import set_rate
 from pipelines.train.precision import Precision
+from pipelines.train.schedule import side_at
 from pipelines.train.state import TrainState
 from pipelines.train.transforms import Normalise, sample_keys
 
@@ -74,9 +76,18 @@ class Step:
         """Return uint8 (N, H, W, 3) as the network's input (N, 3, H, W), on the device."""
         return self._normalise(self._moved(pixels), channels_last=self._channels_last)
 
+    def _sized(self, images: Tensor) -> Tensor:
+        """Return images (N, 3, H, W) at the size of the running epoch."""
+        height, width = images.shape[2:]
+        progressive, epoch, epochs = self._config.progressive, self._state.cursor.epoch + 1, self._config.epochs
+        sides = [side_at(progressive, side_px=side, epoch=epoch, epochs=epochs) for side in (height, width)]
+        if sides == [height, width] or not len(images):
+            return images[:, :, : sides[0], : sides[1]]
+        return F.interpolate(images, size=sides, mode="bilinear", antialias=True, align_corners=False)
+
     def _gradient(self, batch: Batch) -> Tensor:
         """Add the gradient of a piece; return its sum of losses and right answers."""
-        images, targets = self.prepare(batch)
+        images, targets = self._sized(self.images(batch.pixels)), self._moved(batch.targets)
         with self._precision.autocast():
             if batch.partner_pixels is None:
                 logits = self._logits(images, batch)
@@ -104,7 +115,7 @@ class Step:
         shape = (images.shape[2], images.shape[3])
         kept, shares = draw_mixes(batch.hashes, config.augment, shape, seed=config.seed, epoch=epoch)
         kept, shares = kept.to(images.device), shares.to(images.device)
-        logits = self._logits(blend(images, self.images(batch.partner_pixels), kept), batch)
+        logits = self._logits(blend(images, self._sized(self.images(batch.partner_pixels)), kept), batch)
         own = self._row_loss(logits, targets)
         other = self._row_loss(logits, self._moved(batch.partner_targets))
         return logits, shares * own + (1 - shares) * other

@@ -19,6 +19,7 @@ from pipelines.train.loop import fit, fit_local
 from pipelines.train.outcome import FitOutcome, read_outcome
 from pipelines.train.records import EpochRecord, read_progress, read_records
 from pipelines.train.state import AVERAGE, OPTIMIZER, WEIGHTS, read_cursor
+from resnet_models.resnet import ResNet
 from tests.unit.train.tiny import make_config, write_dataset
 from tests.unit.train.worlds import in_threads
 
@@ -394,3 +395,31 @@ def test_a_jump_of_the_loss_goes_back_too(dataset: str, run: Storage) -> None:
 def test_impossible_guards_are_refused(dataset: str, values: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         make_config(dataset, divergence=values)
+
+
+def test_small_images_first_are_seen_by_training_alone(dataset: str, run: Storage) -> None:
+    sides: list[tuple[bool, int]] = []
+    config = make_config(dataset, epochs=4, progressive={"start_fraction": 0.5, "full_at": 0.75, "multiple_px": 2})
+
+    def look(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        sides.append((module.training, inputs[0].shape[-1]))
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, inputs: look(module, inputs) if isinstance(module, ResNet) else None
+    )
+    try:
+        fit_on_cpu(config, run)
+    finally:
+        handle.remove()
+    assert [side for is_training, side in sides if is_training] == [4] * 4 + [6] * 4 + [8] * 8
+    assert {side for is_training, side in sides if not is_training} == {8}
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same(dataset: str, tmp_path: Path) -> None:
+    config = make_config(dataset, epochs=2)
+    plain = fit_on_cpu(config, Storage.open(tmp_path / "plain"))
+    compiled = fit_on_cpu(config.model_copy(update={"compile": True}), Storage.open(tmp_path / "compiled"))
+    for one, other in zip(plain.records, compiled.records, strict=True):
+        assert other.train_loss == pytest.approx(one.train_loss, rel=1e-3)
+        assert other.id_trace == one.id_trace

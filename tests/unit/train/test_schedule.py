@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -8,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipelines.train.config import ScheduleConfig
-from pipelines.train.schedule import rate_at
+from pipelines.train.config import ProgressiveConfig, ScheduleConfig
+from pipelines.train.schedule import rate_at, side_at
 
 schedules = st.builds(
     ScheduleConfig,
@@ -92,3 +93,18 @@ def test_polynomial_falls_as_a_power_of_what_is_left() -> None:
 def test_what_a_shape_does_not_have_is_refused(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         ScheduleConfig(**values)
+
+
+@given(st.floats(0.1, 1), st.floats(0.1, 1), st.integers(1, 64), st.integers(8, 300), st.integers(1, 40))
+def test_images_grow_to_their_full_side(start: float, full_at: float, multiple: int, side: int, epochs: int) -> None:
+    progressive = ProgressiveConfig(start_fraction=start, full_at=full_at, multiple_px=multiple)
+    sides = [side_at(progressive, side_px=side, epoch=epoch, epochs=epochs) for epoch in range(1, epochs + 1)]
+    assert sides == sorted(sides)
+    assert all(value == side or value % multiple == 0 for value in sides)
+    assert all(value == side for value in sides[math.ceil(full_at * epochs) :])
+    if epochs > 1 and full_at * epochs > 1 and start < 1:
+        assert abs(sides[0] - start * side) <= multiple
+
+
+def test_without_it_images_have_their_full_side() -> None:
+    assert side_at(ProgressiveConfig(), side_px=33, epoch=1, epochs=10) == 33
