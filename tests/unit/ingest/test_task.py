@@ -19,6 +19,7 @@ from pipelines.dataset.corrections import read_relabels
 from pipelines.dataset.duplicates import find_alike
 from pipelines.dataset.export import export
 from pipelines.dataset.patch import publish_patch
+from pipelines.dataset.profile import make_profile
 from pipelines.dataset.reader import Dataset, open_dataset
 from pipelines.errors import ConfigError, InputError
 from pipelines.ingest import stage
@@ -101,6 +102,7 @@ def test_what_reads_a_dataset_reads_lists(multi: Dataset, tmp_path: Path) -> Non
     assert (facts["task"], facts["classes"]) == ("multi", ["sea", "sky", "town"])
     assert facts["splits"]["train"]["labels"]["sea"] > 0
     assert {label for sample in json.loads(_sheet(multi))["samples"] for label in [sample["label"]]} >= {"sea", "sky"}
+    assert make_profile(multi).formats == {"JPEG": 36}
     assert find_alike(multi).counts()["images"] == 36
     export(multi, Storage.open(tmp_path / "plain"))
     with open(tmp_path / "plain" / "images.csv") as file:
