@@ -9,6 +9,7 @@ from pipelines.cli import options, render
 EXAMPLES = (
     "resnet ingest photos.zip --out datasets/photos",
     "resnet ingest photos/ --out s3://bucket/photos split.test=0.1 image.size_px=64",
+    "resnet ingest 's3://bucket/2024-*/' --out datasets/photos-2024",
     "resnet ingest more.zip --out datasets/photos --append",
     "resnet ingest mended.zip --out datasets/photos --retry-failed",
 )
@@ -33,7 +34,7 @@ def command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Turn SOURCE (a folder, .zip or .tar of images) into a dataset of plain Parquet."""
+    """Turn SOURCE (a folder, archive, Parquet, quoted pattern or torchvision:NAME) into a dataset of plain Parquet."""
     from pipelines.config.load import load_config
     from pipelines.ingest.config import IngestConfig
 

@@ -190,7 +190,8 @@ class IngestConfig(StrictModel):
     """Settings of one ingest."""
 
     source: str = Field(min_length=1)
-    """The images: a folder of class folders, a .zip, .tar or .tar.gz, a folder of these, or Parquet; a path or s3://..."""
+    """The images: a folder of class folders, a .zip or .tar (.gz, .bz2, .xz, .zst), a folder of these, Parquet, IDX; a
+    path or s3://..., a pattern over either (photos/2024-*), or torchvision:NAME."""
     labels: str = later_field("", legacy="")
     """A table of labels for images whose folders do not say them (.csv, .tsv, .jsonl, .parquet): columns key (the path
     in the source), label, if wanted split, and any others, which travel into the dataset as text."""
