@@ -9,12 +9,14 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipelines.dataset.catalog import DATASET_FORMAT, Catalog, Rebase, next_run_id, publish_version, read_version
 from pipelines.errors import InputError
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.plan import STAGE, make_plan, open_images
+from pipelines.ingest.review import not_given, review, tell_unchecked
 from pipelines.ingest.standing import check_location, own_settings, settled
 from pipelines.progress import Progress
 from pipelines.sources.base import Listing, Source, Unit
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_NO_LABELS = "they are in no class folder, and no table was given (labels=)"
 _NEWS = ("added", "changed", "unchanged", "gone", "withheld", "leaks")
 """What an append's result says of the difference to the version before."""
 
@@ -66,6 +67,8 @@ def run(config: IngestConfig, run_units: RunUnits | None = None) -> IngestResult
     standing = read_version(store, stage_format=DATASET_FORMAT)
     if standing is not None:
         if standing["sources"].get(source.name) == plan.key and not config.retry_failed:
+            if config.checks:
+                tell_unchecked(config, standing, plan.out)
             return _result(plan, standing, skipped=True)
         if not config.append:
             raise _holds_another(store, source, standing)
@@ -98,12 +101,9 @@ def _start(
     table = make_table([entry.image_id for entry in listing.entries], source.tokens())
     origin = {"listing": write_listing(store, run_id, table), "settings": own_settings(config)}
     catalog["origins"] = {source.name: origin}
-    catalog["warnings"] = (
-        _warnings(catalog)
-        + list(listing.warnings)
-        + ([_not_given(stray)] if stray and split_plan.by != "given" else [])
-    )
-    catalog["warnings"] += _hold_checks(config, store, catalog)
+    catalog["warnings"] = [*review(config, store, catalog), *listing.warnings]
+    if stray and split_plan.by != "given":
+        catalog["warnings"].append(not_given(stray))
     catalog["sheet"] = write_sheet(store, run_id, catalog)
     return _publish(plan, store, run_id, catalog, rate)
 
@@ -183,25 +183,8 @@ def _read_update(
     if config.retry_failed:
         own["sources"] = {source.name: known_key}  # what else is new in the source is still to be appended
 
-    def warn(catalog: Catalog) -> list[str]:
-        return [*_warnings(catalog), *_hold_checks(config, store, catalog)]
-
+    warn = partial(review, config, store)
     return Joining(config, store, run_id, source.name, known_key, update, own, warn), rate
-
-
-def _hold_checks(config: IngestConfig, store: Storage, catalog: Catalog) -> list[str]:
-    """Refuse to publish what fails a check; return what only warns, and whether some classes lost more than others."""
-    from pipelines.dataset.quarantine import MAX_CHANCE, bias_of
-    from pipelines.dataset.reader import Dataset
-
-    dataset = Dataset(store.uri, 0, catalog)
-    bias = bias_of(dataset)
-    warnings = [bias.words] if bias is not None and bias.chance < MAX_CHANCE else []
-    if config.checks:
-        from pipelines.ingest.checks import hold
-
-        warnings += hold(config.checks, dataset)
-    return warnings
 
 
 def _do_units(
@@ -320,50 +303,6 @@ def _holds_another(store: Storage, source: Source, standing: Catalog) -> InputEr
     return InputError(
         f"{store.uri} holds a dataset of {names}, not of {source.name}",
         mend="add --append to add it to that dataset, or choose another --out",
-    )
-
-
-def _warnings(catalog: Catalog) -> list[str]:
-    """Say what is unusual enough to look at before training."""
-    totals: dict[str, int] = {}
-    for part in catalog["splits"].values():
-        for label, number in part["labels"].items():
-            totals[label] = totals.get(label, 0) + number
-    warnings = []
-    lonely = sorted(label for label, number in totals.items() if number == 1)
-    if lonely:
-        shown = ", ".join(lonely[:5]) + (", ..." if len(lonely) > 5 else "")
-        are = "classes have" if len(lonely) > 1 else "class has"
-        warnings.append(f"{len(lonely)} {are} one image only ({shown}): it can be learned from but not measured")
-    if len(totals) == 1:
-        warnings.append(f"there is one class only ({next(iter(totals))}): are the images in folders by class?")
-    unlabelled = sum(part["unlabelled"] for part in catalog["splits"].values())
-    if unlabelled:
-        warnings.append(
-            f"{unlabelled:,} images have no label: "
-            + ("the table gives them none" if catalog["config"].get("labels") else _NO_LABELS)
-        )
-    shares = catalog["split"]["shares"]
-    for split in ("train", "val", "test"):
-        if split not in catalog["splits"] and (split == "train" or shares[split] > 0):
-            warnings.append(f"split {split} is empty: {catalog['rows']:,} images are too few for its share")
-    duplicates = catalog["duplicates"]
-    if conflicts := duplicates["label_conflicts"]:
-        stand = "pictures stand" if conflicts > 1 else "picture stands"
-        warnings.append(f"{conflicts:,} {stand} under different labels")
-    kept = duplicates["leaks_kept"] + (duplicates["near"]["leaks"] if duplicates["policy"]["near"] == "report" else 0)
-    if kept:
-        warnings.append(
-            f"{kept:,} {'images look' if kept > 1 else 'image looks'} like one in a more held-out split, so held-out"
-            " figures may be too good (duplicates.near=one_side takes them out)"
-        )
-    return warnings
-
-
-def _not_given(stray: str) -> str:
-    return (
-        f"the source has folders of splits, and {stray} lies in none of them: the images were divided anew;"
-        " with the stray images removed the source's own splits are kept"
     )
 
 

@@ -134,6 +134,18 @@ def test_properties_without_a_name_are_each_checked(source: Path, tmp_path: Path
         run_checks([rule("max_predictive_property", 0.8, property="weather")], dataset)
 
 
+def test_checks_that_a_skipped_ingest_does_not_run_are_told(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rules = (rule("min_images_per_class", 5),)
+    out = ingest(source, tmp_path / "out", checks=rules).out
+    caplog.clear()
+    assert ingest(source, tmp_path / "out", checks=rules).skipped
+    assert caplog.messages == []
+    assert ingest(source, tmp_path / "out", checks=(rule("min_images_per_class", 500),)).skipped
+    assert caplog.messages == [f"the dataset stands, made with other checks: `resnet data check {out}` runs them on it"]
+
+
 def test_rules_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValueError, match=r"bound is 3; max_quarantined_fraction is a share of 0 to 1"):
         rule("max_quarantined_fraction", 3)
