@@ -12,6 +12,7 @@ from PIL import Image
 from pipelines.image import decode
 from pipelines.image.decode import decode_image
 from pipelines.image.header import RefusedImage
+from pipelines.image.jpeg_header import _find_end
 from pipelines.image.sniff import sniff_image
 from tests import factories
 
@@ -142,3 +143,13 @@ def test_memory_error_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode.Image, "open", exhaust)
     with pytest.raises(RefusedImage, match="MEMORY: decoding asked for more memory than there is"):
         decode_image(factories.make_png())
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("ends", [0, 1, 2])
+def test_the_end_of_a_large_jpeg_is_found(shift: int, ends: int) -> None:
+    scan = b"\xff\x00\xd9\xff" * 9_000 + b"\0" * shift
+    for padding in (b"", b"x"):
+        data = b"head" + scan + b"\xff\xd9tail" * ends + padding
+        assert _find_end(data, 4) == data.find(b"\xff\xd9", 4)
+    assert _find_end(b"head", 9) == -1

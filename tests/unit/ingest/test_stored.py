@@ -14,7 +14,7 @@ from pipelines.image.header import RefusedImage
 from pipelines.image.preprocess import prepare_raw, prepare_stored
 from pipelines.ingest import quality
 from pipelines.ingest.config import ImageConfig, PrivacyConfig
-from pipelines.ingest.quality import channel_sums, measure, quality_flags
+from pipelines.ingest.quality import area_means, channel_sums, measure, quality_flags
 from pipelines.ingest.stored import make_preprocess, make_stored_image
 from pipelines.ingest.thumbnail import make_thumbnail
 from tests import factories
@@ -197,6 +197,17 @@ def test_perceptual_hash_survives_scaling_not_change() -> None:
     assert (one ^ near).bit_count() <= 6
     assert (one ^ mirrored).bit_count() > 20
     assert 0 <= one < 2**64
+
+
+@pytest.mark.parametrize("shape", [(97, 97), (256, 256), (375, 500), (9, 2_000), (3_000, 2_900)], ids=str)
+def test_areas_of_large_pictures_are_averaged_as_those_of_small_ones(shape: tuple[int, int]) -> None:
+    import cv2
+
+    smooth = cv2.resize(factories.make_pixels(3, 40, 30, channels=1), shape[::-1], interpolation=cv2.INTER_LINEAR)
+    means = cv2.resize(smooth, (9, 8), interpolation=cv2.INTER_AREA)
+    assert np.abs(area_means(smooth).astype(int) - means).max() <= 1
+    white = np.full(shape, 255, np.uint8)
+    assert area_means(white).tolist() == np.full((8, 9), 255).tolist()
 
 
 def test_measures_lie_in_their_ranges() -> None:
