@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,14 +24,14 @@ from pipelines.dataset.rewrite import drop_rows, rewrite_touched
 from pipelines.dataset.shards import read_shard_list, write_shard_list
 from pipelines.dataset.writer import label_text, write_quarantine
 from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.dedupe import LEAK
 from pipelines.ingest.finish import MAX_REWRITE_BYTES, check_counts
-from pipelines.ingest.leaks import Leak, find_leaks
 from pipelines.ingest.newcomers import Update, row_values
 from pipelines.ingest.report import write_sheet
+from pipelines.ingest.twins import QUARANTINED, Twin, find_twins, judge
 from pipelines.storage import Storage
 
-LEAK = "LEAK"
-SUPERSEDED = "superseded"
+SUPERSEDED, UNCHANGED = "superseded", "unchanged"
 
 
 def run_key(key: str, standing: Catalog, name: str, update: Update) -> str:
@@ -74,10 +75,10 @@ class Joining:
             )
         base, fresh = Dataset(self.store.uri, version, standing), Dataset(self.store.uri, 0, self.own)
         unchanged, written = self._compare(fresh)
-        leaks = [leak for leak in self._leaks(base, fresh) if leak.row["image_id"] not in unchanged]
-        refused = {str(leak.row["image_id"]) for leak in leaks}
-        addition = self._without(fresh, unchanged, leaks)
-        superseded = sorted(written - unchanged - refused)
+        refused, conflicts = self._refused(base, fresh, unchanged, written)
+        addition = self._without(fresh, unchanged, refused)
+        addition["duplicates"] = _found(addition["duplicates"], refused, conflicts)
+        superseded = sorted(written - unchanged - {str(twin.row["image_id"]) for twin in refused})
         changes = [Change(image_id, "live", False, SUPERSEDED) for image_id in superseded]
         if changes:
             standing = add_patch(base, self.run_id, resolve_changes(base, changes))
@@ -122,23 +123,34 @@ class Joining:
                     unchanged.add(row["image_id"])
         return unchanged, written
 
-    def _leaks(self, base: Dataset, fresh: Dataset) -> list[Leak]:
-        policy = self.config.duplicates
-        return [] if policy.exact == "keep" else find_leaks(base, fresh, max_distance=policy.max_distance)
+    def _refused(self, base: Dataset, fresh: Dataset, unchanged: set[str], written: set[str]) -> tuple[list[Twin], int]:
+        """Return the newcomers that do not come in beside what stands, and how many of all contradict its labels.
 
-    def _without(self, fresh: Dataset, unchanged: set[str], leaks: Sequence[Leak]) -> Catalog:
-        """Return the run's content without the rows that add nothing and those that leak, which are quarantined."""
-        reasons = dict.fromkeys(unchanged, "unchanged") | {str(leak.row["image_id"]): LEAK for leak in leaks}
+        The row that a changed image replaces does not count; but it stays where the new one does not come in.
+        """
+        policy, replaced = self.config.duplicates, written - unchanged
+        while True:
+            twins = find_twins(base, fresh, max_distance=policy.max_distance, left_out=replaced)
+            twins = [twin for twin in twins if twin.row["image_id"] not in unchanged]
+            refused = judge(twins, policy)
+            staying = replaced - {str(twin.row["image_id"]) for twin in refused}
+            if staying == replaced:
+                return refused, len({twin.place for twin in twins if twin.is_conflict})
+            replaced = staying
+
+    def _without(self, fresh: Dataset, unchanged: set[str], refused: Sequence[Twin]) -> Catalog:
+        """Return the run's content without the rows that add nothing and those that do not come in."""
+        reasons = dict.fromkeys(unchanged, UNCHANGED) | {str(twin.row["image_id"]): twin.reason for twin in refused}
         if not reasons:
-            return self.own
+            return dict(self.own)
         (entry,) = self.own["shard_lists"]
         files, quarantine = read_shard_list(self.store, entry)
         name = hashlib.sha256(json.dumps(sorted(reasons.items())).encode()).hexdigest()[:8]
-        if leaks:
+        if leaks := [twin for twin in refused if twin.reason in QUARANTINED]:
             quarantine = [*quarantine, self._quarantine(f"{self.run_id}-leaks-{name}", leaks)]
         places = _places(fresh, reasons)
         touched = {path for path, _ in places}
-        counts = _counts(self.own["counts"], unchanged, leaks)
+        counts = _counts(self.own["counts"], reasons)
         if self.own["patches"] or sum(file.bytes for file in files if file.path in touched) > MAX_REWRITE_BYTES:
             changes = [Change(image_id, "live", False, reason) for image_id, reason in sorted(reasons.items())]
             addition = add_patch(fresh, self.run_id, resolve_changes(fresh, changes))
@@ -157,14 +169,14 @@ class Joining:
         shard_list = write_shard_list(self.store, self.run_id, files, quarantine)
         return {**addition, "counts": counts, "shard_lists": [{"run_id": self.run_id, **shard_list}]}
 
-    def _quarantine(self, name: str, leaks: Sequence[Leak]) -> QuarantineFile:
+    def _quarantine(self, name: str, leaks: Sequence[Twin]) -> QuarantineFile:
         sizes = {entry.image_id: entry.size for entry in self.update.source.listing().entries}
         rows = [
             {
                 **{name: leak.row[name] for name in ("source", "key", "occurrence", "image_id")},
                 "label": label_text(leak.row["label"]),
-                "split": leak.split,
-                "reason": LEAK,
+                "split": leak.place[0],
+                "reason": leak.reason,
                 "message": leak.message,
                 "bytes_sha256": leak.row["source_sha256"],
                 "size_bytes": sizes[leak.row["image_id"]],
@@ -180,7 +192,7 @@ class Joining:
         addition: Catalog,
         superseded: Sequence[str],
         unchanged: set[str],
-        refused: set[str],
+        refused: Sequence[Twin],
     ) -> dict[str, Any]:
         """Return what the new version has over its parent, in numbers and some names."""
         return {
@@ -189,7 +201,7 @@ class Joining:
             "added": addition["rows"] - len(superseded),
             "changed": len(superseded),
             "unchanged": len(unchanged),
-            "leaks": len(refused),
+            "leaks": sum(twin.reason == LEAK for twin in refused),
             "quarantined": addition["counts"]["quarantined"],
             "gone": len(self.update.gone),
             "withheld": self.update.withheld,
@@ -222,11 +234,24 @@ def _places(fresh: Dataset, image_ids: dict[str, str]) -> list[tuple[str, int]]:
     return found
 
 
-def _counts(counts: dict[str, int], unchanged: set[str], leaks: Sequence[Leak]) -> dict[str, int]:
+def _counts(counts: dict[str, int], reasons: dict[str, str]) -> dict[str, int]:
+    """Return the counts of a run without some of its rows, given image_id -> why it is out."""
     changed = dict(counts)
-    changed["written"] -= len(unchanged) + len(leaks)
-    changed["dropped"] += len(unchanged)
-    if leaks:
-        changed["quarantined"] += len(leaks)
-        changed[f"quarantined.{LEAK}"] = changed.get(f"quarantined.{LEAK}", 0) + len(leaks)
+    changed["written"] -= len(reasons)
+    for reason in reasons.values():
+        if reason in QUARANTINED:
+            changed["quarantined"] += 1
+            changed[f"quarantined.{reason}"] = changed.get(f"quarantined.{reason}", 0) + 1
+        else:
+            changed["dropped"] += 1
     return changed
+
+
+def _found(duplicates: dict[str, Any], refused: Sequence[Twin], conflicts: int) -> dict[str, Any]:
+    """Return what a run found among its own rows, and what it found beside those that stand."""
+    dropped = Counter(duplicates["dropped"]) + Counter(t.reason for t in refused if t.reason not in QUARANTINED)
+    return {
+        **duplicates,
+        "label_conflicts": duplicates["label_conflicts"] + conflicts,
+        "dropped": dict(sorted(dropped.items())),
+    }

@@ -542,3 +542,69 @@ def test_a_rerun_skips_without_heavy_imports(more: Path, out: Path) -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[3])
+
+
+def copied(folder: Path, more: Path, *, label: str = "cat") -> dict[str, str]:
+    """Copy every standing image into a new source; return new key -> the key it was copied from."""
+    keys = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.jpg"))
+    for number, key in enumerate(keys):
+        (more / label).mkdir(exist_ok=True)
+        shutil.copy(folder / key, more / label / f"copy{number:02d}.jpg")
+    return {f"{label}/copy{number:02d}.jpg": key for number, key in enumerate(keys)}
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept", "leaks", "dropped"),
+    [
+        ({}, "own split", True, False),
+        ({"exact": "drop"}, "none", True, True),
+        ({"exact": "keep"}, "all", False, False),
+    ],
+    ids=["one side", "drop", "keep"],
+)
+def test_newcomers_go_by_the_policy_for_duplicates(
+    folder: Path, more: Path, out: Path, policy: dict[str, str], kept: str, leaks: bool, dropped: bool
+) -> None:
+    places = by_key(open_dataset(str(out)))
+    copies = copied(folder, more)
+    dataset, _ = grow(more, out, duplicates=policy)
+    stand = {key: split for key, (split, _) in by_key(dataset).items() if key in copies}
+    if kept == "own split":
+        assert all(split == places[copies[key]][0] for key, split in stand.items())
+    assert {"none": 0, "all": 40}.get(kept, len(stand)) == len(stand)
+    assert bool(dataset.catalog["difference"]["leaks"]) == leaks
+    assert bool(dataset.catalog["counts"]["dropped"]) == dropped
+    assert dataset.catalog["duplicates"]["dropped"].get("DUPLICATE", 0) == dataset.catalog["counts"]["dropped"]
+
+
+def test_labels_that_contradict_what_stands(folder: Path, more: Path, out: Path) -> None:
+    places = by_key(open_dataset(str(out)))
+    copies = copied(folder, more, label="owl")
+    reported, _ = grow(more, shutil.copytree(out, out.parent / "reported"))
+    stand = [key for key in by_key(reported) if key in copies]
+    assert stand
+    assert reported.catalog["duplicates"]["label_conflicts"] == 40
+    assert "40 pictures stand under different labels" in reported.catalog["warnings"]
+    refused, _ = grow(more, out, duplicates={"conflicts": "quarantine"})
+    assert not [key for key in by_key(refused) if key in copies]
+    assert refused.catalog["counts"]["quarantined.LABEL_CONFLICT"] == 40
+    messages = {row["key"]: row["message"] for row in inspect.quarantined(refused)}
+    twin = copies["owl/copy03.jpg"]
+    assert messages["owl/copy03.jpg"] == (
+        f"it has the bytes of {twin}, which stands in {places[twin][0]} under another label"
+    )
+
+
+def test_a_picture_that_changes_places_is_no_leak(folder: Path, out: Path) -> None:
+    """Of two images of different splits each takes the other's content: nothing of the old rows stands any more."""
+    places = by_key(open_dataset(str(out)))
+    one = next(key for key, (split, _) in places.items() if split == "train")
+    other = next(key for key, (split, _) in places.items() if split == "test")
+    first, second = (folder / one).read_bytes(), (folder / other).read_bytes()
+    (folder / one).write_bytes(second)
+    (folder / other).write_bytes(first)
+    dataset, read = grow(folder, out)
+    assert sorted(read) == sorted([one, other])
+    assert dataset.catalog["difference"]["leaks"] == 0
+    assert dataset.catalog["difference"]["changed"] == 2
+    assert by_key(dataset) == places
