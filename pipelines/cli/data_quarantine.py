@@ -48,7 +48,9 @@ def list_refused(dataset: str, accepted: bool, as_json: bool) -> None:
         render.as_json({"dataset": opened.ref, "members": len(rows), "groups": facts})
         return
     state = "accepted as lost" if accepted else "refused"
-    click.echo(f"quarantine: {render.clean(opened.ref)}, {len(rows):,} members {state}")
+    click.echo(
+        f"quarantine: {render.clean(opened.ref)}, {len(rows):,} {'member' if len(rows) == 1 else 'members'} {state}"
+    )
     if groups:
         table = [(each.reason, each.label or "-", each.number, _example(each.examples)) for each in groups[:_SHOWN]]
         render.table(("reason", "class", "members", "for example"), table)

@@ -17,7 +17,7 @@ from pipelines.dataset.receipt import QuarantineFile
 from pipelines.dataset.schema import QUARANTINE_SCHEMA, with_later_columns
 from pipelines.dataset.shards import read_shard_list, write_shard_list
 from pipelines.dataset.tables import open_parquet
-from pipelines.dataset.writer import write_quarantine
+from pipelines.dataset.writer import names_in, write_quarantine
 from pipelines.errors import InputError
 from pipelines.storage import Storage
 
@@ -131,7 +131,8 @@ def bias_of(dataset: Dataset) -> Bias | None:
     kept: Counter[str] = Counter()
     for part in dataset.catalog["splits"].values():
         kept.update(part["labels"])
-    return find_bias(kept, Counter(row["label"] for row in read_quarantine(dataset) if row["label"] is not None))
+    rows = read_quarantine(dataset)
+    return find_bias(kept, Counter(name for row in rows for name in names_in(row["label"], dataset.task)))
 
 
 def accept(reference: str, reason: str, *, wanted: Callable[[Row], bool]) -> tuple[int | None, int]:

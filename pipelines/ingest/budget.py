@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines.dataset.receipt import QuarantineFile
 from pipelines.dataset.tables import open_parquet
+from pipelines.dataset.writer import names_in
 from pipelines.errors import DataError
 from pipelines.ingest.config import IngestConfig
 from pipelines.sources.base import Entry
@@ -33,12 +34,15 @@ class Budget:
         self._store = store
         self._appends = appends
         self._is_per_class = config.max_quarantined_fraction_per_class < 1
+        self._task = "single"
         self.total = 0
         self._of_class: Counter[str] = Counter()
         for entry in entries:
             self.total += 1
+            if not isinstance(entry.label, (str, type(None))):
+                self._task = "multi"
             if self._is_per_class:
-                self._of_class.update(_names(entry.label))
+                self._of_class.update([entry.label] if isinstance(entry.label, str) else entry.label or ())
         self._bad = 0
         self._good = 0
         self._reasons: Counter[str] = Counter()
@@ -64,7 +68,7 @@ class Budget:
             table = open_parquet(self._store, file.path).read(columns=["key", "label", "reason"])
             self._keys += table.column("key").to_pylist()[: _EXAMPLES - len(self._keys)]
             for row in table.to_pylist() if self._is_per_class else ():
-                for name in _names(row["label"]):
+                for name in names_in(row["label"], self._task):
                     self._bad_of_class.setdefault(name, Counter())[row["reason"]] += 1
                     self._keys_of_class.setdefault(name, []).append(row["key"])
 
@@ -114,12 +118,6 @@ class Budget:
             if bad.total() > limit * self._of_class[label]
         }
         return sorted(shares, key=lambda label: (-shares[label], label))
-
-
-def _names(label: object) -> list[str]:
-    if isinstance(label, str):
-        return [label]
-    return [name for name in label if isinstance(name, str)] if isinstance(label, (list, tuple)) else []
 
 
 def _words(reasons: Counter[str]) -> str:

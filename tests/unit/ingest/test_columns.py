@@ -16,8 +16,9 @@ from pipelines.cli.main import run_command
 from pipelines.dataset.duplicates import find_alike
 from pipelines.dataset.profile import make_profile
 from pipelines.dataset.profile_page import make_sheet
+from pipelines.dataset.quarantine import bias_of
 from pipelines.dataset.reader import Dataset, open_dataset
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, DataError
 from pipelines.ingest import stage
 from pipelines.ingest.checks import run_checks
 from pipelines.ingest.config import CheckConfig, IngestConfig, SplitConfig
@@ -116,6 +117,22 @@ def test_sheets_and_checks_take_several_labels(tmp_path: Path, capsys: pytest.Ca
     assert findings[0].figure == 40  # pets
     assert run_command(["data", "sheet", dataset.ref, "--page", str(tmp_path / "sheet.html"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["telling"]["brightness"]["share"] > 0.8
+
+
+def test_a_refused_image_counts_for_each_of_its_labels(tmp_path: Path) -> None:
+    root = tmp_path / "one"
+    make_source(root, range(120), several=True)
+    for number in range(0, 72, 6):  # cats and pets
+        (root / f"set/{number:03d}.png").write_bytes(b"no image, but long enough to be one")
+    settings = {"task": "multi", "label_separator": "|"}
+    with pytest.raises(DataError) as caught:
+        ingest(root, tmp_path / "out", **settings, max_quarantined_fraction_per_class=0.25)
+    assert caught.value.what.startswith("12 of 40 images of class 'pet' cannot be used (NOT_IMAGE 12); 25.0% of")
+    dataset = ingest(root, tmp_path / "out", **settings, max_quarantined_fraction_per_class=0.5)
+    bias = bias_of(dataset)
+    assert bias is not None
+    assert [name for name, _, _ in bias.classes] == ["pet"]
+    assert ("NOT_IMAGE", "cat|pet", 12) in make_profile(dataset).refused_classes
 
 
 def test_the_sheet_of_a_version_says_what_it_has_over_its_parent(tmp_path: Path) -> None:
