@@ -123,7 +123,7 @@ def find_update(dataset: Dataset, source: Source) -> Update:
     """
     listing = source.listing()
     listed = make_table([entry.image_id for entry in listing.entries], source.tokens())
-    remarks: list[str] = []
+    remarks: list[str] = list(listing.warnings)
     is_known = source.name in dataset.catalog["sources"]
     news = compare(known_listing(dataset, source.name, remarks) if is_known else listed.slice(0, 0), listed)
     changed_ids = {entry.image_id for entry in compress(listing.entries, news.changed.tolist())}

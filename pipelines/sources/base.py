@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from pipelines.errors import InputError
 from pipelines.sources.addresses import split_pattern
 from pipelines.sources.labels import Label, Task, as_task, resolve_task
-from pipelines.sources.names import ignored_as, labels_and_splits, name_fault, readable_key
+from pipelines.sources.names import ignored_as, is_plain, labels_and_splits, name_fault, readable_key
 
 
 class Entry(NamedTuple):
@@ -111,19 +111,22 @@ def image_id(source_name: str, key: bytes, occurrence: int) -> str:
 def make_listing(source_name: str, members: Sequence[Found], faults: Sequence[str] = ()) -> Listing:
     """Judge names, number equal keys by their order, and make ids; members must come in the order of the source."""
     ignored: Counter[str] = Counter()
-    kept: list[tuple[Found, str, tuple[str, ...]]] = []
+    kept: list[tuple[Found, str, tuple[str, ...], str, str]] = []
     for found in members:
+        if is_plain(found.name):
+            kept.append((found, found.name.decode(), found.flags, found.reason, found.message))
+            continue
         key, is_escaped = (found.text, True) if found.text else readable_key(found.name)
         if not found.reason and (kind := ignored_as(key)):
             ignored[kind] += 1
             continue
-        kept.append((found, key, (*found.flags, "name_bytes") if is_escaped else found.flags))
-    twice = {name for name, number in Counter(found.name for found, _, _ in kept).items() if number > 1}
+        reason, message = (found.reason, found.message) if found.reason else name_fault(found.name)
+        kept.append((found, key, (*found.flags, "name_bytes") if is_escaped else found.flags, reason, message))
+    twice = {name for name, number in Counter(each[0].name for each in kept).items() if number > 1}
     seen: Counter[bytes] = Counter()
     entries = []
-    faulty = [(found.reason, found.message) if found.reason else name_fault(found.name) for found, _, _ in kept]
-    labels = labels_and_splits([key for _, key, _ in kept], [bool(reason) for reason, _ in faulty])
-    for (found, key, flags), (reason, message), (label, given_split) in zip(kept, faulty, labels, strict=True):
+    labels = labels_and_splits([each[1] for each in kept], [bool(each[3]) for each in kept])
+    for (found, key, flags, reason, message), (label, given_split) in zip(kept, labels, strict=True):
         name, size, offset, extent, detail = found[:5]
         occurrence = 0
         if name in twice:

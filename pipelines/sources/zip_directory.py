@@ -125,7 +125,11 @@ def _central_records(directory: bytes, prefix: int, address: str) -> Iterator[_R
         extra = directory[name_at + name_size : name_at + name_size + extra_size]
         if 0xFFFFFFFF in (packed, size, offset):
             size, packed, offset = _zip64_values(extra, size, packed, offset, address)
-        reason, message = _member_fault(flags, method, packed, size, made_by >> 8, attributes >> 16)
+        # most members are plain files, small and packed in a usual way: nothing is asked about them
+        is_usual = method in (0, 8) and not flags & 1 and size <= RATIO_FREE_BYTES and attributes >> 28 in (0, 8)
+        reason, message = (
+            ("", "") if is_usual else _member_fault(flags, method, packed, size, made_by >> 8, attributes >> 16)
+        )
         is_text = bool(flags & 0x800) or name.isascii()
         text = "" if is_text or _is_utf8(name) else name.decode("cp437")
         extent, detail = LOCAL.size + name_size + packed, (packed, method, crc)

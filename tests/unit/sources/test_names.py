@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pipelines.sources.names import (
     escaped_bytes,
     ignored_as,
+    is_plain,
     labels_and_splits,
     name_fault,
     outside_splits,
@@ -104,3 +105,18 @@ def test_escaped_names_are_reversible(name: bytes) -> None:
     key, is_escaped = readable_key(name)
     key.encode()  # never a surrogate, so that Parquet takes it
     assert (escaped_bytes(key) if is_escaped else key.encode()) == name
+
+
+PARTS = st.sampled_from(["a", "train", "__MACOSX", "..", ".", "", "readme", "README", "x y", "_b-1", ".hid", "C:", "é"])
+ENDINGS = st.sampled_from([".jpg", ".JPEG", ".png", "", ".txt", ".zip", ".jpg.txt", ".jpg/", "..jpg"])
+
+
+@given(st.lists(PARTS, min_size=1, max_size=4), st.sampled_from(["/", "\\"]), ENDINGS)
+def test_plain_names_are_what_every_rule_would_let_pass(parts: list[str], separator: str, ending: str) -> None:
+    name = separator.join(parts) + ending
+    if is_plain(name.encode()):
+        assert ignored_as(name) == ""
+        assert name_fault(name.encode()) == ("", "")
+        assert readable_key(name.encode()) == (name, False)
+    assert is_plain(b"cats/0001 a.jpg")
+    assert not is_plain(b"cats/" + b"x" * 1_100 + b".jpg")
