@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from typing_extensions import override
 
+from pipelines.dataset.schema import OUR_COLUMNS
 from pipelines.errors import DataError, InputError
 from pipelines.sources.base import Entry, Listing, Member, Source, Unit, image_id, member_of
 from pipelines.sources.columns import Columns
@@ -31,13 +32,15 @@ _LABEL_NAMES = ("label", "labels", "class", "fine_label", "category", "target", 
 
 
 class _Layout(NamedTuple):
-    """Where images and labels are in a file."""
+    """Where images, labels and what else travels are in a file."""
 
     image: str
     is_struct: bool
     label: str
     names: tuple[str, ...]
     """Class names of integer labels; empty where labels are text, or numbers without names."""
+    carried: tuple[str, ...]
+    """Further columns of plain values, which travel as text."""
 
 
 class ParquetSource(Source):
@@ -51,21 +54,27 @@ class ParquetSource(Source):
 
     @override
     def _list(self) -> Listing:
-        entries: list[Entry] = []
         splits = [_split_of(file.path) for file in self._files]
         is_given = all(splits)
+        parts: list[tuple[tuple[str, ...], list[Entry]]] = []
         for number, file in enumerate(self._files):
-            split = splits[number] if is_given else None
-            entries += self._entries(number, file.path, split)
-        return Listing(tuple(entries))
+            parts.append(self._entries(number, file.path, splits[number] if is_given else None))
+        named = tuple(dict.fromkeys(name for names, _ in parts for name in names))
+        self.carried = tuple(name for name in named if name not in OUR_COLUMNS)
+        left_out = [name for name in named if name in OUR_COLUMNS]
+        entries = tuple(_carrying(entry, names, self.carried) for names, part in parts for entry in part)
+        words = f"the columns {', '.join(left_out)} of {self.uri} are not carried: the dataset has its own of that name"
+        return Listing(entries, warnings=(words,) if left_out else ())
 
-    def _entries(self, number: int, path: str, split: str | None) -> Iterator[Entry]:
+    def _entries(self, number: int, path: str, split: str | None) -> tuple[tuple[str, ...], list[Entry]]:
+        """Return the names of a file's further columns, and its rows with what stands in them."""
         if self._storage.read(path, 0, len(_MAGIC)) != _MAGIC:  # Arrow looks at the end alone
             raise InputError(f"{self._storage.address(path)} is no whole Parquet file", mend="fetch it again")
         with self._parquet(path) as parquet:
             self._check_rows(parquet, self._files[number])
             try:
-                yield from self._rows_of(parquet, number, path, split)
+                layout = _layout(parquet.schema_arrow, self._columns, self._storage.address(path))
+                return layout.carried, list(self._rows_of(parquet, layout, number, path, split))
             except (pa.ArrowInvalid, OSError) as error:
                 raise InputError(
                     f"{self._storage.address(path)} is no whole Parquet file: {error}", mend="fetch it again"
@@ -82,15 +91,17 @@ class ParquetSource(Source):
                 mend="fetch it again",
             )
 
-    def _rows_of(self, parquet: pq.ParquetFile, number: int, path: str, split: str | None) -> Iterator[Entry]:
-        layout = _layout(parquet.schema_arrow, self._columns, self._storage.address(path))
+    def _rows_of(
+        self, parquet: pq.ParquetFile, layout: _Layout, number: int, path: str, split: str | None
+    ) -> Iterator[Entry]:
         names = _own_names(parquet, layout)
         row = 0
         for group in range(parquet.num_row_groups):
             facts = parquet.metadata.row_group(group)
             size = max(1, facts.total_byte_size // max(1, facts.num_rows))
             labels = _labels(parquet, group, layout, self._columns.separator)
-            if len(labels) != facts.num_rows:
+            cells = _cells(parquet, group, layout)
+            if len(labels) != facts.num_rows or len(cells) != facts.num_rows:
                 raise pa.ArrowInvalid(f"row group {group} has {len(labels)} labels for {facts.num_rows} rows")
             for place in range(facts.num_rows):
                 key = f"{path}!/{names[row]}"
@@ -107,6 +118,7 @@ class ParquetSource(Source):
                     offset=0,
                     extent=0,
                     detail=(number, group, place),
+                    carried=cells[place],
                 )
                 row += 1
 
@@ -237,7 +249,14 @@ def _layout(schema: pa.Schema, columns: Columns, where: str) -> _Layout:
             f"{where}: column {label!r} holds {kind}, and labels are names or lists of names",
             mend="name another column with label_column",
         )
-    return _Layout(image, pa.types.is_struct(schema.field(image).type), label, _class_names(schema, label))
+    carried = tuple(field.name for field in schema if field.name not in (image, label) and _is_plain(field.type))
+    return _Layout(image, pa.types.is_struct(schema.field(image).type), label, _class_names(schema, label), carried)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_plain(kind.value_type)
+    return not (pa.types.is_nested(kind) or _holds_bytes(kind) or isinstance(kind, pa.BaseExtensionType))
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -260,6 +279,26 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
         return tuple(map(str, (of_list or feature)["names"]))
     except (KeyError, ValueError, TypeError, IndexError):
         return ()
+
+
+def _cells(parquet: pq.ParquetFile, group: int, layout: _Layout) -> list[tuple[str | None, ...]]:
+    """Return what stands in the further columns of each row, as text; nothing where it is null or empty."""
+    if not layout.carried:
+        return [()] * int(parquet.metadata.row_group(group).num_rows)
+    columns = parquet.read_row_group(group, columns=list(layout.carried)).select(list(layout.carried)).to_pydict()
+    return list(zip(*([_cell(value) for value in column] for column in columns.values()), strict=True))
+
+
+def _cell(value: Any) -> str | None:
+    return None if value is None or value == "" else str(value)
+
+
+def _carrying(entry: Entry, names: Sequence[str], wanted: Sequence[str]) -> Entry:
+    """Return the entry with its values in the order of all files' columns."""
+    if list(names) == list(wanted):
+        return entry
+    held = dict(zip(names, entry.carried, strict=True))
+    return entry._replace(carried=tuple(held.get(name) for name in wanted))
 
 
 def _labels(parquet: pq.ParquetFile, group: int, layout: _Layout, separator: str) -> list[Label]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import pickle
@@ -13,7 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.dataset.reader import open_dataset
 from pipelines.errors import InputError
+from pipelines.ingest import stage
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.unit import ingest_unit
 from pipelines.sources.columns import Columns
 from pipelines.sources.resolve import open_source
 from tests import factories
@@ -108,6 +113,42 @@ def test_named_columns_are_taken(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", {"left": IMAGES[:1], "right": IMAGES[1:2], "label": ["x"], "kind": ["y"]})
     (member,) = members(open_source(str(path), columns=Columns("right", "kind"))).values()
     assert (member.data, member.label) == (IMAGES[1], "y")
+
+
+def test_further_columns_travel_as_text(tmp_path: Path) -> None:
+    when = datetime.datetime(2024, 5, 1, 12, 30)
+    first = {
+        "image": pa.array(IMAGES[:2], pa.binary()), "label": ["a", "b"], "site": ["north", ""], "patient": [7, None],
+        "taken": [when, None], "kept": [True, False], "boxes": [[1, 2], [3]], "mask": [b"x", b"y"],
+        "width": [5, 5], "camera": pa.array(["c", "d"]).dictionary_encode(),
+    }  # fmt: skip
+    write(tmp_path / "set" / "1.parquet", first)
+    write(tmp_path / "set" / "2.parquet", {"image": pa.array(IMAGES[2:3], pa.binary()), "label": ["a"], "sex": ["f"]})
+    source = open_source(str(tmp_path / "set"))
+    found = members(source)
+    assert source.carried == ("site", "patient", "taken", "kept", "camera", "sex")
+    assert [member.carried for member in found.values()] == [
+        ("north", "7", "2024-05-01 12:30:00", "True", "c", None),
+        (None, None, None, "False", "d", None),
+        (None, None, None, None, None, "f"),
+    ]
+    assert source.listing().warnings == (
+        f"the columns width of {tmp_path / 'set'} are not carried: the dataset has its own of that name",
+    )
+
+
+def test_further_columns_reach_the_dataset(tmp_path: Path) -> None:
+    columns = {
+        "image": pa.array(IMAGES, pa.binary()),
+        "label": list("ab" * 6),
+        "site": [f"s{i % 3}" for i in range(12)],
+    }
+    config = IngestConfig(source=str(write(tmp_path / "a.parquet", columns)), out=str(tmp_path / "out"))
+    stage.run(config, lambda job, units: (ingest_unit(unit, job) for unit in units))
+    dataset = open_dataset(str(tmp_path / "out"))
+    assert dataset.catalog["carried"] == ["site"]
+    rows = [row for split in dataset.splits for row in dataset.table(split, ["key", "site"]).to_pylist()]
+    assert {row["key"]: row["site"] for row in rows} == {f"a.parquet!/{i:06d}": f"s{i % 3}" for i in range(12)}
 
 
 def test_a_dataset_of_ours_is_no_source(tmp_path: Path) -> None:
