@@ -21,8 +21,8 @@ DEFAULT_BACKGROUND = (255, 255, 255)
 ValueRange = tuple[float, float]
 """The values of 16-bit, 32-bit and float samples that become 0 and 255; linear between, clipped outside."""
 
-DivisorRule = Callable[[int, int], int]
-"""From a width and height in pixels to 1, 2, 4 or 8: by which both may be divided while decoding."""
+DivisorRule = Callable[[ImageHeader], int]
+"""From a plain JPEG's header to 1, 2, 4 or 8: by which width and height may be divided while decoding."""
 
 SHIFTED_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 WIDE_MODES = (*SHIFTED_MODES, "I", "F")
@@ -83,7 +83,7 @@ def decode_image(
             f"{header.wide_samples} samples have no declared range; 8 and 16-bit unsigned are read,"
             " others with image.value_range=[LOWEST, HIGHEST]",
         )
-    divisor = divisor_rule(header.width, header.height) if divisor_rule and header.is_plain_jpeg else 1
+    divisor = divisor_rule(header) if divisor_rule and header.is_plain_jpeg else 1
     pixels, is_plain = _decode_plain_jpeg(data, header, divisor) if header.is_plain_jpeg else None, True
     is_strict = pixels is not None
     if pixels is None:

@@ -88,7 +88,7 @@ def prepare_raw(data: bytes, preprocess: Preprocess, limits: Limits = DEFAULT_LI
         limits,
         preprocess.background,
         value_range=preprocess.value_range,
-        divisor_rule=preprocess.stored.divisor if preprocess.is_decoding_scaled else None,
+        divisor_rule=preprocess.stored.divisor_of if preprocess.is_decoding_scaled else None,
     )
     stored = apply_geometry(image.pixels, preprocess.stored, preprocess.background, image.upright_size)
     return prepare_pixels(stored, preprocess)

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from pipelines.image.decode import DEFAULT_BACKGROUND, Pixels
+from pipelines.image.header import ImageHeader
 
 SCALED_MARGIN = 2
 """How much larger than wanted a scaled decoding must be; the figures are under Decisions."""
@@ -54,6 +55,10 @@ class Geometry:
         if self.mode == "fit":
             return min(width, height) <= self.size_px
         return max(width, height) <= self.size_px
+
+    def divisor_of(self, header: ImageHeader) -> int:
+        """Return what `divisor` says of an image whose header is known."""
+        return self.divisor(header.width, header.height)
 
     def divisor(self, width: int, height: int) -> int:
         """Return 8, 4, 2 or 1: by which a decoder may divide both sides, by a rule that loses nothing visible.

@@ -31,7 +31,7 @@ def make_thumbnail(data: bytes | None, reason: str, config: ImageConfig, privacy
             _LIMITS,
             config.background,
             value_range=config.value_range,
-            divisor_rule=_SIDE.divisor,
+            divisor_rule=_SIDE.divisor_of,
         )
     except RefusedImage:
         return None

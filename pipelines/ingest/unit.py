@@ -123,8 +123,7 @@ def _write_unit(
 
 
 def _row(member: Member, image: StoredImage, job: IngestJob) -> dict[str, Any]:
-    height, width = image.pixels.shape[:2]
-    quality = measure(image.pixels)
+    quality = measure(image.pixels, image.width * image.height)
     travelling = carried_columns(job.source.carried, job.privacy)
     return {
         "image": {"bytes": image.data, "path": member.key},
@@ -133,8 +132,8 @@ def _row(member: Member, image: StoredImage, job: IngestJob) -> dict[str, Any]:
         "source": job.source.name,
         "key": member.key,
         "occurrence": member.occurrence,
-        "width": width,
-        "height": height,
+        "width": image.width,
+        "height": image.height,
         "source_format": image.source_format,
         "source_width": image.source_width,
         "source_height": image.source_height,

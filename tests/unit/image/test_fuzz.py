@@ -70,7 +70,7 @@ def fuzz(seed: int, *, rounds: int) -> None:
                 data,
                 LIMITS,
                 value_range=(0, 1_000) if number % 3 == 0 else None,
-                divisor_rule=GEOMETRY.divisor if number % 2 else None,
+                divisor_rule=GEOMETRY.divisor_of if number % 2 else None,
             )
         except RefusedImage:
             outcomes["refused"] += 1

@@ -77,7 +77,7 @@ def test_enough_pixels_are_left_and_sizes_are_those_of_the_whole(mode: str, size
 def test_the_picture_is_that_of_the_whole_decoding(mode: str, size: int, divisor: int, subsampling: int) -> None:
     geometry = Geometry(size, mode, can_enlarge=False)  # type: ignore[arg-type]
     data = photo(subsampling=subsampling)
-    image = decode_image(data, divisor_rule=geometry.divisor)
+    image = decode_image(data, divisor_rule=geometry.divisor_of)
     assert image.is_scaled
     assert image.pixels.shape == (-(-700 // divisor), -(-1000 // divisor), 3)
     assert image.upright_size == (1000, 700)
@@ -123,7 +123,7 @@ def test_what_was_trained_before_is_scored_as_before() -> None:
 def test_a_damaged_photo_is_refused_at_every_scale() -> None:
     data = photo()
     for size in (0, 170, 80, 40):
-        rule = Geometry(size, "crop" if size else "none", can_enlarge=False).divisor
+        rule = Geometry(size, "crop" if size else "none", can_enlarge=False).divisor_of
         for cut in (0.3, 0.6, 0.9):
             broken = data[: int(len(data) * cut)] + b"\xff\xd9"
             assert not decode_image(broken, divisor_rule=rule).is_strict

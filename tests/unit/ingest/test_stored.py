@@ -163,6 +163,31 @@ def test_no_thumbnail_of_what_cannot_be_decoded_or_must_not_be_seen() -> None:
     assert make_thumbnail(factories.make_jpeg(), "UNLABELLED", CONFIG, PrivacyConfig(region_column="faces")) is None
 
 
+def test_large_jpegs_that_keep_their_bytes_are_measured_on_a_reduction() -> None:
+    config, data = ImageConfig(size_px=0), factories.make_jpeg(1, 600, 400)
+    image = make_stored_image(data, "a.jpg", config)
+    assert image.data == data
+    assert image.pixels.shape == (200, 300, 3)
+    assert (image.width, image.height, image.source_width, image.source_height) == (600, 400, 600, 400)
+    half = measure(image.pixels, image.width * image.height)
+    whole = measure(decode_image(data).pixels)
+    assert half.brightness == pytest.approx(whole.brightness, abs=0.005)
+    np.testing.assert_allclose(half.channel_sum, whole.channel_sum, rtol=0.005)
+    assert (half.phash ^ whole.phash).bit_count() <= 4
+    assert make_stored_image(factories.make_jpeg(1, 300, 255), "a.jpg", config).pixels.shape == (255, 300, 3)
+    for other, settings in (
+        (factories.make_jpeg(1, 600, 400, exif_orientation=3), config),
+        (data + b"tail", config),
+        (data, ImageConfig(size_px=0, keep_bytes=False)),
+        (data, ImageConfig(size_px=0, scaled_decoding=False)),
+    ):
+        full = make_stored_image(other, "a.jpg", settings)
+        assert full.pixels.shape == (400, 600, 3)
+        assert decode_image(full.data).pixels.shape == (400, 600, 3)
+    stripped = make_stored_image(data, "a.jpg", config, PrivacyConfig(strip_metadata=True))
+    np.testing.assert_array_equal(decode_image(stripped.data).pixels, decode_image(data).pixels)
+
+
 def test_extension_is_compared_with_the_bytes() -> None:
     assert make_stored_image(factories.make_png(), "a.jpg", CONFIG).flags == ("ext_mismatch",)
 
