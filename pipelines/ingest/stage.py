@@ -20,6 +20,7 @@ from pipelines.ingest.review import not_given, review, tell_unchecked
 from pipelines.ingest.standing import check_location, own_settings, settled
 from pipelines.progress import Progress
 from pipelines.sources.base import Listing, Source, Unit
+from pipelines.sources.labels import names_of
 from pipelines.sources.names import outside_splits
 from pipelines.stage_output import RUN, Plan, StageResult, open_run
 from pipelines.storage import Storage
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from pipelines.ingest.unit import IngestJob
 
 logger = logging.getLogger(__name__)
+
+MAX_CLASSES = 50_000
+"""More are not classes but names of images; ImageNet-21k has 21,841."""
 
 _NEWS = ("added", "changed", "unchanged", "gone", "withheld", "leaks")
 """What an append's result says of the difference to the version before."""
@@ -289,6 +293,13 @@ def _check_whole(config: IngestConfig, source: Source, listing: Listing) -> None
         raise InputError(
             f"{source.uri} is damaged: {listing.faults[0]}; {readable:,} members before the damage are readable",
             mend="fetch it again, or take what is readable with allow_broken_archive=true",
+        )
+    classes = {name for entry in listing.entries for name in names_of(entry.label)}
+    if len(classes) > MAX_CLASSES:
+        raise InputError(
+            f"{source.uri} has {len(classes):,} classes in {len(listing.entries):,} images; {MAX_CLASSES:,} are allowed",
+            where=f"for example {', '.join(sorted(classes)[:3])}",
+            mend="is another column the label? label_column=NAME for Parquet, or a table (labels=) with a column label",
         )
 
 

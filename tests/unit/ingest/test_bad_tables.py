@@ -153,6 +153,24 @@ def test_rows_end_as_stated_and_the_others_stay(
         assert re.search(case.warning, warned[0])
 
 
+def test_m13_too_many_classes_are_another_column(flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "MAX_CLASSES", 9)
+    (tmp_path / "t.csv").write_text("key,label\n" + "".join(f"{n:02d}.png,id{n}\n" for n in range(NUMBER)))
+    with pytest.raises(InputError, match=r"has 12 classes in 12 images; 9 are allowed\n  where: for example id0, id1,"):
+        ingest(flat, tmp_path / "out", tmp_path / "t.csv")
+
+
+def test_m13_a_class_of_one_image_is_warned_of(flat: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"key,label\n{A},alone\n{B},b\n{OTHERS}")
+    warnings = ingest(flat, tmp_path / "out", tmp_path / "t.csv").catalog["warnings"]
+    assert any("1 class has one image only (alone)" in text for text in warnings)
+
+
+def test_the_table_has_every_number() -> None:
+    named = {*CASES, *(case[0] for case in REFUSALS)}
+    assert {name[:3] for name in named if name[0] == "M"} == {f"M{number:02d}" for number in range(1, 14)}
+
+
 def test_a_link_that_leads_out_is_no_way_round_the_table(flat: Path, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(f"key,label\nout/secret.png,a\n{PLAIN}")
     (tmp_path / "secret.png").write_bytes(factories.make_png(99, 16, 16))
