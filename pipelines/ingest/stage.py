@@ -297,7 +297,8 @@ def _check_whole(config: IngestConfig, source: Source, listing: Listing) -> None
     classes = {name for entry in listing.entries for name in names_of(entry.label)}
     if len(classes) > MAX_CLASSES:
         raise InputError(
-            f"{source.uri} has {len(classes):,} classes in {len(listing.entries):,} images; {MAX_CLASSES:,} are allowed",
+            f"{source.uri} has {len(classes):,} classes in {len(listing.entries):,} images;"
+            f" {MAX_CLASSES:,} are allowed",
             where=f"for example {', '.join(sorted(classes)[:3])}",
             mend="is another column the label? label_column=NAME for Parquet, or a table (labels=) with a column label",
         )
