@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,3 +132,17 @@ def test_archives_are_listed_side_by_side(far: tuple[Wire, str]) -> None:
     keys = [entry.key for entry in source.listing().entries]
     assert keys == [f"{n:02d}.tar!/{n}/{i}.png" for n in range(12) for i in range(3)]
     assert wire.largest > 4
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "x.tar.zst"])
+def test_an_archive_is_listed_and_read_with_few_requests(far: tuple[Wire, str], name: str) -> None:
+    wire, bucket = far
+    pack = {"gz": gzip.compress, "zst": factories.zstd}.get(name.rpartition(".")[2], bytes)
+    files = [(f"c{i % 3}/{i}.png", random.Random(i).randbytes(40_000)) for i in range(100)]
+    Storage.open(bucket).put(name, pack(factories.make_tar(files)))
+    source = open_source(f"{bucket}/{name}")
+    wire.forget()
+    assert len(source.listing().entries) == 100
+    assert wire.requests <= 3
+    assert sum(member.data is not None for unit in source.units() for member in source.open(unit)) == 100
+    assert wire.requests <= 12
