@@ -60,4 +60,4 @@ def add_clusters(section: Section, clusters: list[Cluster], dataset: Dataset, *,
         more = len(cluster.rows) - len(tiles)
         section.images(tiles, title=f"{number}: {len(cluster.rows)} images" + (f", {more} not shown" if more else ""))
     if len(clusters) > len(shown):
-        section.note(f"{len(clusters) - len(shown):,} smaller clusters are not shown; `resnet data duplicates` has all.")
+        section.note(f"{len(clusters) - len(shown):,} more are not shown; `resnet data duplicates` has all.")

@@ -34,6 +34,7 @@ _WORDS = {
     "source_width": "width of the source, px",
     "source_height": "height of the source, px",
     "aspect": "long by short side",
+    "source_bytes": "size of the source's file, bytes",
     "format": "file format",
     "cropped_fraction": "share of the pixels cropped away",
 }
@@ -277,7 +278,9 @@ def _add_refused(page: Page, dataset: Dataset, profile: Profile) -> None:
     if not profile.refused and not accepted:
         page.section("Quarantine", "Every member of the source was taken.")
         return
-    section = page.section("Quarantine", f"{accepted:,} more {'are' if accepted > 1 else 'is'} accepted as lost." if accepted else "")
+    section = page.section(
+        "Quarantine", f"{accepted:,} more {'are' if accepted > 1 else 'is'} accepted as lost." if accepted else ""
+    )
     section.table(["reason", "members"], [[reason, number] for reason, number in profile.refused.items()])
     classes: list[list[Cell]] = [list(row) for row in profile.refused_classes[:_ROWS_SHOWN]]
     section.table(["reason", "class", "members"], classes)

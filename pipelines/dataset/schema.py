@@ -38,10 +38,11 @@ _AFTER_LABEL = [
     pa.field("channel_sum", pa.list_(pa.float64())),  # 3 sums over the stored pixels of value / 255
     pa.field("channel_square_sum", pa.list_(pa.float64())),  # 3 sums of (value / 255) squared
     pa.field("flags", pa.list_(pa.string())),  # remarks that did not stop the image, for example exif_invalid
+    pa.field("source_bytes", pa.int64()),  # size of the file in the source
     pa.field("cropped_fraction", pa.float32()),  # share of the upright source's pixels that the stored crop cut away
 ]
 
-LATER_COLUMNS = frozenset({"cropped_fraction", "thumbnail", "accepted"})
+LATER_COLUMNS = frozenset({"source_bytes", "cropped_fraction", "thumbnail", "accepted"})
 """Columns that files written by earlier versions lack; they read as null there."""
 
 OUR_COLUMNS = frozenset(field.name for field in [*_BEFORE_LABEL, pa.field("label", pa.string()), *_AFTER_LABEL])

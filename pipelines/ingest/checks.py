@@ -11,7 +11,7 @@ from typing import get_args
 from pydantic import ValidationError
 
 from pipelines.dataset.leaks import Leaks, find_leaks
-from pipelines.dataset.properties import FORMAT, NUMBERS, Properties, read_properties
+from pipelines.dataset.properties import Properties, read_properties
 from pipelines.dataset.reader import Dataset
 from pipelines.errors import ConfigError, DataError
 from pipelines.ingest.config import CheckConfig
@@ -209,7 +209,7 @@ class _Measures:
         )
 
     def _predictive(self, rule: CheckConfig) -> Iterator[Finding]:
-        known = [*NUMBERS, FORMAT, *self._properties.carried]
+        known = self._properties.names
         if rule.property and rule.property not in known:
             raise ConfigError(
                 f"a check names the property {rule.property!r}, and the dataset has {', '.join(known)}",

@@ -174,8 +174,8 @@ class CheckConfig(StrictModel):
     level: Literal["error", "warn"] = "error"
     """`error`: a dataset that fails is not published; `warn`: it is, and says so."""
     property: str = ""
-    """Of max_predictive_property: brightness, contrast, sharpness, source_width, source_height, aspect, format or a
-    carried column; empty: each of them."""
+    """Of max_predictive_property: brightness, contrast, sharpness, source_width, source_height, aspect, source_bytes,
+    format or a carried column; empty: each of them."""
 
     @model_validator(mode="after")
     def _is_a_rule(self) -> CheckConfig:

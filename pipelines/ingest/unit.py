@@ -140,6 +140,7 @@ def _row(member: Member, image: StoredImage, job: IngestJob) -> dict[str, Any]:
         "source_sha256": image.source_sha256,
         "stored_sha256": image.stored_sha256,
         "flags": [*image.flags, *member.flags, *quality_flags(quality, image.source_width, image.source_height)],
+        "source_bytes": len(member.data or b""),
         "cropped_fraction": image.cropped_fraction,
         **quality._asdict(),
         **{name: value for name, value in zip(job.source.carried, member.carried, strict=True) if name in travelling},

@@ -50,6 +50,7 @@ def sample_row(number: int) -> dict:
         "channel_sum": [16 * value / 255 for value in color],
         "channel_square_sum": [16 * (value / 255) ** 2 for value in color],
         "flags": ["tiny"] if number % 2 else [],
+        "source_bytes": 100 + number,
         "cropped_fraction": 0.25 * (number % 2),
     }
 

@@ -60,6 +60,7 @@ def make_row(number: int, label: Any = "cat", source: str = "photos") -> dict[st
         "channel_sum": values.sum(axis=0).tolist(),
         "channel_square_sum": (values * values).sum(axis=0).tolist(),
         "flags": [],
+        "source_bytes": len(data),
         "cropped_fraction": 0.0,
     }
 

@@ -59,6 +59,7 @@ def wide_table(first: int, rows: int) -> pa.Table:
         "channel_sum": sums,
         "channel_square_sum": sums,
         "flags": pa.array([["dark"] if number % 7 == 0 else [] for number in numbers], pa.list_(pa.string())),
+        "source_bytes": draw.integers(1_000, 100_000, rows),
         "cropped_fraction": draw.random(rows).astype(np.float32),
     }
     return pa.table([pa.array(columns[name]) for name in SHARD_SCHEMA.names], schema=SHARD_SCHEMA)
