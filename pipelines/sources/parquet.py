@@ -130,6 +130,12 @@ class ParquetSource(Source):
         return digest.hexdigest()
 
     @override
+    def tokens(self) -> list[str]:
+        """Return for each row the state of its file: of a folder that grew by a file only that one is read."""
+        states = [f"{file.size}-{file.etag or f'{file.modified:.6f}'}" for file in self._files]
+        return [states[entry.detail[0]] for entry in self.listing().entries]
+
+    @override
     def units(self) -> list[Unit]:
         """Deal whole row groups to units, as cards are dealt: a row group is read once, and units mix the files."""
         entries = self.listing().entries

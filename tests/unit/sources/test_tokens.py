@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.sources.base import Source
@@ -110,3 +112,20 @@ def test_what_a_table_says_is_part_of_the_token(tmp_path: Path) -> None:
     lines[1] = lines[1].replace(",1", ",9")
     after = labelled("\n".join(["key,label,site", *lines])).tokens()
     assert [one != two for one, two in zip(before, after, strict=True)].count(True) == 2
+
+
+def test_a_folder_of_parquet_is_told_apart_by_files(tmp_path: Path) -> None:
+    def write(name: str, start: int) -> None:
+        images = [factories.make_png(start + n, 12, 12) for n in range(3)]
+        pq.write_table(pa.table({"image": images, "label": ["a"] * 3}), tmp_path / "set" / name)
+
+    (tmp_path / "set").mkdir()
+    write("one.parquet", 0)
+    before = tokens(tmp_path / "set")
+    write("two.parquet", 3)
+    after = tokens(tmp_path / "set")
+    assert len(after) == 6
+    assert before.items() <= after.items()
+    source = open_source(str(tmp_path / "set"))
+    new = [entry for entry in source.listing().entries if entry.key not in before]
+    assert [[entry.key for entry in unit.entries] for unit in source.units_of(new)] == [[entry.key for entry in new]]
