@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,8 @@ from pipelines.ingest.config import ImageConfig, IngestConfig
 from pipelines.ingest.unit import IngestJob, ingest_unit
 from pipelines.sources.base import Unit
 from pipelines.storage import Storage
+from tests import factories
+from tests.unit.ingest.test_stage import Killed, Switch
 
 
 def in_process(job: IngestJob, units: Sequence[Unit]) -> Iterator[dict[str, Any]]:
@@ -32,6 +35,12 @@ def in_process(job: IngestJob, units: Sequence[Unit]) -> Iterator[dict[str, Any]
 
 def picture(seed: int, side: int = 24) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (side, side, 3), np.uint8))
+
+
+def png(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    picture(seed).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +151,49 @@ def test_a_retry_that_was_killed_goes_on_and_one_that_failed_reads_again(root: P
     assert retry(root).version == 2
     dataset = checked(root)
     assert "dog/03.png" in keys(dataset)
+
+
+def test_a_retry_killed_at_any_write_and_run_again_ends_as_one_that_was_not(root: Path, tmp_path: Path) -> None:
+    for number in (3, 4):
+        picture(2000 + number).save(root / f"set/dog/{number:02d}.png")
+    (root / "set/dog/05.png").write_bytes((root / "set/cat/00.png").read_bytes())  # it may leak, and then stays refused
+    standing = shutil.copytree(root / "out", tmp_path / "standing")
+    retry(root)
+    golden = checked(root)
+    with pytest.MonkeyPatch.context() as patch:
+        switch = Switch(patch)
+        for kill_at in range(1, 100):
+            shutil.rmtree(root / "out")
+            shutil.copytree(standing, root / "out")
+            switch.number, switch.kill_at = 0, kill_at
+            try:
+                retry(root)
+            except Killed:
+                switch.kill_at = 0
+                retry(root)
+                dataset = checked(root)
+                assert dataset.fingerprint == golden.fingerprint, f"killed at write {kill_at}"
+                assert dataset.catalog["counts"] == golden.catalog["counts"]
+                assert dataset.version == 2
+            else:
+                break
+    assert 8 < kill_at < 99
+
+
+def test_a_mended_archive_is_read_again(tmp_path: Path) -> None:
+    files = [(f"{'ab'[number % 2]}/{number:02d}.png", png(number)) for number in range(30)]
+    whole = factories.make_zip(files)
+    broken = [(key, data[:60] if number in (3, 8) else data) for number, (key, data) in enumerate(files)]
+    (tmp_path / "x.zip").write_bytes(factories.make_zip(broken))
+    source, out = str(tmp_path / "x.zip"), str(tmp_path / "out")
+    stage.run(IngestConfig(source=source, out=out), in_process)
+    assert open_dataset(out).catalog["rows"] == 28
+    (tmp_path / "x.zip").write_bytes(whole)
+    done = stage.run(IngestConfig(source=source, out=out, retry_failed=True), in_process)
+    assert (done.version, open_dataset(out).catalog["rows"]) == (2, 30)
+    assert list(inspect.verify(open_dataset(out))) == []
+    stage.run(IngestConfig(source=source, out=str(tmp_path / "fresh")), in_process)
+    assert open_dataset(out).fingerprint == open_dataset(str(tmp_path / "fresh")).fingerprint
 
 
 def test_two_retries_at_once_are_one(root: Path) -> None:
