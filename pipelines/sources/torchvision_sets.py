@@ -13,7 +13,8 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from pipelines.image.encode import encode_image
 from pipelines.sources.addresses import TORCHVISION
 from pipelines.sources.base import Entry, Listing, Member, Source, Unit, image_id, member_of
 from pipelines.sources.folder import FolderSource
-from pipelines.storage import Storage
+from pipelines.storage import Storage, StoredFile
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +47,9 @@ class KnownSet:
     parts: Mapping[str, Mapping[str, Any]]
     """Given split ("" where there is none) -> arguments of the class."""
     paths: str = ""
-    """How the paths of its files are had: "loader", an attribute; empty where images are arrays."""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """How the paths of its files are had: "loader", "categories", an attribute; empty where images are arrays."""
+    files: str = "*"
+    """Which files below the folder are the set's, where it shares the root with others."""
 
 
 SETS: Mapping[str, KnownSet] = {
@@ -57,6 +59,7 @@ SETS: Mapping[str, KnownSet] = {
     "FashionMNIST": KnownSet("FashionMNIST/raw", _BY_FLAG),
     "KMNIST": KnownSet("KMNIST/raw", _BY_FLAG),
     "STL10": KnownSet("stl10_binary", _TRAIN_TEST),
+    "SVHN": KnownSet("", _TRAIN_TEST, files="t*_32x32.mat"),
     "DTD": KnownSet("dtd", _ALL_THREE, "loader"),
     "Flowers102": KnownSet("flowers-102", _ALL_THREE, "loader"),
     "FGVCAircraft": KnownSet("fgvc-aircraft-2013b", _ALL_THREE, "loader"),
@@ -64,6 +67,7 @@ SETS: Mapping[str, KnownSet] = {
     "Country211": KnownSet("country211", {**_TRAIN_TEST, "val": {"split": "valid"}}, "loader"),
     "EuroSAT": KnownSet("eurosat", _UNDIVIDED, "loader"),
     "SUN397": KnownSet("SUN397", _UNDIVIDED, "loader"),
+    "Caltech101": KnownSet("caltech101", _UNDIVIDED, "categories"),
     "OxfordIIITPet": KnownSet(
         "oxford-iiit-pet", {"train": {"split": "trainval"}, "test": {"split": "test"}}, "_images"
     ),
@@ -86,11 +90,15 @@ def open_set(address: str, name: str = "") -> Source:
     if "://" in root:
         raise InputError(f"{address}: torchvision keeps its datasets on a disk", mend="give a local folder")
     root = os.path.abspath(os.path.expanduser(root or DEFAULT_ROOT))
-    storage = Storage.open(f"{root}/{SETS[kind].folder}")
-    if not storage.list():
+    storage = Storage.open(os.path.join(root, SETS[kind].folder))
+    if not _files(kind, storage):
         _fetch(kind, root)
     made = FileSet if SETS[kind].paths else ArraySet
     return made(kind, root, storage, name or kind)
+
+
+def _files(kind: str, storage: Storage) -> list[StoredFile]:
+    return [file for file in storage.list() if fnmatchcase(file.path, SETS[kind].files)]
 
 
 def _fetch(kind: str, root: str) -> None:
@@ -113,7 +121,7 @@ def _open(kind: str, root: str, arguments: Mapping[str, Any]) -> Any:
     except (OSError, RuntimeError, ValueError, LookupError) as error:
         raise InputError(
             f"torchvision's {kind} in {root} is not whole: {str(error).strip()}",
-            mend=f"remove {root}/{SETS[kind].folder}, and it is fetched again",
+            mend=f"remove its files below {os.path.join(root, SETS[kind].folder)}, and it is fetched again",
         ) from error
 
 
@@ -127,7 +135,7 @@ def _make(kind: str, root: str, arguments: Mapping[str, Any], *, download: bool 
 def _label(dataset: Any, target: object) -> str | None:
     """Return the class's name where torchvision has names, else its number; -1 means unlabelled there."""
     number = int(str(target))
-    names = getattr(dataset, "classes", None)
+    names = getattr(dataset, "classes", None) or getattr(dataset, "categories", None)
     return None if number < 0 else str(names[number]) if names else str(number)
 
 
@@ -170,6 +178,10 @@ class FileSet(FolderSource):
         how = SETS[self._kind].paths
         if how == "loader":
             yield from (dataset[index] for index in range(len(dataset)))
+        elif how == "categories":
+            for number, target in zip(dataset.index, dataset.y, strict=True):
+                place = Path(dataset.root, "101_ObjectCategories", dataset.categories[target])
+                yield str(place / f"image_{number:04d}.jpg"), target
         elif how == "_samples":
             yield from dataset._samples
         else:
@@ -218,7 +230,7 @@ class ArraySet(Source):
     @override
     def listing_digest(self) -> str:
         digest = hashlib.sha256(self._kind.encode())
-        for file in self._storage.list():
+        for file in _files(self._kind, self._storage):
             digest.update(f"\n{file.path}\0{file.size}\0{file.modified:.6f}".encode())
         return digest.hexdigest()
 

@@ -141,7 +141,7 @@ def run(folder: Path, name: str, number: int, seed: int) -> Counter[str]:
 
 @pytest.mark.parametrize("name", SEEDS)
 def test_damage_ends_in_words(tmp_path: Path, name: str) -> None:
-    found = run(tmp_path, name, 120, seed=1)
+    found = run(tmp_path, name, 250, seed=1)
     assert found["refused"] + found["faulty"] > 10
     assert not found["wordy"]
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 from torchvision import datasets
 
 from pipelines.dataset.reader import open_dataset
@@ -98,6 +99,24 @@ def test_cifar_and_its_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert np.array_equal(shown, pixels[5].transpose(1, 2, 0))
 
 
+def test_svhn_beside_another_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (32, 32, 3, 3), dtype=np.uint8)
+    known: dict[str, list[str]] = {}
+    for split in ("train", "test"):
+        out = io.BytesIO()
+        savemat(out, {"X": pixels, "y": np.array([[1], [10], [3]])})
+        write(tmp_path / f"{split}_32x32.mat", out.getvalue())
+        known[split] = ["", f"{split}_32x32.mat", hashlib.md5(out.getvalue()).hexdigest()]
+    monkeypatch.setattr(datasets.SVHN, "split_list", known)
+    source = open_source(f"torchvision:SVHN:{tmp_path}")
+    digest = source.listing_digest()
+    found = members(source)
+    assert [member.label for key, member in sorted(found.items()) if "train" in key] == ["1", "0", "3"]
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(found["test/000002.png"].data))), pixels[..., 2])
+    write_eurosat(tmp_path)
+    assert open_source(f"torchvision:SVHN:{tmp_path}").listing_digest() == digest
+
+
 class _Canary:
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -149,6 +168,13 @@ def write_pets(root: Path) -> None:
             write(place / "images" / f"{name}.jpg", JPEGS[int(name[-1])])
 
 
+def write_caltech(root: Path) -> None:
+    place = root / "caltech101"
+    for number, name in enumerate(["ant", "bass", "bass", "BACKGROUND_Google"]):
+        write(place / "101_ObjectCategories" / name / f"image_{1 + (number == 2):04d}.jpg", JPEGS[number])
+    (place / "Annotations").mkdir()
+
+
 def write_signs(root: Path) -> None:
     picture = factories.encode(factories.make_pixels(1, 20, 20), "PPM")
     write(root / "gtsrb" / "GTSRB" / "Training" / "00000" / "1.ppm", picture)
@@ -162,6 +188,7 @@ FILE_SETS = {
     "DTD": (write_dtd, 4, "dtd/images/dotted/2.jpg", "dotted", "val"),
     "Food101": (write_food, 5, "images/soup/5.jpg", "soup", "test"),
     "OxfordIIITPet": (write_pets, 4, "images/pug_2.jpg", "Pug", "train"),
+    "Caltech101": (write_caltech, 3, "101_ObjectCategories/bass/image_0002.jpg", "bass", None),
     "GTSRB": (write_signs, 3, "GTSRB/Final_Test/Images/3.ppm", "1", "test"),
 }
 
