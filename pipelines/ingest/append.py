@@ -149,14 +149,15 @@ class Joining:
         if leaks := [twin for twin in refused if twin.reason in QUARANTINED]:
             quarantine = [*quarantine, self._quarantine(f"{self.run_id}-leaks-{name}", leaks)]
         places = _places(fresh, reasons)
-        touched = {path for path, _ in places}
+        dropped = Counter(path for path, _ in places)
+        left = [file for file in files if dropped[file.path] < file.rows]  # one that loses all rows need not be read
         counts = _counts(self.own["counts"], reasons)
-        if self.own["patches"] or sum(file.bytes for file in files if file.path in touched) > MAX_REWRITE_BYTES:
+        if self.own["patches"] or sum(file.bytes for file in left if dropped[file.path]) > MAX_REWRITE_BYTES:
             changes = [Change(image_id, "live", False, reason) for image_id, reason in sorted(reasons.items())]
             addition = add_patch(fresh, self.run_id, resolve_changes(fresh, changes))
         else:
             schema = fresh.schema
-            files = rewrite_touched(self.store, self.run_id, files, f"kept-{name}", drop_rows(places), schema=schema)
+            files = rewrite_touched(self.store, self.run_id, left, f"kept-{name}", drop_rows(places), schema=schema)
             splits = split_figures(files)
             check_counts(counts, sum(part["rows"] for part in splits.values()))
             addition = {

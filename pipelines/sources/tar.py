@@ -77,7 +77,7 @@ class TarSource(Source):
             size=member.size,
             offset=member.offset,
             extent=member.size,
-            detail=(number,),
+            detail=(number, member.modified),
             reason=reason,
             message=message,
         )
@@ -93,6 +93,17 @@ class TarSource(Source):
             raise InputError(f"{self.uri} is gone", mend="check the path and run the command again")
         state = file.etag or f"{file.modified:.6f}"
         return hashlib.sha256(f"{file.size}\0{state}".encode()).hexdigest()
+
+    @override
+    def tokens(self) -> list[str]:
+        """Return each member's size, time and class; where all times are one, they were made up and tell nothing."""
+        entries = self.listing().entries
+        times = [entry.detail[1] if len(entry.detail) > 1 else 0 for entry in entries]
+        state = "" if len(set(times)) > 1 else self.listing_digest()[:16]
+        return [
+            f"{entry.size}-{state or time or self.listing_digest()[:16]}-{entry.label or ''}"
+            for entry, time in zip(entries, times, strict=True)
+        ]
 
     @override
     def units(self) -> list[Unit]:

@@ -35,6 +35,8 @@ class TarMember(NamedTuple):
     reason: str = ""
     message: str = ""
     is_fault: bool = False
+    modified: int = 0
+    """Microseconds since 1970; 0 where the header says none."""
 
 
 class _Damage(Exception):
@@ -70,6 +72,7 @@ def walk_tar(stream: TarStream) -> Iterator[TarMember]:
                 continue
             name = pending.get(b"path", _short_name(header))
             size = int(pending[b"size"]) if pending.get(b"size", b"").isdigit() else size
+            modified = _time(pending.get(b"mtime", b""), header[136:148])
             is_sparse = kind == b"S" or any(key.startswith(b"GNU.sparse.") for key in pending)
             pending = {}
             if kind == b"5" or (kind in (b"0", b"\0") and name.endswith(b"/")) or kind == b"V":
@@ -85,7 +88,7 @@ def walk_tar(stream: TarStream) -> Iterator[TarMember]:
             sparse = (
                 ("SPARSE", "a sparse file, which would unpack to more bytes than it has") if is_sparse else ("", "")
             )
-            yield TarMember(name, size, start, *sparse)
+            yield TarMember(name, size, start, *sparse, modified=modified)
             if stream.skip_to(start + -(-size // BLOCK) * BLOCK) < start + size:
                 raise _Damage("ARCHIVE_TRUNCATED", f"the archive ends inside this member of {size:,} bytes")
             name = b""
@@ -124,6 +127,14 @@ def _number(field: bytes) -> int:
     if value < 0 or value > 1 << 60:
         raise _Damage("ARCHIVE_CORRUPT", "a member's size is no possible size")
     return value
+
+
+def _time(record: bytes, field: bytes) -> int:
+    """Return the microseconds in a pax record, else in the header's field of octal seconds; 0 for what is neither."""
+    try:
+        return round(float(record) * 1e6) if record else int(field.strip(b" \0") or b"0", 8) * 1_000_000
+    except (ValueError, OverflowError):
+        return 0
 
 
 def _read_body(stream: TarStream, size: int) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,3 +131,27 @@ def test_a_folder_of_parquet_is_told_apart_by_files(tmp_path: Path) -> None:
     source = open_source(str(tmp_path / "set"))
     new = [entry for entry in source.listing().entries if entry.key not in before]
     assert [[entry.key for entry in unit.entries] for unit in source.units_of(new)] == [[entry.key for entry in new]]
+
+
+def timed_tar(path: Path, files: list[tuple[str, bytes, float]], kind: int) -> Path:
+    with tarfile.open(path, "w", format=kind) as target:
+        for name, data, time in files:
+            member = tarfile.TarInfo(name)
+            member.size, member.mtime = len(data), time
+            target.addfile(member, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT], ids=["gnu", "pax"])
+def test_a_tars_times_tell_its_members_apart(kind: int, tmp_path: Path) -> None:
+    files = [(name, data, 1_000.25 + n) for n, (name, data) in enumerate(FILES)]
+    before = tokens(timed_tar(tmp_path / "x.tar", files, kind))
+    longer = [("a/first.png", files[0][1], 5.0), *files]
+    longer[4] = (longer[4][0], longer[4][1], 7_000.0)
+    after = tokens(timed_tar(tmp_path / "x.tar", longer, kind))
+    assert {key for key in before if after[key] != before[key]} == {longer[4][0]}
+    # times that are all one were set by whoever packed it: the whole archive is the state
+    packed = [(name, data, 99.0) for name, data, _ in files]
+    first = tokens(timed_tar(tmp_path / "y.tar", packed, kind))
+    os.utime(tmp_path / "y.tar", (1, 1))
+    assert not set(first.values()) & set(tokens(tmp_path / "y.tar").values())
