@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipelines.dataset.catalog import PublishConflict, next_run_id, publish_version
 from pipelines.dataset.reader import Dataset, open_dataset
@@ -64,16 +65,19 @@ class Bias:
         )
 
 
-def read_quarantine(dataset: Dataset, *, accepted: bool | None = False) -> list[Row]:
+def read_quarantine(
+    dataset: Dataset, *, accepted: bool | None = False, columns: Sequence[str] | None = None
+) -> list[Row]:
     """Return the refused members of a version.
 
     Args:
         dataset: the version.
         accepted: False: those that nobody has accepted as lost; True: only those; None: all.
+        columns: what to read, `accepted` with it; None for all, thumbnails too.
     """
     rows: list[Row] = []
     for file in dataset.quarantine_files():
-        rows += _rows_of(dataset.storage, file)
+        rows += _rows_of(dataset.storage, file, columns)
     return [row for row in rows if accepted is None or (row["accepted"] is not None) == accepted]
 
 
@@ -131,7 +135,7 @@ def bias_of(dataset: Dataset) -> Bias | None:
     kept: Counter[str] = Counter()
     for part in dataset.catalog["splits"].values():
         kept.update(part["labels"])
-    rows = read_quarantine(dataset)
+    rows = read_quarantine(dataset, columns=["label"])
     return find_bias(kept, Counter(name for row in rows for name in names_in(row["label"], dataset.task)))
 
 
@@ -221,8 +225,10 @@ def _rewritten(
     return result
 
 
-def _rows_of(storage: Storage, file: QuarantineFile) -> list[Row]:
-    rows: list[Row] = with_later_columns(open_parquet(storage, file.path).read(), QUARANTINE_SCHEMA).to_pylist()
+def _rows_of(storage: Storage, file: QuarantineFile, columns: Sequence[str] | None = None) -> list[Row]:
+    wanted = [*dict.fromkeys((*columns, "accepted"))] if columns is not None else QUARANTINE_SCHEMA.names
+    schema = pa.schema([QUARANTINE_SCHEMA.field(name) for name in wanted])
+    rows: list[Row] = with_later_columns(open_parquet(storage, file.path).read(columns=wanted), schema).to_pylist()
     return rows
 
 

@@ -23,6 +23,8 @@ from pipelines.storage import Storage
 
 logger = logging.getLogger(__name__)
 
+_IDENTITY = ("image_id", "source", "split")
+
 FREE = {"max_quarantined_fraction": 1.0, "max_quarantined_fraction_per_class": 1.0}
 """Settings of a retry: of what was refused once, all may be refused again."""
 
@@ -36,7 +38,8 @@ def find_refused(dataset: Dataset, source: Source) -> Update | None:
         InputError: the source has columns that the dataset does not carry.
         ConfigError: the dataset is divided by a column that the source has not.
     """
-    refused = {row["image_id"]: row for row in read_quarantine(dataset) if row["source"] == source.name}
+    rows = read_quarantine(dataset, columns=_IDENTITY)
+    refused = {row["image_id"]: row for row in rows if row["source"] == source.name}
     listing = source.listing()
     entries = tuple(entry for entry in listing.entries if entry.image_id in refused)
     if gone := len(refused) - len({entry.image_id for entry in entries}):
@@ -96,7 +99,8 @@ class Retrying:
             PublishConflict: another run has read the same source, or decided about the same members, meanwhile.
         """
         store = self.join.store
-        refused = {row["image_id"] for row in read_quarantine(Dataset(store.uri, version, standing))}
+        rows = read_quarantine(Dataset(store.uri, version, standing), columns=_IDENTITY)
+        refused = {row["image_id"] for row in rows}
         if missing := self.image_ids - refused:
             raise PublishConflict(
                 f"in {format_ref(store.uri, version)} {len(missing):,} of the members that were read again are not"
