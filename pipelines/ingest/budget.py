@@ -70,7 +70,9 @@ class Budget:
             for row in table.to_pylist() if self._is_per_class else ():
                 for name in names_in(row["label"], self._task):
                     self._bad_of_class.setdefault(name, Counter())[row["reason"]] += 1
-                    self._keys_of_class.setdefault(name, []).append(row["key"])
+                    examples = self._keys_of_class.setdefault(name, [])
+                    if len(examples) < _EXAMPLES:
+                        examples.append(row["key"])
 
     @property
     def is_spent(self) -> bool:
@@ -113,7 +115,7 @@ class Budget:
         """Return the classes that lost too much, the worst first."""
         limit = self._config.max_quarantined_fraction_per_class
         shares = {
-            label: bad.total() / self._of_class[label]
+            label: bad.total() / max(1, self._of_class[label])
             for label, bad in self._bad_of_class.items()
             if bad.total() > limit * self._of_class[label]
         }
