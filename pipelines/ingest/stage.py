@@ -344,10 +344,9 @@ def _result(plan: Plan, catalog: Catalog, *, skipped: bool, **rate: float) -> In
         figures["reasons"] = ", ".join(f"{reason} {number}" for reason, number in reasons.items())
     commands: tuple[str, ...] = (f"resnet data show {plan.out}", f"resnet train {plan.out}")
     if not catalog["classes"]:
-        commands = (
-            f"resnet ingest {next(iter(catalog['locations'].values()))} labels=LABELS.csv --out OTHER",
-            commands[0],
-        )
+        commands = (f"resnet data relabel {plan.out} LABELS.csv", commands[0])
+    elif catalog["task"] != "single":
+        commands = (commands[0], f"resnet data sheet {plan.out}")
     if counts["quarantined"] > counts.get("accepted", 0):
         commands = (*commands, f"resnet data quarantine list {plan.out}")
     if not skipped and (difference := catalog.get("difference")):

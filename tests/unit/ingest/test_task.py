@@ -182,6 +182,14 @@ def test_a_task_that_is_asked_for(tmp_path: Path, flat: Path) -> None:
         ingest(flat, tmp_path / "one", labels=str(tmp_path / "labels.jsonl"))
 
 
+def test_the_next_commands_are_those_that_work(flat: Path, tmp_path: Path) -> None:
+    bare = stage.run(config_of(flat, tmp_path / "bare"), in_process)
+    assert bare.next_commands[0] == f"resnet data relabel {bare.out} LABELS.csv"
+    folder = factories.write_class_folder(tmp_path / "set", {"cat": 6})
+    multi = stage.run(config_of(folder, tmp_path / "multi", task="multi"), in_process)
+    assert not [command for command in (*bare.next_commands, *multi.next_commands) if "train" in command]
+
+
 def test_tasks_leave_earlier_keys_as_they_were(tmp_path: Path) -> None:
     folder = factories.write_class_folder(tmp_path / "set", {"cat": 2})
     assert plan(config_of(folder, tmp_path)).key == plan(config_of(folder, tmp_path, task="auto")).key
