@@ -13,7 +13,7 @@ from pipelines.config.strict import is_runtime
 from pipelines.dataset.catalog import DATASET_FORMAT, Catalog, format_ref, read_version
 from pipelines.errors import ConfigError, InputError
 from pipelines.ingest.config import IngestConfig
-from pipelines.sources.addresses import default_name
+from pipelines.sources.addresses import base_of, default_name
 from pipelines.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def check_location(config: IngestConfig, standing: Catalog, name: str, uri: str)
         InputError: it lies elsewhere now, and `moved` does not say so.
     """
     known = standing["locations"].get(name)
-    if known is None or known == uri or config.moved:
+    if known is None or base_of(known) == base_of(uri) or config.moved:
         return
     raise InputError(
         f"the dataset knows a source {name} from {known}, and this one is {uri}",

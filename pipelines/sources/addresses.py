@@ -39,6 +39,12 @@ def split_pattern(address: str) -> Pattern | None:
     )
 
 
+def base_of(address: str) -> str:
+    """Return the place that an address lies in: itself, or the folder that a pattern begins in."""
+    pattern = split_pattern(address)
+    return pattern.base if pattern else address
+
+
 def default_name(address: str) -> str:
     """Return the name of a source: the last part of its path; of a pattern, of the folder that it begins in.
 
@@ -46,8 +52,7 @@ def default_name(address: str) -> str:
     """
     if address.startswith(TORCHVISION):
         return address.removeprefix(TORCHVISION).partition(":")[0]
-    pattern = split_pattern(address)
-    place = (pattern.base if pattern else address).rstrip("/") or "/"
+    place = base_of(address).rstrip("/") or "/"
     if "://" not in place:
         place = os.path.abspath(os.path.expanduser(place))
     return place.rpartition("/")[2]

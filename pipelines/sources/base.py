@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from pipelines.errors import InputError
-from pipelines.sources.addresses import split_pattern
+from pipelines.sources.addresses import base_of
 from pipelines.sources.labels import Label, Task, as_task, resolve_task
 from pipelines.sources.names import ignored_as, is_plain, labels_and_splits, name_fault, readable_key
 
@@ -168,8 +168,7 @@ class Source(abc.ABC):
     @property
     def root(self) -> str:
         """Return the place that every node must see; it differs from the address where that is a pattern."""
-        pattern = split_pattern(self.uri)
-        return pattern.base if pattern else self.uri
+        return base_of(self.uri)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_listing": None}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.dataset.reader import open_dataset
 from pipelines.errors import InputError
+from pipelines.ingest import stage
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.unit import ingest_unit
 from pipelines.sources.addresses import Pattern, default_name, is_virtual, split_pattern
 from pipelines.sources.base import Source
 from pipelines.sources.resolve import open_source
@@ -124,3 +129,19 @@ def test_a_pattern_means_on_a_disk_what_it_means_in_a_store(parts: list[str], pa
         met = [Path(root, found) for found in glob.glob("/".join(parts), root_dir=root)]
         on_disk = any(found == target or found in target.parents for found in met)
     assert Pattern("x", "/".join(parts)).matches(path) == on_disk
+
+
+def test_a_dataset_grows_by_patterns_over_one_folder(tmp_path: Path) -> None:
+    for number, month in enumerate(("2024-01", "2024-02", "2025-01")):
+        factories.write_class_folder(tmp_path / "photos" / month, {"cat": 6, "dog": 6}, seed=number)
+
+    def grow(pattern: str, *, append: bool) -> dict[str, int]:
+        config = IngestConfig(source=f"{tmp_path}/photos/{pattern}", out=str(tmp_path / "out"), append=append)
+        stage.run(config, lambda job, units: (ingest_unit(unit, job) for unit in units))
+        dataset = open_dataset(str(tmp_path / "out"))
+        keys = [row["key"] for split in dataset.splits for row in dataset.table(split, ["key"]).to_pylist()]
+        return dict(Counter(key[:7] for key in keys))
+
+    assert grow("2024-*", append=False) == {"2024-01": 12, "2024-02": 12}
+    assert grow("2025-*", append=True) == {"2024-01": 12, "2024-02": 12, "2025-01": 12}
+    assert list(open_dataset(str(tmp_path / "out")).catalog["sources"]) == ["photos"]
