@@ -312,3 +312,19 @@ def test_what_is_no_box_is_refused(text: str) -> None:
 def test_settings_without_effect_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PrivacyConfig(**values)
+
+
+def test_without_a_rule_refused_images_have_thumbnails_and_rows_say_what_was_cut(tmp_path: Path) -> None:
+    folder = tmp_path / "set" / "cat"
+    folder.mkdir(parents=True)
+    (folder / "wide.jpg").write_bytes(factories.make_jpeg(1, 400, 300))
+    (folder / "small.jpg").write_bytes(factories.make_jpeg(2, 300, 20))
+    (folder / "cut.jpg").write_bytes(factories.make_jpeg(3)[:700])
+    dataset = ingest(
+        tmp_path / "set", tmp_path / "out", image=ImageConfig(min_side_px=30), max_quarantined_fraction=0.9
+    )
+    (row,) = live_rows(dataset)
+    assert row["cropped_fraction"] == pytest.approx(0.25)
+    thumbnails = {row["key"]: row["thumbnail"] for row in inspect.quarantined(dataset)}
+    assert thumbnails["cat/cut.jpg"] is None
+    assert decode_image(thumbnails["cat/small.jpg"]).pixels.shape == (6, 96, 3)
