@@ -131,25 +131,27 @@ def check(dataset: str, rules: tuple[str, ...], as_json: bool) -> None:
     Rules are those of `checks` in ingest's config, for example min_images_per_class=10 max_near_leak_fraction=0.01 or
     max_predictive_property.brightness=0.8. Without any, those that it was made with.
     """
+    from dataclasses import asdict
+
     from pipelines.dataset.reader import open_dataset
     from pipelines.ingest import checks
 
     opened = open_dataset(dataset)
     findings = checks.run_checks(checks.read_rules(rules, opened), opened)
     if as_json:
-        render.as_json({"dataset": opened.ref, "findings": [finding.__dict__ for finding in findings]})
-    else:
-        click.echo(f"checks: {render.clean(opened.ref)}")
-        render.table(
-            ("", "rule", "figure", "bound"),
-            [("kept" if each.is_kept else each.level, each.rule, each.figure, each.bound) for each in findings],
-        )
+        checks.refuse(findings, opened)  # whose words are the only object on stdout then
+        render.as_json({"dataset": opened.ref, "findings": [asdict(finding) for finding in findings]})
+        return
+    click.echo(f"checks: {render.clean(opened.ref)}")
+    render.table(
+        ("", "rule", "figure", "bound"),
+        [("kept" if each.is_kept else each.level, each.rule, each.figure, each.bound) for each in findings],
+    )
     checks.refuse(findings, opened)
-    for finding in findings if not as_json else ():
+    for finding in findings:
         if not finding.is_kept:
             click.echo(f"warning: {render.clean(str(finding))}")
-    if not as_json:
-        render.next_steps([f"resnet data sheet {opened.ref}", f"resnet train {opened.ref}"])
+    render.next_steps([f"resnet data sheet {opened.ref}", f"resnet train {opened.ref}"])
 
 
 @command.command("files")

@@ -194,6 +194,8 @@ def test_a_standing_dataset_is_checked_from_the_command_line(
     assert f"resnet data sheet {out}@v1" in shown
     assert run_command(["data", "check", out, "--json"]) == 0  # by the rules that it was made with
     assert [each["rule"] for each in json.loads(capsys.readouterr().out)["findings"]] == ["min_images_per_class"]
+    assert run_command(["data", "check", out, "max_class_imbalance=1.1", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["error"] == "DataError"
     assert run_command(["data", "check", out, "max_class_imbalance=1.1"]) == 3
     assert "1 check fails:\n    max_class_imbalance: class" in capsys.readouterr().err
     for wrong, words in (
