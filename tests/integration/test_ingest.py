@@ -40,7 +40,27 @@ def test_ray_makes_the_dataset_that_one_process_makes(archive: Path, tmp_path: P
     assert one.catalog["counts"]["quarantined"] == 2
     assert list(inspect.verify(other)) == []
     assert float(on_ray.figures["images_per_s"]) > 0
-    assert on_ray.next_commands == (f"resnet data show {on_ray.out}", f"resnet train {on_ray.out}")
+    assert on_ray.next_commands[:2] == (f"resnet data show {on_ray.out}", f"resnet train {on_ray.out}")
+
+
+def test_an_append_on_ray_keeps_changed_images_in_their_split(tmp_path: Path) -> None:
+    folder = factories.write_class_folder(tmp_path / "set", {"cat": 12, "dog": 8})
+    config = IngestConfig(source=str(folder), out=str(tmp_path / "out"), append=True)
+    stage.run(config, lambda job, units: (ingest_unit(unit, job) for unit in units))
+    before = _splits(str(tmp_path / "out"))
+    changed = next(key for key, split in before.items() if split == "test")
+    (folder / changed).write_bytes(factories.make_jpeg(700, 32, 32))
+    factories.write_class_folder(folder, {"fox": 4}, seed=50)
+    result = stage.run(config)
+    assert (result.figures["added"], result.figures["changed"]) == (4, 1)
+    after = _splits(result.out)
+    assert before.items() <= after.items()
+    assert list(inspect.verify(open_dataset(result.out))) == []
+
+
+def _splits(reference: str) -> dict[str, str]:
+    dataset = open_dataset(reference)
+    return {key: split for split in dataset.splits for key in dataset.table(split, ["key"]).column("key").to_pylist()}
 
 
 def test_only_units_without_a_receipt_are_done(archive: Path, tmp_path: Path) -> None:
