@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.dataset.near import MAX_DISTANCE, find_neighbours
@@ -49,6 +50,9 @@ class Alike:
     """Images left out because they are one colour."""
     capped: int
     """Images not compared with everything that resembles them, because too much does."""
+    leaks: tuple[dict[str, Any], ...] = ()
+    """Images that look like one in a more held-out split, with that one's key (`like`), split and distance; without
+    them no two splits look alike anywhere."""
 
     def counts(self) -> dict[str, int]:
         """Return the figures people look at first."""
@@ -58,20 +62,22 @@ class Alike:
             "images_in_clusters": sum(len(cluster.rows) for cluster in self.clusters),
             "clusters_across_splits": sum(len(cluster.splits) > 1 for cluster in self.clusters),
             "clusters_with_different_labels": sum(len(cluster.labels) > 1 for cluster in self.clusters),
+            "leaks": len(self.leaks),
             "one_colour": self.flat,
             "capped": self.capped,
         }
 
     def surplus(self, *, across_splits: bool) -> list[dict[str, Any]]:
-        """Return the rows to take out: of each cluster all but the first, or only those in less held-out splits.
+        """Return the rows to take out: of each cluster all but the first, or only those that leak.
 
         The picture in the most held-out split stays (test, then val, then train), as for exact duplicates.
         """
+        if across_splits:
+            return list(self.leaks)
         return [
             {**row, "like": cluster.rows[0]["key"], "like_split": cluster.rows[0]["split"]}
             for cluster in self.clusters
             for row in cluster.rows[1:]
-            if not across_splits or row["split"] != cluster.rows[0]["split"]
         ]
 
 
@@ -82,21 +88,26 @@ def find_alike(dataset: Dataset, *, max_distance: int = MAX_DISTANCE) -> Alike:
     phash = np.concatenate([np.array([], np.uint64), *(table.column("phash").to_numpy() for table in tables)])
     contrast = np.concatenate([np.array([], np.float32), *(table.column("contrast").to_numpy() for table in tables)])
     seen = np.flatnonzero(contrast >= FLAT_CONTRAST)
-    found = find_neighbours(phash[seen], max_distance=max_distance).clusters()
-    in_cluster = found.cluster >= 0
-    places, numbers = seen[in_cluster], found.cluster[in_cluster]
+    neighbours = find_neighbours(phash[seen], max_distance=max_distance)
+    found = neighbours.clusters()
+    rank = np.repeat(np.arange(len(tables)), [len(table) for table in tables])[seen]
+    shadow = neighbours.shadowed(rank)
+    in_cluster, leaks = np.flatnonzero(found.cluster >= 0), np.flatnonzero(shadow >= 0)
+    # only rows in clusters, and what leaks, become objects
+    rows = _rows(splits, tables, np.unique(np.concatenate([seen[in_cluster], seen[leaks], seen[shadow[leaks]]])))
     members: list[list[dict[str, Any]]] = [[] for _ in found.leader]
-    start = 0
-    for split, table in zip(splits, tables, strict=True):  # only rows in clusters become objects
-        here = (places >= start) & (places < start + len(table))
-        rows = places[here] - start
-        for row, number, values in zip(
-            rows.tolist(), numbers[here].tolist(), table.take(pa.array(rows)).to_pylist(), strict=True
-        ):
-            members[number].append({**values, "split": split, "row": row})
-        start += len(table)
+    for place, number in zip(seen[in_cluster].tolist(), found.cluster[in_cluster].tolist(), strict=True):
+        members[number].append(rows[place])
     return Alike(
         clusters=tuple(_cluster(group) for group in members),
+        leaks=tuple(
+            {
+                **_shown(rows[place], rows[like]),
+                "like": rows[like]["key"],
+                "like_split": rows[like]["split"],
+            }
+            for place, like in zip(seen[leaks].tolist(), seen[shadow[leaks]].tolist(), strict=True)
+        ),
         images=len(phash),
         flat=len(phash) - len(seen),
         capped=found.capped,
@@ -110,16 +121,26 @@ def comparable(label: Any) -> Any:
 
 def _cluster(rows: list[dict[str, Any]]) -> Cluster:
     """Put the image that stays first; rows come with the most held-out split first."""
-    first = rows[0]
-    return Cluster(
-        tuple(
-            {
-                **{name: row[name] for name in ("image_id", "key", "label", "split", "row")},
-                "distance": (row["phash"] ^ first["phash"]).bit_count(),
-            }
-            for row in rows
-        )
-    )
+    return Cluster(tuple(_shown(row, rows[0]) for row in rows))
+
+
+def _shown(row: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return what is said of a row, and how far it is from another."""
+    values = {name: row[name] for name in ("image_id", "key", "label", "split", "row")}
+    return {**values, "distance": (row["phash"] ^ other["phash"]).bit_count()}
+
+
+def _rows(splits: list[str], tables: list[pa.Table], places: npt.NDArray[np.int64]) -> dict[int, dict[str, Any]]:
+    """Return the rows at some places, counted over all splits, each with its split and row position there."""
+    found: dict[int, dict[str, Any]] = {}
+    start = 0
+    for split, table in zip(splits, tables, strict=True):
+        here = places[(places >= start) & (places < start + len(table))]
+        values = table.take(pa.array(here - start)).to_pylist()
+        for place, row in zip(here.tolist(), values, strict=True):
+            found[place] = {**row, "split": split, "row": place - start}
+        start += len(table)
+    return found
 
 
 def _held_out(split: str) -> tuple[int, str]:

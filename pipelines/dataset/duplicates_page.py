@@ -25,6 +25,7 @@ def make_page(alike: Alike, dataset: Dataset) -> bytes:
             Fact(f"{counts['clusters']:,}", "clusters of images that look alike", "lead"),
             Fact(f"{counts['images_in_clusters']:,}", "images in them"),
             Fact(f"{counts['clusters_across_splits']:,}", "clusters that are in more than one split"),
+            Fact(f"{counts['leaks']:,}", "images that look like one in a more held-out split"),
             Fact(f"{counts['clusters_with_different_labels']:,}", "clusters with different labels"),
             Fact(f"{counts['one_colour']:,}", "images of one colour, left out"),
         ]

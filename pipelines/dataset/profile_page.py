@@ -264,6 +264,7 @@ def _add_duplicates(page: Page, dataset: Dataset, alike: Alike) -> None:
         ["groups of look-alikes", counts["clusters"]],
         ["images in them", counts["images_in_clusters"]],
         ["groups across splits", counts["clusters_across_splits"]],
+        ["images that look like one in a more held-out split", counts["leaks"]],
         ["groups with different labels", counts["clusters_with_different_labels"]],
         ["images of one colour, not compared", counts["one_colour"]],
     ]

@@ -191,9 +191,9 @@ def _resolve_by(entries: Sequence[Entry], config: SplitConfig) -> str:
             mend="split.by=stratified divides the images by class",
         )
     if config.by == "stratified" and not has_labels:
-        raise ConfigError(
-            "split.by is stratified, and no image has a label (a class folder)", mend="split.by=hash needs no labels"
-        )
+        several = any(entry.label for entry in entries)
+        what = "images have several labels each" if several else "no image has a label (a class folder)"
+        raise ConfigError(f"split.by is stratified, and {what}", mend="split.by=hash needs no labels")
     if config.by != "auto":
         return config.by
     if config.group or config.time:

@@ -56,6 +56,7 @@ def test_the_same_scene_compressed_again_is_found(dataset: Dataset) -> None:
         "images_in_clusters": 4,
         "clusters_across_splits": 1,
         "clusters_with_different_labels": 1,
+        "leaks": 1,
         "one_colour": 2,
         "capped": 0,
     }

@@ -247,4 +247,6 @@ def test_lists_of_labels_go_by_image_alone() -> None:
     listed = [entry._replace(label=("cat", "dog")) for entry in entries([f"{i}.jpg" for i in range(2000)])]  # type: ignore[arg-type]
     plan = make_split_plan(listed, SplitConfig())
     assert plan.by == "hash"
+    with pytest.raises(ConfigError, match=r"split.by is stratified, and images have several labels each"):
+        make_split_plan(listed, SplitConfig(by="stratified"))
     assert 150 < counts_of(plan, listed)["test"] < 250
