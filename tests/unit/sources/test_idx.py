@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import InputError
+from pipelines.sources import idx
 from pipelines.sources.base import Source, Unit
 from pipelines.sources.resolve import open_source
 
@@ -62,10 +63,12 @@ def test_images_without_labels_are_unlabelled(tmp_path: Path) -> None:
         ),
         ("train-images-idx3-ubyte", b"\0\0\x0d\x03" + b"\0" * 12, "is no IDX file of images"),
         ("train-images-idx3-ubyte.gz", gzip.compress(b"\0" * 5000, mtime=0)[:-20], "is cut"),
-        ("train-images-idx3-ubyte.gz", b"\x1f\x8b\x08" + b"\xff" * 40, "is damaged"),
+        ("train-images-idx3-ubyte.gz", b"\x1f\x8b\x08" + bytes(7) + b"\x07" * 40, "is damaged"),
+        ("train-images-idx3-ubyte", b"\0\0\x08\x03" + b"\xff" * 12, "more than 2,147,483,648 bytes"),
+        ("train-images-idx3-ubyte", b"\0\0\x08\x03" + struct.pack(">3I", 1, 2, 2) + b"\0" * 9, "and has more bytes"),
         ("train-labels-idx1-ubyte", b"\0\0\x08\x01" + struct.pack(">I", 3) + b"\1\2\3", "has 3 labels for 5 images"),
     ],
-    ids=["short", "magic", "cut", "damaged", "labels"],
+    ids=["short", "magic", "cut", "damaged", "huge", "long", "labels"],
 )
 def test_damaged_files_are_named(tmp_path: Path, name: str, data: bytes, message: str) -> None:
     write_pair(tmp_path, "train", 5, packed=name.endswith(".gz"))
@@ -81,3 +84,32 @@ def test_the_same_files_give_the_same_ids_and_bytes(tmp_path: Path) -> None:
     assert [(key, m.image_id, m.data) for key, m in one.items()] == [
         (key, m.image_id, m.data) for key, m in two.items()
     ]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_of_a_large_file_a_worker_holds_its_own_rows(
+    tmp_path: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = write_pair(tmp_path / "set", "train", 300, packed=packed)
+    whole = members(open_source(str(tmp_path / "set")))
+    monkeypatch.setattr(idx, "HELD_BYTES", 100_000)
+    monkeypatch.setattr("pipelines.sources.units.MIN_UNIT_BYTES", 50_000)
+    source = open_source(str(tmp_path / "set"))
+    assert len(source.units()) > 2
+    found = members(source)
+    assert {key: (m.image_id, m.data, m.label) for key, m in found.items()} == {
+        key: (m.image_id, m.data, m.label) for key, m in whole.items()
+    }
+    assert source._held == ("", b"")
+    last = found[f"train-images-idx3-ubyte{'.gz' if packed else ''}!/000299.png"]
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(last.data))), train[299])
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_file_that_shrank_since_has_a_reason(tmp_path: Path, packed: bool) -> None:
+    write_pair(tmp_path / "set", "train", 9, packed=packed)
+    source = open_source(str(tmp_path / "set"))
+    units = source.units()
+    write_pair(tmp_path / "set", "train", 4, packed=packed)
+    reasons = [member.reason for unit in units for member in source.open(unit)]
+    assert sorted(map(str, reasons)) == ["CHANGED"] * 5 + ["None"] * 4
