@@ -65,6 +65,7 @@ def show(dataset: str, samples: int, as_json: bool) -> None:
             "patched rows": facts["patches"],
             "refused": len(refused),
             "fingerprint": facts["fingerprint"],
+            **({"what was taken out": ", ".join(facts["audits"])} if facts["audits"] else {}),
         }
     )
     _show_splits(facts)

@@ -88,6 +88,8 @@ def show(reference: str, *, samples: int = 0) -> dict[str, Any]:
         "locations": catalog["locations"],
         "patches": sum(entry["rows"] for entry in catalog["patches"]),
         "preprocess": dataset.preprocess,
+        "privacy": catalog.get("privacy", {}),
+        "audits": [dataset.storage.address(entry["path"]) for entry in catalog.get("audits", [])],
         "history": history(dataset.storage),
     }
 

@@ -120,8 +120,12 @@ def test_small_images_lose_their_metadata_and_keep_their_pixels(planted_folder: 
     assert removed["trailing"] == len(planted.SECRET)
     assert {"EXIF", "XMP", "ICC", "MPF", "IPTC", "JFIF", "APP3", "APP15"} <= removed.keys()
     assert audited[found["cat/small.jpg"]["image_id"]]["regions"] == []
+    assert inspect.show(dataset.uri)["audits"] == [f"{dataset.uri}/{dataset.catalog['audits'][0]['path']}"]
     gc(dataset.storage, dead_after_s=-1)
     assert audit(dataset) == audited
+    path = dataset.catalog["audits"][0]["path"]
+    dataset.storage.put(path, b"changed")
+    assert [problem.path for problem in inspect.verify(dataset)] == [path]
 
 
 def _without_blocks(source: bytes) -> list[bytes]:
