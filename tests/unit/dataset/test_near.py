@@ -96,9 +96,7 @@ def test_what_is_left_without_the_shadowed_has_no_near_rows_across_ranks(
     def are_near(one: int, other: int) -> bool:
         return (hashes[one] ^ hashes[other]).bit_count() <= distance
 
-    assert not [
-        (one, other) for one in stays for other in stays if ranks[one] < ranks[other] and are_near(one, other)
-    ]
+    assert not [(one, other) for one in stays for other in stays if ranks[one] < ranks[other] and are_near(one, other)]
     for row, near_row in enumerate(found.tolist()):
         if near_row >= 0:  # none goes without a reason that stays
             assert near_row in stays
