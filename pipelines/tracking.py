@@ -154,6 +154,11 @@ class RunLog:
             log._drain(at_start=True)
         return log
 
+    @property
+    def num_waiting(self) -> int:
+        """Records that were not delivered yet."""
+        return len(self._queue)
+
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record parameters; nested values become dotted names.
 
@@ -272,7 +277,7 @@ class RunLog:
             if self._queue:
                 _LOGGER.warning(
                     "%d records of run %r were not delivered: MLflow at %s is still away. "
-                    "The output folder holds every figure.",
+                    "The output folder holds every figure; `resnet track` sends those of a training later.",
                     len(self._queue),
                     self._run_name,
                     redact(self.uri),

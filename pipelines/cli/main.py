@@ -34,6 +34,7 @@ COMMANDS: dict[str, Entry] = {
     "ingest": Entry("ingest", "Turn a folder or an archive of images into a Parquet dataset."),
     "train": Entry("train", "Train one network on a dataset."),
     "replay": Entry("replay", "Do a window of a training run once more and compare it."),
+    "track": Entry("track", "Send a finished training's records to MLflow, if it was away."),
     "tune": Entry("tune", "Search depth, width and learning rate."),
     "evaluate": Entry("evaluate", "Measure a model on a split of a dataset."),
     "models": Entry("models", "List, show, register, promote, open or import models."),

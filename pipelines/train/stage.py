@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,12 @@ import yaml
 
 from pipelines import capacity
 from pipelines.dataset.catalog import parse_ref
-from pipelines.errors import ConfigError, Unfinished
+from pipelines.errors import ConfigError, InputError, RegistryError, Unfinished
 from pipelines.node_paths import check_nodes_see
 from pipelines.ray_runtime import ray_session
 from pipelines.stage_output import RUN, StageResult, open_run, publish_catalog, read_catalog
 from pipelines.storage import Storage
-from pipelines.tracking import RUN_KEY_TAG, RunLog, refuse_local_store, resolve_uri
+from pipelines.tracking import RUN_KEY_TAG, RunLog, TrackingConfig, refuse_local_store, resolve_uri
 from pipelines.train.config import TrainConfig
 from pipelines.train.initial import ghost_size_of, keep_copy, starting_spec
 from pipelines.train.plan import STAGE, TrainPlan
@@ -76,8 +76,7 @@ def run(config: TrainConfig) -> TrainResult:
             log.log_file(path, data)
         # of the best epoch, or of the last where the best one's checkpoint is damaged
         kept = description["metrics"] or asdict(outcome.best)
-        log.log_metrics({"best_val_top1": kept["val_top1"], "best_epoch": kept["epoch"]}, step=outcome.epochs)
-        log.log_tags({"weights_sha256": description["weights_sha256"]})
+        _log_best(log, kept, description["weights_sha256"], step=outcome.epochs)
         # Before the catalog: a run killed in between is ended by the rerun, and a late run id still gets in.
         log.end()
         catalog = publish_catalog(
@@ -233,6 +232,46 @@ def _log_start(log: RunLog, config: TrainConfig, plan: TrainPlan) -> None:
     log.log_file("config.yaml", yaml.safe_dump(values, sort_keys=False).encode())
     uri, _, version = plan.dataset.rpartition("@")
     log.log_dataset(Path(uri).name, f"{uri}@{version}", plan.inputs["dataset"], "training")
+
+
+def _log_best(log: RunLog, best: Mapping[str, Any], weights_sha256: str, *, step: int) -> None:
+    log.log_metrics({"best_val_top1": best["val_top1"], "best_epoch": best["epoch"]}, step=step)
+    log.log_tags({"weights_sha256": weights_sha256})
+
+
+def deliver(uri: str, tracking: TrackingConfig) -> StageResult:
+    """Send what MLflow lacks of a finished run: a server that was away until the end has it then, once.
+
+    Raises:
+        InputError: no finished training run stands there.
+        RegistryError: MLflow is still away, or refuses.
+    """
+    store = Storage.open(uri)
+    catalog = read_catalog(store)
+    if catalog is None or catalog["stage"] != STAGE:
+        raise InputError(
+            f"{store.uri} holds no finished training run", mend="name the folder that `resnet train` wrote"
+        )
+    standing = json.loads(store.read(RUN))
+    values = {**catalog["config"], "dataset": standing["dataset"]}
+    config = TrainConfig.model_validate_json(json.dumps(values)).model_copy(update={"tracking": tracking})
+    plan = TrainPlan(STAGE, catalog["key"], catalog["inputs"], store.uri, dataset=standing["dataset"])
+    with _open_log(config, plan, store, standing) as log:
+        _log_start(log, config, plan)
+        logged = log.logged_steps("val_top1")
+        records = [EpochRecord.from_json(record) for record in catalog["records"]]
+        for record in records:
+            if record.epoch not in logged:
+                log.log_metrics(record.metrics(), step=record.epoch)
+        for file in store.list("figures"):
+            log.log_file(file.path, store.read(file.path))
+        if not log.logged_steps("best_epoch"):
+            _log_best(log, catalog["best"], catalog["model"]["weights_sha256"], step=len(records))
+    if log.num_waiting or not log.run_id:
+        raise RegistryError("MLflow is still away", where=log.uri, mend="start it, and run the same command again")
+    new = len([record for record in records if record.epoch not in logged])
+    figures: dict[str, float | int | str] = {"epochs_sent": new, "mlflow_run_id": log.run_id, "store": log.uri}
+    return StageResult("track", store.uri, catalog["key"], skipped=not new, figures=figures)
 
 
 def _result(plan: TrainPlan, store: Storage, catalog: dict[str, Any], *, skipped: bool) -> TrainResult:

@@ -18,14 +18,15 @@ from pipelines.ray_runtime import RayConfig, ray_session
 from pipelines.stage_output import read_catalog
 from pipelines.storage import Storage
 from pipelines.tracking import TrackingConfig, open_client
-from pipelines.train import stage
+from pipelines.train import replay, stage
 from pipelines.train.checkpoint import load_latest
-from pipelines.train.config import TrainConfig
+from pipelines.train.config import ReplayConfig, TrainConfig
 from pipelines.train.group import train_in_workers
 from pipelines.train.loop import fit_local
 from pipelines.train.records import EpochRecord, read_records
 from pipelines.train.state import OPTIMIZER, WEIGHTS
 from resnet_models.state_dict import unpack_weights
+from tests.unit.train.test_replay import trained
 from tests.unit.train.tiny import make_config, write_dataset
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
@@ -91,11 +92,45 @@ def test_two_workers_publish_what_one_process_computes(
     assert names == {"figures/curves.png", "figures/mosaic.jpg"}
     assert result.figures["val_top1"] == catalog["best"]["val_top1"]
 
+    found = replay.run(ReplayConfig(run=config.out, workers=1, tracking=TrackingConfig(**tracking)))
+    assert found.figures["ids"] == "agree"
+    assert client.get_run(mlflow_run.info.run_id).data.tags["replay"] == "agrees with 1 workers"
+    assert [file.path.split("/")[0] for file in client.list_artifacts(mlflow_run.info.run_id, "replay")] == ["replay"]
+
     again = stage.run(config)
     assert again.skipped
     assert again.figures == result.figures
     with pytest.raises(InputError, match=r"holds another train \(key [0-9a-f]{32}\)"):
         stage.run(config.model_copy(update={"seed": 1}))
+
+
+@pytest.mark.slow
+def test_workers_replay_what_one_worker_did(dataset: str, tmp_path: Path) -> None:
+    config = one_thread(dataset, epochs=3, out=str(tmp_path / "run"))
+    stage.run(config)
+    before = {file.path: file.modified for file in Storage.open(config.out).list()}
+    found = replay.run(ReplayConfig(run=config.out, workers=2, window=5))
+    assert found.figures["ids"] == "agree"
+    after = {file.path: file.modified for file in Storage.open(config.out).list()}
+    assert {path: time for path, time in after.items() if not path.startswith("replay/")} == before
+
+
+def test_a_store_that_was_away_gets_the_whole_run_later(dataset: str, tracking: dict[str, Any], tmp_path: Path) -> None:
+    run = trained(make_config(dataset), Storage.open(tmp_path / "run"))
+    run.put("figures/curves.png", b"a picture")
+    with pytest.raises(InputError, match="no finished training run"):
+        stage.deliver(str(tmp_path), TrackingConfig(**tracking))
+    sent = stage.deliver(run.uri, TrackingConfig(**tracking))
+    assert sent.figures["epochs_sent"] == 2
+    assert stage.deliver(run.uri, TrackingConfig(**tracking)).figures["epochs_sent"] == 0
+    client = open_client(tracking["uri"])
+    recorded = client.get_run(str(sent.figures["mlflow_run_id"]))
+    assert recorded.info.status == "FINISHED"
+    assert recorded.data.tags["weights_sha256"] == "0" * 64
+    for metric, steps in (("val_top1", [1, 2]), ("best_epoch", [2])):
+        history = client.get_metric_history(recorded.info.run_id, metric)
+        assert [point.step for point in history] == steps
+    assert [file.path for file in client.list_artifacts(recorded.info.run_id, "figures")] == ["figures/curves.png"]
 
 
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(dataset: str, tmp_path: Path, threads: None) -> None:

@@ -67,9 +67,9 @@ def final(run: Storage, outcome: FitOutcome) -> tuple[object, ...]:
     return weights, timeless, read_steps(run, 1, 99), outcome.best
 
 
-def campaign(dataset: str, root: Path, every: int) -> tuple[int, int]:
+def campaign(dataset: str, root: Path, every: int, epochs: int) -> tuple[int, int]:
     """Kill a run at every n-th write, both ways; return the number of kills and the most steps done twice."""
-    config = make_config(dataset, epochs=3, checkpoint_every_s=0, ema_decay=0.8, augment={"mixup_alpha": 0.3})
+    config = make_config(dataset, epochs=epochs, checkpoint_every_s=0, ema_decay=0.8, augment={"mixup_alpha": 0.3})
     counts, steps = [0], [0]
     with dying_at(0, after=False, counts=counts, steps=steps):
         run = Storage.open(root / "whole")
@@ -88,14 +88,14 @@ def campaign(dataset: str, root: Path, every: int) -> tuple[int, int]:
 
 
 def test_some_kills(dataset: str, tmp_path: Path) -> None:
-    _, redone = campaign(dataset, tmp_path, every=41)
+    _, redone = campaign(dataset, tmp_path, every=41, epochs=3)
     assert redone <= 1  # a checkpoint interval is one step here
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_kill_at_every_write(dataset: str, tmp_path: Path) -> None:
-    kills, redone = campaign(dataset, tmp_path, every=1)
+    kills, redone = campaign(dataset, tmp_path, every=1, epochs=4)
     print(f"\n{json.dumps({'kills': kills, 'resumed': kills, 'most steps done twice': redone})}")
     assert kills >= 270
     assert redone <= 1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,10 @@ def trained(config: TrainConfig, run: Storage) -> Storage:
     catalog = {
         "stage": "train",
         "key": "k",
+        "inputs": {"dataset": "f"},
         "mlflow_run_id": "",
+        "best": asdict(outcome.best),
+        "model": {"weights_sha256": "0" * 64},
         "config": config.model_dump(mode="json", exclude={"tracking", "ray"}),
         "records": [record.to_json() for record in outcome.records],
     }
