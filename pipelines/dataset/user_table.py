@@ -17,6 +17,7 @@ from pipelines.storage import Storage
 
 MAX_CELL_BYTES = 2**17
 """Longer cells are no label, path or name; csv's own limit."""
+_BATCH_ROWS = 65_536
 
 
 def read_rows(address: str) -> Iterator[dict[str, Any]]:
@@ -60,7 +61,7 @@ def parse_rows(data: bytes, address: str) -> Iterator[dict[str, Any]]:
     suffix = PurePosixPath(address).suffix.lower()
     try:
         if suffix == ".parquet":
-            yield from pq.read_table(pa.BufferReader(data), page_checksum_verification=True).to_pylist()
+            yield from _parquet_rows(data, address)
         elif suffix == ".jsonl":
             # not splitlines: a JSON text may hold other line ends than \n as they are
             for number, line in enumerate(_text(data, address).split("\n"), start=1):
@@ -72,6 +73,16 @@ def parse_rows(data: bytes, address: str) -> Iterator[dict[str, Any]]:
             raise InputError(f"{address} is no table", mend="give a .csv, .tsv, .jsonl or .parquet file")
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{address} cannot be read as a {suffix} table: {error}", mend="fetch it again") from error
+
+
+def _parquet_rows(data: bytes, address: str) -> Iterator[dict[str, Any]]:
+    try:
+        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+    except (AttributeError, TypeError, LookupError) as error:
+        # extension types that others have registered (Ray's) read what a file says of them, and trip over it
+        raise InputError(f"{address} has a column of a type that cannot be read: {error}") from error
+    for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
+        yield from batch.to_pylist()
 
 
 def _text(data: bytes, address: str) -> str:

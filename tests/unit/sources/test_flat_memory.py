@@ -127,3 +127,20 @@ def test_a_tar_of_20_gigabytes_with_holes(tmp_path: Path, member_bytes: int) -> 
     worked = measure(WORK, tmp_path / "unit", tmp_path / "out")
     assert worked["written"] == worked["members"] > 0
     assert worked["peak_bytes"] < WORKER_BYTES
+
+
+@pytest.mark.slow
+def test_a_tar_of_100_000_empty_members(tmp_path: Path) -> None:
+    block = bytearray(tarfile.TarInfo("0" * 20).tobuf(tarfile.USTAR_FORMAT))
+    with (tmp_path / "e.tar").open("wb") as out:
+        for number in range(100_000):
+            block[:20] = b"class%d/%09d.jpg" % (number % 10, number)
+            block[148:156] = b" " * 8
+            block[148:156] = b"%06o\0 " % sum(block)
+            out.write(block)
+        out.write(bytes(1024))
+    listed = measure(LIST, tmp_path / "e.tar", tmp_path / "unit")
+    assert listed["members"] == 100_000
+    worked = measure(WORK, tmp_path / "unit", tmp_path / "out")
+    assert worked["written"] == 0
+    assert worked["peak_bytes"] < WORKER_BYTES

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.dataset.reader import open_dataset
+from pipelines.dataset.user_table import read_rows
 from pipelines.errors import InputError
 from pipelines.ingest import stage
 from pipelines.ingest.config import IngestConfig
@@ -223,4 +224,6 @@ def test_p07_a_pickle_in_an_extension_type_is_not_run(tmp_path: Path, kind: str)
     pq.write_table(pa.table([pa.array(IMAGES, pa.binary())], schema=schema), tmp_path / "a.parquet")
     with pytest.raises(InputError, match="has a column of a type that cannot be read"):
         open_source(str(tmp_path / "a.parquet")).listing()
+    with pytest.raises(InputError, match="has a column of a type that cannot be read"):
+        list(read_rows(str(tmp_path / "a.parquet")))
     assert not (tmp_path / "canary").exists()

@@ -61,6 +61,17 @@ def test_folder_that_changes_while_it_is_read(tmp_path: Path) -> None:
     assert read == {"cat/0000.jpg": "CHANGED", "cat/0001.jpg": "CHANGED", "cat/0002.jpg": None}
 
 
+def test_pipes_and_links_to_nowhere_are_not_opened(tmp_path: Path) -> None:
+    root = factories.write_class_folder(tmp_path / "set", {"cat": 2})
+    os.mkfifo(root / "cat" / "pipe.jpg")  # opening it would wait for ever
+    (root / "cat" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (root / "cat" / "round").symlink_to(root)
+    (root / "cat" / "null.jpg").symlink_to("/dev/zero")
+    source = open_source(str(root))
+    read = {member.key: member.reason for unit in source.units() for member in source.open(unit)}
+    assert read == {"cat/0000.jpg": None, "cat/0001.jpg": None}
+
+
 def test_folder_with_a_name_that_is_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "set" / "cat").mkdir(parents=True)
     path = os.fsencode(tmp_path / "set" / "cat") + b"/\xff.jpg"
