@@ -50,6 +50,11 @@ class Budget:
         self._keys: list[str] = []
         self._keys_of_class: dict[str, list[str]] = {}
 
+    @property
+    def refused(self) -> int:
+        """Members that were quarantined so far."""
+        return self._bad
+
     def add(self, report: Mapping[str, Any]) -> None:
         """Count a unit's receipt."""
         counts = report["counts"]

@@ -242,7 +242,7 @@ def _run_missing(
 ) -> dict[str, float]:
     """Do the units that have no receipt, adding theirs; return images per second, and Ray's start apart from it."""
     if run_units is not None:
-        _collect(run_units(job, missing), receipts, budget)
+        _collect(run_units(job, missing), missing, receipts, budget)
         return {}
     from pipelines.ingest.task import run_units as run_on_ray
     from pipelines.node_paths import check_nodes_see
@@ -252,7 +252,7 @@ def _run_missing(
     with ray_session(config.ray) as session:
         check_nodes_see(session.num_nodes, {"SOURCE": job.source.root, "--out": f"{job.out}/{RUN}"})
         started_s = time.monotonic()
-        done = _collect(run_on_ray(job, missing), receipts, budget)
+        done = _collect(run_on_ray(job, missing), missing, receipts, budget)
         elapsed_s = time.monotonic() - started_s
     return {
         "images_per_s": round(done / max(elapsed_s, 1e-9), 1),
@@ -261,9 +261,12 @@ def _run_missing(
     }
 
 
-def _collect(reports: Iterator[dict[str, Any]], receipts: dict[int, Mapping[str, Any]], budget: Budget) -> int:
+def _collect(
+    reports: Iterator[dict[str, Any]], units: Sequence[Unit], receipts: dict[int, Mapping[str, Any]], budget: Budget
+) -> int:
     """Add the receipts of units as they are done; return the members in them. Stops early once the budget is spent."""
-    done = 0
+    sizes = {unit.index: sum(entry.size for entry in unit.entries) for unit in units}
+    done, done_bytes, started_s = 0, 0, time.monotonic()
     for receipt in receipts.values():
         budget.add(receipt)
     with Progress(budget.total, label=STAGE) as progress:
@@ -272,7 +275,10 @@ def _collect(reports: Iterator[dict[str, Any]], receipts: dict[int, Mapping[str,
             receipts[int(receipt["unit"])] = receipt
             done += int(receipt["members"])
             budget.add(receipt)
-            progress.advance(int(receipt["members"]))
+            done_bytes += sizes[int(receipt["unit"])]
+            mb_per_s = done_bytes / 1e6 / max(time.monotonic() - started_s, 1e-9)
+            refused = {"quarantined": f"{budget.refused:,}"} if budget.refused else {}
+            progress.advance(int(receipt["members"]), **{"MB/s": f"{mb_per_s:.1f}"}, **refused)
             if budget.is_spent:
                 break  # no later unit can mend it, and `Budget.check` says what it was
     return done
