@@ -22,16 +22,20 @@ from pipelines.dataset.reader import Dataset
 from pipelines.dataset.receipt import QuarantineFile
 from pipelines.dataset.rewrite import drop_rows, rewrite_touched
 from pipelines.dataset.shards import read_shard_list, write_shard_list
+from pipelines.dataset.stored_images import stored_images
 from pipelines.dataset.writer import label_text, write_quarantine
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.dedupe import LEAK
 from pipelines.ingest.finish import MAX_REWRITE_BYTES, check_counts
 from pipelines.ingest.newcomers import Update, row_values
 from pipelines.ingest.report import write_sheet
-from pipelines.ingest.twins import QUARANTINED, Twin, find_twins, judge
+from pipelines.ingest.thumbnail import make_thumbnail
+from pipelines.ingest.twins import QUARANTINED, Place, Twin, find_twins, judge
 from pipelines.storage import Storage
 
 SUPERSEDED, UNCHANGED = "superseded", "unchanged"
+MAX_THUMBNAILS = 200
+"""Refused newcomers that get a picture; reading and shrinking each takes a millisecond of the driver."""
 
 
 def run_key(key: str, standing: Catalog, name: str, update: Update) -> str:
@@ -147,7 +151,7 @@ class Joining:
         files, quarantine = read_shard_list(self.store, entry)
         name = hashlib.sha256(json.dumps(sorted(reasons.items())).encode()).hexdigest()[:8]
         if leaks := [twin for twin in refused if twin.reason in QUARANTINED]:
-            quarantine = [*quarantine, self._quarantine(f"{self.run_id}-leaks-{name}", leaks)]
+            quarantine = [*quarantine, self._quarantine(fresh, f"{self.run_id}-leaks-{name}", leaks)]
         places = _places(fresh, reasons)
         dropped = Counter(path for path, _ in places)
         left = [file for file in files if dropped[file.path] < file.rows]  # one that loses all rows need not be read
@@ -170,7 +174,8 @@ class Joining:
         shard_list = write_shard_list(self.store, self.run_id, files, quarantine)
         return {**addition, "counts": counts, "shard_lists": [{"run_id": self.run_id, **shard_list}]}
 
-    def _quarantine(self, name: str, leaks: Sequence[Twin]) -> QuarantineFile:
+    def _quarantine(self, fresh: Dataset, name: str, leaks: Sequence[Twin]) -> QuarantineFile:
+        thumbnails = self._thumbnails(fresh, leaks[:MAX_THUMBNAILS])
         sizes = {entry.image_id: entry.size for entry in self.update.source.listing().entries}
         rows = [
             {
@@ -181,10 +186,20 @@ class Joining:
                 "message": leak.message,
                 "bytes_sha256": leak.row["source_sha256"],
                 "size_bytes": sizes[leak.row["image_id"]],
+                "thumbnail": thumbnails.get(leak.place),
             }
             for leak in leaks
         ]
         return write_quarantine(self.store, f"quarantine/{name}.parquet", len(self.update.source.units()), rows)
+
+    def _thumbnails(self, fresh: Dataset, leaks: Sequence[Twin]) -> dict[Place, bytes | None]:
+        """Return pictures of refused newcomers, from the rows that they would have had."""
+        found = {}
+        for split in dict.fromkeys(leak.place[0] for leak in leaks):
+            images = stored_images(fresh, split, [leak.place[1] for leak in leaks if leak.place[0] == split])
+            for row, data in images.items():
+                found[split, row] = make_thumbnail(data, LEAK, self.config.image, self.config.privacy)
+        return found
 
     def _difference(
         self,

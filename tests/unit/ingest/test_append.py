@@ -21,6 +21,7 @@ from pipelines.dataset.fingerprint import merge
 from pipelines.dataset.patch import Change, publish_patch
 from pipelines.dataset.reader import Dataset, open_dataset
 from pipelines.errors import ConfigError, InputError
+from pipelines.image.decode import decode_image
 from pipelines.ingest import append, stage
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.unit import IngestJob, ingest_unit
@@ -258,6 +259,7 @@ def test_exact_copies_in_another_split_are_leaks(folder: Path, more: Path, out: 
     assert len(refused) + sum(key.startswith("cat/copy") for key in stand) == 40
     assert dataset.catalog["counts"]["quarantined.LEAK"] == len(refused) == dataset.catalog["difference"]["leaks"]
     assert 0 < len(refused) < 40
+    assert all(decode_image(row["thumbnail"]).pixels.shape == (32, 32, 3) for row in refused)
     for row in refused:
         twin = sorted(places)[int(row["key"][8:10])]
         assert row["message"] == (
