@@ -5,6 +5,11 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 from pipelines.errors import InputError
 from pipelines.sources.base import Found
@@ -21,6 +26,18 @@ _END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR = struct.Struct("<4sLQL")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 LOCAL = struct.Struct("<4s5H3L2H")
+_FIELDS = np.dtype(
+    [
+        *(
+            (name, "<u2")
+            for name in ("signature", "signature2", "made_by", "needed", "flags", "method", "time", "date")
+        ),
+        *((name, "<u4") for name in ("crc", "packed", "size")),
+        *((name, "<u2") for name in ("name_size", "extra_size", "comment_size", "disk", "internal")),
+        *((name, "<u4") for name in ("attributes", "offset")),
+    ]
+)
+"""`_CENTRAL` as columns."""
 
 _STORED, _DEFLATED, _BZIP2, _LZMA = 0, 8, 12, 14
 METHODS = (_STORED, _DEFLATED, _BZIP2, _LZMA)
@@ -112,29 +129,84 @@ def parse_directory(directory: bytes, count: int, prefix: int, address: str) -> 
     ]
 
 
-def _central_records(directory: bytes, prefix: int, address: str) -> Iterator[_Record]:
-    position = 0
-    while position + _CENTRAL.size <= len(directory):
-        fields = _CENTRAL.unpack_from(directory, position)
-        signature, made_by, _, flags, method, _, _, crc, packed, size, name_size, extra_size, comment_size = fields[:13]
-        if signature != b"PK\1\2":
-            break
-        attributes, offset = fields[15], fields[16]
-        name_at = position + _CENTRAL.size
-        name = directory[name_at : name_at + name_size]
-        extra = directory[name_at + name_size : name_at + name_size + extra_size]
-        if 0xFFFFFFFF in (packed, size, offset):
-            size, packed, offset = _zip64_values(extra, size, packed, offset, address)
-        # most members are plain files, small and packed in a usual way: nothing is asked about them
-        is_usual = method in (0, 8) and not flags & 1 and size <= RATIO_FREE_BYTES and attributes >> 28 in (0, 8)
-        reason, message = (
-            ("", "") if is_usual else _member_fault(flags, method, packed, size, made_by >> 8, attributes >> 16)
+def _central_records(directory: bytes, prefix: int, address: str) -> list[_Record]:
+    """Return the members in the order of the directory.
+
+    Every signature is found at once, and where each record ends at the next one (no signature hides in a name or a
+    comment) the fields are read as columns; only what is out of the usual is then looked at by itself.
+    """
+    starts = _signatures(directory)
+    if not len(starts):
+        return []
+    fields = sliding_window_view(np.frombuffer(directory, np.uint8), _FIELDS.itemsize)[starts].view(_FIELDS)[:, 0]
+    name_at = starts + _CENTRAL.size
+    extra_at = name_at + fields["name_size"]
+    ends = extra_at + fields["extra_size"] + fields["comment_size"]
+    if starts[0] != 0 or (ends[:-1] != starts[1:]).any():
+        return list(_walk_records(directory, prefix, address))
+    names = [directory[start:end] for start, end in zip(name_at.tolist(), extra_at.tolist(), strict=True)]
+    packed, method, crc = (fields[column].tolist() for column in ("packed", "method", "crc"))
+    records: list[_Record] = list(
+        zip(
+            (fields["offset"].astype(np.int64) + prefix).tolist(),
+            (fields["packed"].astype(np.int64) + fields["name_size"] + LOCAL.size).tolist(),
+            names,
+            fields["size"].tolist(),
+            zip(packed, method, crc, strict=True),
+            *(itertools.repeat("", len(names)) for _ in range(3)),
+            strict=True,
         )
-        is_text = bool(flags & 0x800) or name.isascii()
-        text = "" if is_text or _is_utf8(name) else name.decode("cp437")
-        extent, detail = LOCAL.size + name_size + packed, (packed, method, crc)
-        yield offset + prefix, extent, name, size, detail, reason, message, text
-        position = name_at + name_size + extra_size + comment_size
+    )
+    is_text = ((fields["flags"] & 0x800) != 0) | np.fromiter(map(bytes.isascii, names), bool, len(names))
+    for place in np.flatnonzero(~(_is_usual(fields) & is_text)).tolist():
+        records[place], _ = _read_record(directory, int(starts[place]), prefix, address)
+    return records
+
+
+def _signatures(directory: bytes) -> npt.NDArray[np.int64]:
+    """Return where records could begin, as far as a whole one fits."""
+    data = np.frombuffer(directory, np.uint8)
+    found = np.flatnonzero(data[: max(0, len(data) - _CENTRAL.size + 1)] == b"P"[0])
+    for step, byte in enumerate(b"K\1\2", start=1):
+        found = found[data[found + step] == byte]
+    return found
+
+
+def _is_usual(fields: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return which members are plain files, small and packed in a usual way: nothing need be asked about them."""
+    sizes = np.stack([fields["packed"], fields["size"], fields["offset"]])
+    return (
+        np.isin(fields["method"], (_STORED, _DEFLATED))
+        & ((fields["flags"] & 1) == 0)
+        & (fields["size"] <= RATIO_FREE_BYTES)
+        & np.isin(fields["attributes"] >> 28, (0, 8))
+        & (sizes != 0xFFFFFFFF).all(axis=0)
+    )
+
+
+def _walk_records(directory: bytes, prefix: int, address: str) -> Iterator[_Record]:
+    position = 0
+    while position + _CENTRAL.size <= len(directory) and directory.startswith(b"PK\1\2", position):
+        record, position = _read_record(directory, position, prefix, address)
+        yield record
+
+
+def _read_record(directory: bytes, position: int, prefix: int, address: str) -> tuple[_Record, int]:
+    """Return one member, and where the next one's record begins."""
+    fields = _CENTRAL.unpack_from(directory, position)
+    _, made_by, _, flags, method, _, _, crc, packed, size, name_size, extra_size, comment_size = fields[:13]
+    attributes, offset = fields[15], fields[16]
+    name_at = position + _CENTRAL.size
+    name = directory[name_at : name_at + name_size]
+    extra = directory[name_at + name_size : name_at + name_size + extra_size]
+    if 0xFFFFFFFF in (packed, size, offset):
+        size, packed, offset = _zip64_values(extra, size, packed, offset, address)
+    reason, message = _member_fault(flags, method, packed, size, made_by >> 8, attributes >> 16)
+    is_text = bool(flags & 0x800) or name.isascii()
+    text = "" if is_text or _is_utf8(name) else name.decode("cp437")
+    extent, detail = LOCAL.size + name_size + packed, (packed, method, crc)
+    record = (offset + prefix, extent, name, size, detail, reason, message, text)
+    return record, name_at + name_size + extra_size + comment_size
 
 
 def _zip64_values(extra: bytes, size: int, packed: int, offset: int, address: str) -> tuple[int, int, int]:
