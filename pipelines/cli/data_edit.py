@@ -122,21 +122,25 @@ def duplicates(dataset: str, distance: int, across_splits: bool, table: str, pag
 @click.command("sheet")
 @click.argument("dataset", metavar="DATASET[@vN]")
 @click.option("--page", default="sheet.html", show_default=True, metavar="FILE.html", help="The page to write.")
+@click.option("--numbers", default="", metavar="FILE.json", help="Write the figures as JSON too.")
 @options.as_json
-def sheet(dataset: str, page: str, as_json: bool) -> None:
-    """Write the data sheet: classes, properties, outliers, what gives labels away, what was refused."""
-    from dataclasses import asdict
+def sheet(dataset: str, page: str, numbers: str, as_json: bool) -> None:
+    """Write the data sheet: classes, splits, properties, outliers, what gives labels away, leaks, what was refused."""
+    import json
 
     from pipelines.dataset.duplicates import find_alike
-    from pipelines.dataset.profile import make_profile
+    from pipelines.dataset.profile import make_profile, sheet_numbers
     from pipelines.dataset.profile_page import make_sheet
     from pipelines.dataset.reader import open_dataset
 
     opened = open_dataset(dataset)
     profile, alike = make_profile(opened), find_alike(opened)
     Path(page).write_bytes(make_sheet(opened, profile, alike))
+    figures = sheet_numbers(opened, profile, alike.counts())
+    if numbers:
+        Path(numbers).write_text(json.dumps(figures, indent=1, ensure_ascii=False), encoding="utf-8")
     if as_json:
-        render.as_json({"dataset": opened.ref, "page": page, **asdict(profile), "look_alikes": alike.counts()})
+        render.as_json({"page": page, **figures})
         return
     click.echo(f"sheet: {render.clean(page)}")
     render.pairs(
@@ -144,6 +148,7 @@ def sheet(dataset: str, page: str, as_json: bool) -> None:
             **{f"{kind} images": number for kind, (number, _) in profile.outliers.items()},
             "groups of look-alikes": alike.counts()["clusters"],
             "of them across splits": alike.counts()["clusters_across_splits"],
+            "refused members": sum(profile.refused.values()),
         }
     )
     render.next_steps([f"python -m webbrowser {page}", f"resnet data duplicates {dataset} --page alike.html"])

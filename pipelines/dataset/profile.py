@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,32 @@ def make_profile(dataset: Dataset) -> Profile:
         refused_bias=bias_of(dataset),
         difference=difference_to_parent(dataset),
     )
+
+
+def sheet_numbers(dataset: Dataset, profile: Profile, look_alikes: Mapping[str, int]) -> dict[str, Any]:
+    """Return all figures of a data sheet as JSON values.
+
+    Args:
+        dataset: the version.
+        profile: its profile.
+        look_alikes: the counts of `duplicates.find_alike`.
+    """
+    catalog = dataset.catalog
+    return {
+        "dataset": dataset.ref,
+        "fingerprint": dataset.fingerprint,
+        "rows": catalog["rows"],
+        "task": dataset.task,
+        "splits": {
+            split: {name: part[name] for name in ("rows", "unlabelled", "labels")}
+            for split, part in catalog["splits"].items()
+        },
+        "counts": catalog["counts"],
+        "warnings": catalog.get("warnings", []),
+        "duplicates": catalog.get("duplicates", {}),
+        "look_alikes": dict(look_alikes),
+        **asdict(profile),
+    }
 
 
 def difference_to_parent(dataset: Dataset) -> dict[str, Any]:

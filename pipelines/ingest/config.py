@@ -147,7 +147,7 @@ class DuplicatesConfig(StrictModel):
     """Copies with the same bytes. `one_side`: copies in a less held-out split than another go (test stays, then val);
     `drop`: copies within a split go too, one stays; `keep`: all stay, and held-out figures count them."""
     near: Literal["report", "drop", "one_side"] = "report"
-    """Pictures that look alike by perceptual hash; `report`: they are counted and stay."""
+    """Pictures that look alike by perceptual hash, whatever their labels; `report`: they are counted and stay."""
     max_distance: int = Field(4, ge=0, le=4)
     """Bits of the 64 of a perceptual hash in which pictures that look alike may differ."""
     conflicts: Literal["report", "quarantine"] = "report"

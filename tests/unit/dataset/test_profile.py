@@ -78,5 +78,14 @@ def test_the_page_says_so(dataset: Dataset, tmp_path: Path, capsys: pytest.Captu
     ):
         assert words in html
     assert "://" not in html.replace("http://www.w3.org", "")
+    numbers = tmp_path / "sheet.json"
+    assert run_command(["data", "sheet", dataset.uri, "--page", str(page), "--numbers", str(numbers)]) == 0
+    capsys.readouterr()
+    figures = json.loads(numbers.read_text())
+    assert figures["rows"] == 42
+    assert figures["splits"]["train"]["labels"].keys() == {"cat", "dog"}
+    assert figures["look_alikes"]["images"] == 42
+    assert figures["duplicates"]["policy"]["exact"] == "one_side"
+    assert figures["refused_classes"] == [["NOT_IMAGE", "dog", 12]]
     assert run_command(["data", "sheet", dataset.uri, "--page", str(page), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["outliers"]["long"][0] == 1
