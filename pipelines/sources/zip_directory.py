@@ -175,13 +175,14 @@ def _signatures(directory: bytes) -> npt.NDArray[np.int64]:
 def _is_usual(fields: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Return which members are plain files, small and packed in a usual way: nothing need be asked about them."""
     sizes = np.stack([fields["packed"], fields["size"], fields["offset"]])
-    return (
+    usual: npt.NDArray[np.bool_] = (
         np.isin(fields["method"], (_STORED, _DEFLATED))
         & ((fields["flags"] & 1) == 0)
         & (fields["size"] <= RATIO_FREE_BYTES)
         & np.isin(fields["attributes"] >> 28, (0, 8))
         & (sizes != 0xFFFFFFFF).all(axis=0)
     )
+    return usual
 
 
 def _walk_records(directory: bytes, prefix: int, address: str) -> Iterator[_Record]:
