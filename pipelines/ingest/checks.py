@@ -180,7 +180,7 @@ class _Measures:
         if not self._classes:
             return 0, "there is no class", ""
         (least, smallest), (most, largest) = self._classes[0], self._classes[-1]
-        figure = most / least if least else float("inf")
+        figure = most / max(1, least)
         words = f"class {largest!r} has {most:,} images and {smallest!r} {least:,}, {figure:.3g} times as many"
         return figure, words, f"add images of {smallest!r}"
 
