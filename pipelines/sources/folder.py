@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from pipelines.errors import NotFound, StorageError
 from pipelines.sources.addresses import Pattern
-from pipelines.sources.ahead import read_ahead
+from pipelines.sources.ahead import read_each
 from pipelines.sources.base import Entry, Found, Listing, Member, Source, Unit, make_listing, member_of
 from pipelines.sources.names import escaped_bytes
 from pipelines.sources.units import file_units
@@ -77,10 +77,7 @@ class FolderSource(Source):
 
     @override
     def open(self, unit: Unit) -> Iterator[Member]:
-        if self.storage.is_local:  # a disk has no latency to hide
-            yield from map(self._read, unit.entries)
-        else:
-            yield from read_ahead(unit.entries, self._read)
+        yield from read_each(unit.entries, self._read, is_local=self.storage.is_local)
 
     def _read(self, entry: Entry) -> Member:
         if entry.reason:

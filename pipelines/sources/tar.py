@@ -9,11 +9,12 @@ from dataclasses import replace
 from typing_extensions import override
 
 from pipelines.errors import InputError
+from pipelines.sources.ahead import read_extents
 from pipelines.sources.base import Entry, Found, Listing, Member, Source, Unit, make_listing, member_of
 from pipelines.sources.byte_stream import PlainStream, UnpackedStream, open_packed
 from pipelines.sources.names import readable_key
 from pipelines.sources.tar_walk import TarMember, walk_tar
-from pipelines.sources.units import read_ranges, span_units, streamed_units
+from pipelines.sources.units import span_units, streamed_units
 from pipelines.storage import Storage
 
 MAX_MEMBER_BYTES = 64 * 2**20
@@ -115,18 +116,12 @@ class TarSource(Source):
         if self._magic:
             yield from self._open_stream(unit)
             return
-        held: dict[str, bytes] = {}
-        for offset, length, entries in read_ranges(unit.entries):
-            if len(entries) == 1:
-                continue  # read when its turn comes: such are the large ones
-            span = self._storage.read(self._path, offset, length) if length else b""
-            for entry in entries:
-                held[entry.image_id] = span[entry.offset - offset : entry.offset - offset + entry.extent]
-        for entry in unit.entries:
-            data = held.pop(entry.image_id, None)
-            if data is None and not entry.reason:
-                data = self._storage.read(self._path, entry.offset, entry.extent) if entry.extent else b""
-            yield _checked(entry, data or b"")
+
+        def read(offset: int, length: int) -> bytes:
+            return self._storage.read(self._path, offset, length) if length else b""
+
+        for entry, data in read_extents(unit.entries, read, is_local=self._storage.is_local):
+            yield _checked(entry, data)
 
     def _open_stream(self, unit: Unit) -> Iterator[Member]:
         """Pass over the whole stream, keep what belongs to the unit, mix it within windows."""

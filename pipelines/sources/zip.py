@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from typing_extensions import override
 
 from pipelines.errors import StorageError
+from pipelines.sources.ahead import read_extents
 from pipelines.sources.base import Entry, Found, Listing, Member, Source, Unit, make_listing, member_of
-from pipelines.sources.units import read_ranges, span_units
+from pipelines.sources.units import span_units
 from pipelines.sources.zip_directory import LOCAL, METHODS, parse_directory, read_directory
 from pipelines.storage import Storage
 
@@ -64,19 +65,8 @@ class ZipSource(Source):
 
     @override
     def open(self, unit: Unit) -> Iterator[Member]:
-        held: dict[str, bytes] = {}
-        for offset, length, entries in read_ranges(unit.entries):
-            if len(entries) == 1:
-                continue  # read when its turn comes: such are the large ones
-            data = self._read(offset, length)
-            for entry in entries:
-                held[entry.image_id] = data[entry.offset - offset : entry.offset - offset + entry.extent]
-        for entry in unit.entries:
-            if entry.reason:
-                yield member_of(entry, None)
-                continue
-            packed = held.pop(entry.image_id, None)
-            yield _unpack(entry, self._read(entry.offset, entry.extent) if packed is None else packed)
+        for entry, packed in read_extents(unit.entries, self._read, is_local=self._storage.is_local):
+            yield member_of(entry, None) if entry.reason else _unpack(entry, packed)
 
     def _read(self, offset: int, length: int) -> bytes:
         try:

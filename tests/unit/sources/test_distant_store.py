@@ -99,7 +99,7 @@ def test_what_is_held_is_bounded_and_in_order(monkeypatch: pytest.MonkeyPatch) -
 
     listed = entries([300, 300, 300, 300, 5_000, 10, 900, 200] * 20)
     taken = []
-    for entry in read_ahead(listed, read):
+    for entry in read_ahead(listed, read, lambda entry: entry.size):
         with lock:
             held -= entry.size
         taken.append(entry)
@@ -109,7 +109,7 @@ def test_what_is_held_is_bounded_and_in_order(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_reader_that_stops_early_and_a_fault_end_the_threads() -> None:
     before = threading.active_count()
-    reader = read_ahead(entries([1] * 100), lambda entry: entry.key)
+    reader = read_ahead(entries([1] * 100), lambda entry: entry.key, len)
     assert next(reader) == "0.jpg"
     reader.close()  # type: ignore[attr-defined]
 
@@ -117,7 +117,7 @@ def test_a_reader_that_stops_early_and_a_fault_end_the_threads() -> None:
         raise StorageError(f"{entry.key} cannot be read")
 
     with pytest.raises(StorageError, match=r"0\.jpg cannot be read"):
-        list(read_ahead(entries([1] * 100), fail))
+        list(read_ahead(entries([1] * 100), fail, len))
     assert threading.active_count() == before
 
 
@@ -146,3 +146,20 @@ def test_an_archive_is_listed_and_read_with_few_requests(far: tuple[Wire, str], 
     assert wire.requests <= 3
     assert sum(member.data is not None for unit in source.units() for member in source.open(unit)) == 100
     assert wire.requests <= 12
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.zip"])
+def test_the_spans_of_an_archive_are_fetched_side_by_side(
+    far: tuple[Wire, str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.sources.units.MAX_SPAN_BYTES", 100_000)
+    wire, bucket = far
+    make = factories.make_tar if name.endswith("tar") else factories.make_zip
+    files = [(f"c{i % 3}/{i}.png", random.Random(i).randbytes(30_000 if i % 9 else 200_000)) for i in range(90)]
+    Storage.open(bucket).put(name, make(files))
+    source = open_source(f"{bucket}/{name}")
+    units = source.units()
+    wire.forget()
+    read = {member.key: member.data for unit in units for member in source.open(unit)}
+    assert read == dict(files)
+    assert wire.largest > 6
