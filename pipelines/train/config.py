@@ -216,6 +216,9 @@ class TrainConfig(StrictModel):
     """Epochs in a row without a better one on val after which the run is over; 0: all epochs are done."""
     global_batch_size: int = Field(128, ge=1)
     """Images a step, over all workers together; the last batch of an epoch may be shorter."""
+    sampling: Literal["all", "balanced"] = later_field("all", legacy="all")
+    """all: every row once an epoch; balanced: as many rows of each class as there are on average, rows of rare classes
+    several times, each time changed anew, and those of common classes in turn."""
     accumulate: int = later_field(1, legacy=1, ge=1)
     """Pieces in which a worker computes its share of a batch, one after the other, to need less memory. Batch norm
     sees a piece at a time; group, frozen and ghost norms whose ghosts fit into the pieces do not notice."""

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
 from pipelines.train.crops import crop_draws
 from pipelines.train.pixels import Decoder, OtherShape, PixelsInMemory, PixelsOnDemand, PixelSource, Positions
+from pipelines.train.sampling import Sample, balanced_sample, keys_of_copies
 from pipelines.train.transforms import Pixels, augment
 
 _LOGGER = logging.getLogger(__name__)
@@ -40,7 +42,7 @@ class Batch:
     targets: npt.NDArray[np.int64]
     """Class numbers, (n,)."""
     hashes: Hashes
-    """`image_hashes` of the rows, (n,)."""
+    """Keys of the rows' random draws, (n,): their `image_hashes`, but for further copies of a row."""
     global_rows: int
     """Rows of the whole batch over all workers."""
     trace: int = 0
@@ -132,7 +134,9 @@ class TrainFeed:
         self.config = config
         self.world = world
         self.mean = mean
-        self.num_batches = self._order(1).num_batches
+        self._sampled = lru_cache(maxsize=1)(self._sample)
+        order = self._order(1)
+        self.num_batches, self.num_rows = order.num_batches, order.num_rows
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield this worker's share of the batches of an epoch (counted from 1), from batch `start` on."""
@@ -151,34 +155,52 @@ class TrainFeed:
                 yield ahead.pop(0).result()
 
     def _order(self, epoch: int) -> EpochOrder:
+        sample = self._sampled(epoch)
         return EpochOrder(
-            self.rows.group_sizes,
+            sample.group_sizes if sample else self.rows.group_sizes,
             seed=self.config.seed,
             epoch=epoch,
             global_batch=self.config.global_batch_size,
             ghost_size=self.ghost_size,
         )
 
+    def _sample(self, epoch: int) -> Sample | None:
+        """Return which rows an epoch reads how often; None: all of them once."""
+        if self.config.sampling == "all":
+            return None
+        rows = self.rows
+        return balanced_sample(rows.targets, rows.hashes, rows.group_sizes, seed=self.config.seed, epoch=epoch)
+
     def _make(self, order: EpochOrder, lanes: Sequence[int], epoch: int, t: int) -> Batch:
-        positions = _of_lanes(order.batch(t), lanes)
-        hashes = self.rows.hashes[positions]
+        positions, keys = self._copies(_of_lanes(order.batch(t), lanes), epoch)
         batch = Batch(
-            pixels=self._augmented(positions, epoch),
+            pixels=self._augmented(positions, keys, epoch),
             targets=self.rows.targets[positions],
-            hashes=hashes,
+            hashes=keys,
             global_rows=order.batch_rows(t),
-            trace=id_trace(_of_lanes(order.places(t), lanes), hashes),
+            trace=id_trace(_of_lanes(order.places(t), lanes), self.rows.hashes[positions]),
         )
         if not self.config.augment.is_mixed:
             return batch
-        partners = _of_lanes(order.partners(t), lanes)
+        partners, their_keys = self._copies(_of_lanes(order.partners(t), lanes), epoch)
         return Batch(
             **vars(batch)
-            | {"partner_pixels": self._augmented(partners, epoch), "partner_targets": self.rows.targets[partners]}
+            | {
+                "partner_pixels": self._augmented(partners, their_keys, epoch),
+                "partner_targets": self.rows.targets[partners],
+            }
         )
 
-    def _augmented(self, positions: Positions, epoch: int) -> Pixels:
-        config, hashes, seed = self.config.augment, self.rows.hashes[positions], self.config.seed
+    def _copies(self, places: Positions, epoch: int) -> tuple[Positions, Hashes]:
+        """Return row positions and keys of random draws for places in the epoch's sample."""
+        sample = self._sampled(epoch)
+        if sample is None:
+            return places, self.rows.hashes[places]
+        positions = sample.rows[places]
+        return positions, keys_of_copies(self.rows.hashes[positions], sample.repeats[places])
+
+    def _augmented(self, positions: Positions, hashes: Hashes, epoch: int) -> Pixels:
+        config, seed = self.config.augment, self.config.seed
         if config.crop_min_area:
             draws = crop_draws(hashes, seed=seed, epoch=epoch)
             pixels = self.rows.pixels.crop(positions, draws, config.crop_min_area)

@@ -380,7 +380,7 @@ class _Loop:
         if self.world.rank != 0 or not (is_due or now_s - self._progress_s >= _PROGRESS_S):
             return
         self._progress_s = now_s
-        cursor, rows = self.state.cursor, self.train_rows.num_rows
+        cursor, rows = self.state.cursor, self.feed.num_rows
         sums = cursor.sums
         write_progress(
             self.run,
