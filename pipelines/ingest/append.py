@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,13 +27,13 @@ from pipelines.dataset.writer import label_text, write_quarantine
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.dedupe import LEAK
 from pipelines.ingest.finish import MAX_REWRITE_BYTES, check_counts
-from pipelines.ingest.newcomers import Update, row_values
+from pipelines.ingest.newcomers import Update, row_values, standing_rows
 from pipelines.ingest.report import write_sheet
 from pipelines.ingest.thumbnail import make_thumbnail
 from pipelines.ingest.twins import QUARANTINED, Place, Twin, find_twins, judge
 from pipelines.storage import Storage
 
-SUPERSEDED, UNCHANGED = "superseded", "unchanged"
+SUPERSEDED, UNCHANGED, WITHHELD = "superseded", "unchanged", "withheld"
 MAX_THUMBNAILS = 200
 """Refused newcomers that get a picture; reading and shrinking each takes a millisecond of the driver."""
 
@@ -78,18 +78,18 @@ class Joining:
                 mend="run the same command again: it reads what is new after that",
             )
         base, fresh = Dataset(self.store.uri, version, standing), Dataset(self.store.uri, 0, self.own)
-        unchanged, written = self._compare(fresh)
-        refused, conflicts = self._refused(base, fresh, unchanged, written)
-        addition = self._without(fresh, unchanged, refused)
+        surplus, written = self._compare(base, fresh)
+        refused, conflicts = self._refused(base, fresh, surplus.keys(), written)
+        addition = self._without(fresh, surplus, refused)
         addition["duplicates"] = _found(addition["duplicates"], refused, conflicts)
-        superseded = sorted(written - unchanged - {str(twin.row["image_id"]) for twin in refused})
+        superseded = sorted(written - surplus.keys() - {str(twin.row["image_id"]) for twin in refused})
         changes = [Change(image_id, "live", False, SUPERSEDED) for image_id in superseded]
         if changes:
             standing = add_patch(base, self.run_id, resolve_changes(base, changes))
         standing = self._released(standing)
         grows = {self.name: self.known_key} if self.known_key else None
         catalog = append_catalog(standing, addition, grows=grows)
-        catalog["difference"] = self._difference(version, standing, addition, superseded, unchanged, refused)
+        catalog["difference"] = self._difference(version, standing, addition, superseded, surplus, refused)
         catalog["warnings"] = [*self.warn(catalog), *self.update.remarks]
         catalog["sheet"] = write_sheet(self.store, f"{self.run_id}/v{version + 1:06d}", catalog)
         if self.update.gone:
@@ -112,39 +112,44 @@ class Joining:
         counts = {name: number for name, number in counts.items() if number or "." not in name}
         return {**standing, "shard_lists": lists, "counts": counts}
 
-    def _compare(self, fresh: Dataset) -> tuple[set[str], set[str]]:
-        """Return which replaced images came out as they stand, and which of them have a new row at all."""
+    def _compare(self, base: Dataset, fresh: Dataset) -> tuple[dict[str, str], set[str]]:
+        """Return which rows of changed images add nothing, with the reason, and all changed images that have a row.
+
+        They came out as they stand; or somebody took the image out of the dataset since the run began.
+        """
         if not self.update.replaced:
-            return set(), set()
+            return {}, set()
         carried = fresh.catalog["carried"]
         wanted = pa.array(list(self.update.replaced), pa.string())
-        unchanged, written = set(), set()
+        surplus, written = dict[str, str](), set[str]()
         for split in fresh.splits:
             table = fresh.table(split, ["image_id", "source_sha256", "label", *carried])
             for row in table.filter(pc.is_in(table.column("image_id"), value_set=wanted)).to_pylist():
                 written.add(row["image_id"])
                 if row_values(row, carried) == self.update.replaced[row["image_id"]].values:
-                    unchanged.add(row["image_id"])
-        return unchanged, written
+                    surplus[row["image_id"]] = UNCHANGED
+        standing = standing_rows(base, written)
+        surplus |= {image_id: WITHHELD for image_id, row in standing.items() if not row.is_live}
+        return surplus, written
 
-    def _refused(self, base: Dataset, fresh: Dataset, unchanged: set[str], written: set[str]) -> tuple[list[Twin], int]:
+    def _refused(self, base: Dataset, fresh: Dataset, surplus: Set[str], written: set[str]) -> tuple[list[Twin], int]:
         """Return the newcomers that do not come in beside what stands, and how many of all contradict its labels.
 
         The row that a changed image replaces does not count; but it stays where the new one does not come in.
         """
-        policy, replaced = self.config.duplicates, written - unchanged
+        policy, replaced = self.config.duplicates, written - surplus
         while True:
             twins = find_twins(base, fresh, max_distance=policy.max_distance, left_out=replaced)
-            twins = [twin for twin in twins if twin.row["image_id"] not in unchanged]
+            twins = [twin for twin in twins if twin.row["image_id"] not in surplus]
             refused = judge(twins, policy)
             staying = replaced - {str(twin.row["image_id"]) for twin in refused}
             if staying == replaced:
                 return refused, len({twin.place for twin in twins if twin.is_conflict})
             replaced = staying
 
-    def _without(self, fresh: Dataset, unchanged: set[str], refused: Sequence[Twin]) -> Catalog:
+    def _without(self, fresh: Dataset, surplus: dict[str, str], refused: Sequence[Twin]) -> Catalog:
         """Return the run's content without the rows that add nothing and those that do not come in."""
-        reasons = dict.fromkeys(unchanged, UNCHANGED) | {str(twin.row["image_id"]): twin.reason for twin in refused}
+        reasons = surplus | {str(twin.row["image_id"]): twin.reason for twin in refused}
         if not reasons:
             return dict(self.own)
         (entry,) = self.own["shard_lists"]
@@ -207,7 +212,7 @@ class Joining:
         standing: Catalog,
         addition: Catalog,
         superseded: Sequence[str],
-        unchanged: set[str],
+        surplus: dict[str, str],
         refused: Sequence[Twin],
     ) -> dict[str, Any]:
         """Return what the new version has over its parent, in numbers and some names."""
@@ -216,11 +221,11 @@ class Joining:
             "source": self.name,
             "added": addition["rows"] - len(superseded),
             "changed": len(superseded),
-            "unchanged": len(unchanged),
+            "unchanged": sum(reason == UNCHANGED for reason in surplus.values()),
             "leaks": sum(twin.reason == LEAK for twin in refused),
             "quarantined": addition["counts"]["quarantined"],
             "gone": len(self.update.gone),
-            "withheld": self.update.withheld,
+            "withheld": self.update.withheld + sum(reason == WITHHELD for reason in surplus.values()),
             "splits": {
                 split: {"rows": part["rows"], "labels": part["labels"]} for split, part in addition["splits"].items()
             },

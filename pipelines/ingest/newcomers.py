@@ -145,7 +145,8 @@ def find_update(dataset: Dataset, source: Source) -> Update:
     _remark_splits(plan, entries, remarks)
     gone = [standing[image_id] for image_id in news.gone if image_id in standing and standing[image_id].is_live]
     if withheld:
-        remarks.append(f"{len(withheld):,} changed images were taken out of the dataset before, and stay out")
+        images = "image was" if len(withheld) == 1 else "images were"
+        remarks.append(f"{len(withheld):,} changed {images} taken out of the dataset before, to stay out")
     kept = {image_id: row.split for image_id, row in replaced.items()}
     return Update(part, replace(plan, kept=kept), news.table, replaced, gone, len(withheld), tuple(remarks))
 

@@ -230,7 +230,7 @@ def test_gone_members_are_reported_and_stay(folder: Path, out: Path, capsys: pyt
     assert dataset.catalog["rows"] == 37
     assert (read, dataset.catalog["difference"]["withheld"]) == ([], 1)
     assert dataset.catalog["difference"]["gone"] == 0
-    assert "1 changed images were taken out of the dataset before, and stay out" in dataset.catalog["warnings"]
+    assert "1 changed image was taken out of the dataset before, to stay out" in dataset.catalog["warnings"]
     collect.gc(Storage.open(out), dead_after_s=0)
     assert list(inspect.verify(open_dataset(str(out)))) == []
 
@@ -471,6 +471,24 @@ def test_a_patch_between_is_kept(folder: Path, out: Path) -> None:
     dataset = open_dataset(str(out))
     assert (dataset.version, dataset.catalog["rows"]) == (3, 42)
     assert rows(dataset)[image_id][1] == "owl"
+
+
+def test_an_image_that_is_taken_out_between_stays_out(folder: Path, out: Path) -> None:
+    keys = ["cat/0000.jpg", "cat/0001.jpg"]
+    for number, key in enumerate(keys):
+        (folder / key).write_bytes(factories.make_jpeg(910 + number, 32, 32))
+
+    def with_a_patch_between(job: IngestJob, units: Sequence[Unit]) -> Iterator[dict[str, Any]]:
+        publish_patch(str(out), exclusions(open_dataset(str(out)), keys[:1], "", "consent withdrawn"))
+        yield from Reader()(job, units)
+
+    stage.run(config_of(folder, out, append=True), with_a_patch_between)
+    dataset = open_dataset(str(out))
+    assert (dataset.version, dataset.catalog["rows"]) == (3, 39)
+    assert keys[0] not in by_key(dataset)
+    difference = dataset.catalog["difference"]
+    assert (difference["changed"], difference["withheld"]) == (1, 1)
+    assert list(inspect.verify(dataset)) == []
 
 
 class Killed(BaseException):
