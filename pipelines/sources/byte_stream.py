@@ -170,13 +170,18 @@ class UnpackedStream(abc.ABC):
 
 
 class PackedStream(UnpackedStream):
-    """A stored file of gzip, bzip2 or xz."""
+    """A stored file of gzip, bzip2 or xz: one compressed part, or several after each other."""
 
-    def __init__(self, storage: Storage, path: str, size: int, make: Callable[[], Any]) -> None:
+    def __init__(
+        self, storage: Storage, path: str, size: int, make: Callable[[], Any], start: tuple[int, int] = (0, 0)
+    ) -> None:
         super().__init__()
+        self.starts = [start]
+        """(place in what is unpacked, place in the file) of each part so far: reading may begin at any of them."""
+        self.position = start[0]
         self._storage, self._path, self._total = storage, path, size
         self._make, self._unpacker = make, make()
-        self._packed_at, self._packed = 0, b""
+        self._packed_at, self._packed = start[1], b""
         self._chunk_bytes = PACKED_CHUNK_BYTES if storage.is_local else REMOTE_CHUNK_BYTES
 
     @override
@@ -215,15 +220,18 @@ class PackedStream(UnpackedStream):
             rest = rest.lstrip(b"\0")
         self._packed = rest
         if rest:
+            self.starts.append((self.position + len(self._plain), self._packed_at - len(rest)))
             self._unpacker = self._make()
         else:
             self._is_done = True
 
 
-def open_packed(storage: Storage, path: str, size: int, magic: bytes) -> UnpackedStream:
-    """Return the stream of a compressed file that begins with one of `PACKED_MAGICS`."""
+def open_packed(
+    storage: Storage, path: str, size: int, magic: bytes, start: tuple[int, int] = (0, 0)
+) -> UnpackedStream:
+    """Return the stream of a compressed file that begins with one of `PACKED_MAGICS`; of zstd from its start alone."""
     if magic in ZSTD_MAGICS:
         from pipelines.sources.zstd_stream import ZstdStream  # pyarrow, which no other archive needs
 
         return ZstdStream(storage, path, size)
-    return PackedStream(storage, path, size, DECOMPRESSORS[magic])
+    return PackedStream(storage, path, size, DECOMPRESSORS[magic], start)

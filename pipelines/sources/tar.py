@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from typing_extensions import override
@@ -11,7 +12,7 @@ from typing_extensions import override
 from pipelines.errors import InputError
 from pipelines.sources.ahead import read_extents
 from pipelines.sources.base import Entry, Found, Listing, Member, Source, Unit, make_listing, member_of
-from pipelines.sources.byte_stream import PlainStream, UnpackedStream, open_packed
+from pipelines.sources.byte_stream import PackedStream, PlainStream, UnpackedStream, open_packed
 from pipelines.sources.names import readable_key
 from pipelines.sources.tar_walk import TarMember, walk_tar
 from pipelines.sources.units import span_units, streamed_units
@@ -21,6 +22,8 @@ MAX_MEMBER_BYTES = 64 * 2**20
 MAX_CLASS_BYTES = 256
 CLASS_ENDING = b".cls"
 """WebDataset: `000001.jpg` and `000001.cls` are one sample, the second holding its class as text."""
+MAX_PART_BYTES = 2 * 2**20
+"""A compressed tar of parts that unpack to at most this much each (pbzip2, bgzip) is read from any of them on."""
 SHUFFLE_BYTES = 32 * 2**20
 """Members of a stream are mixed within windows of this size."""
 
@@ -59,6 +62,8 @@ class TarSource(Source):
             if reason and not faults:
                 faults.append(message)
                 found.append(Found(self._fault_name(), 0, 0, 0, (-1,), reason, message))
+        if isinstance(stream, PackedStream):
+            found = _with_starts(found, stream)
         listing = make_listing(self.name, found, faults)
         if not classes:
             return listing
@@ -109,16 +114,22 @@ class TarSource(Source):
     @override
     def units(self) -> list[Unit]:
         entries = self.listing().entries
-        return streamed_units(entries) if self._magic else span_units(entries)
+        return span_units(entries) if not self._magic or _has_starts(entries) else streamed_units(entries)
 
     @override
     def open(self, unit: Unit) -> Iterator[Member]:
-        if self._magic:
+        if self._magic and not _has_starts(unit.entries):
             yield from self._open_stream(unit)
             return
+        starts = {entry.offset: entry.detail[2:] for entry in unit.entries if not entry.reason}
 
         def read(offset: int, length: int) -> bytes:
-            return self._storage.read(self._path, offset, length) if length else b""
+            if not self._magic:
+                return self._storage.read(self._path, offset, length) if length else b""
+            plain_at, packed_at = starts[offset]
+            stream = self._stream((plain_at, packed_at))
+            stream.skip_to(offset)
+            return stream.read(length)
 
         for entry, data in read_extents(unit.entries, read, is_local=self._storage.is_local):
             yield _checked(entry, data)
@@ -143,11 +154,28 @@ class TarSource(Source):
         window += [_checked(entry, b"") for entry in wanted.values()]
         yield from sorted(window, key=lambda member: member.image_id)
 
-    def _stream(self) -> PlainStream | UnpackedStream:
+    def _stream(self, start: tuple[int, int] = (0, 0)) -> PlainStream | UnpackedStream:
         size = self._storage.size(self._path) or 0
         if self._magic:
-            return open_packed(self._storage, self._path, size, self._magic)
+            return open_packed(self._storage, self._path, size, self._magic, start)
         return PlainStream(self._storage, self._path, size)
+
+
+def _with_starts(found: Sequence[Found], stream: PackedStream) -> list[Found]:
+    """Return members with the place where unpacking may begin for them, if there are such places all along."""
+    ends = [*(plain_at for plain_at, _ in stream.starts[1:]), stream.position]
+    longest = max(end - start[0] for start, end in zip(stream.starts, ends, strict=True))
+    if len(stream.starts) == 1 or longest > MAX_PART_BYTES:
+        return list(found)
+    plain = [plain_at for plain_at, _ in stream.starts]
+    return [
+        one if one.reason else one._replace(detail=one.detail + stream.starts[bisect_right(plain, one.offset) - 1])
+        for one in found
+    ]
+
+
+def _has_starts(entries: Sequence[Entry]) -> bool:
+    return all(entry.reason or len(entry.detail) == 4 for entry in entries)
 
 
 def _sample(key: str) -> str:

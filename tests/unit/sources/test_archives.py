@@ -6,6 +6,7 @@ import bz2
 import gzip
 import lzma
 import pickle
+import random
 import struct
 import tarfile
 import zipfile
@@ -318,3 +319,32 @@ def test_zip64_archives_are_read(tmp_path: Path) -> None:
     data = bytes(plain[:at]) + bytes(entry) + end64 + locator + end
     source = open_bytes(Storage.open(tmp_path), "x.zip", data)
     assert [(member.key, member.data) for member in members(source)] == [("a/1.jpg", JPEG)]
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"), [("x.tar.gz", gzip.compress), ("x.tar.bz2", bz2.compress), ("x.tar.xz", lzma.compress)]
+)
+def test_a_compressed_tar_of_parts_is_read_from_any_part_on(
+    tmp_path: Path, name: str, pack: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.sources.units.MIN_UNIT_BYTES", 300_000)
+    files = [(f"c{i % 3}/{i:03d}.jpg", random.Random(i).randbytes(70_000)) for i in range(30)]
+    plain = factories.make_tar(files)
+    data = b"".join(pack(plain[start : start + 60_000]) for start in range(0, len(plain), 60_000))
+    source = open_bytes(Storage.open(tmp_path), name, data)
+    units = source.units()
+    assert len(units) > 2
+    assert {member.key: member.data for member in members(source)} == dict(files)
+    with (tmp_path / name).open("r+b") as file:
+        file.write(bytes(len(data) // 10))  # a reader that starts at the start would get nowhere now
+    read = {member.key: member.reason for unit in units for member in source.open(unit)}
+    assert set(read.values()) == {None, "CHANGED"}
+    assert [read[f"c{i % 3}/{i:03d}.jpg"] for i in range(8, 30)] == [None] * 22
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lambda data: gzip.compress(data[:9]) + gzip.compress(data[9:])])
+def test_one_long_part_is_read_from_the_start(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    files = [(f"c/{i}.jpg", random.Random(i).randbytes(600_000)) for i in range(5)]
+    source = open_bytes(Storage.open(tmp_path), "x.tar.gz", pack(factories.make_tar(files)))
+    assert all(len(entry.detail) == 2 for entry in source.listing().entries)
+    assert {member.key: member.data for member in members(source)} == dict(files)
