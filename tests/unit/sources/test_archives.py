@@ -321,14 +321,12 @@ def test_zip64_archives_are_read(tmp_path: Path) -> None:
     assert [(member.key, member.data) for member in members(source)] == [("a/1.jpg", JPEG)]
 
 
-@pytest.mark.parametrize(
-    ("name", "pack"), [("x.tar.gz", gzip.compress), ("x.tar.bz2", bz2.compress), ("x.tar.xz", lzma.compress)]
-)
+@pytest.mark.parametrize(("name", "pack"), [("x.tar.gz", gzip.compress), ("x.tar.bz2", bz2.compress)])
 def test_a_compressed_tar_of_parts_is_read_from_any_part_on(
     tmp_path: Path, name: str, pack: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.sources.units.MIN_UNIT_BYTES", 300_000)
-    files = [(f"c{i % 3}/{i:03d}.jpg", random.Random(i).randbytes(70_000)) for i in range(30)]
+    files = [(f"c{i % 3}/{i:03d}.jpg", random.Random(i).randbytes(70_000)) for i in range(50)]
     plain = factories.make_tar(files)
     data = b"".join(pack(plain[start : start + 60_000]) for start in range(0, len(plain), 60_000))
     source = open_bytes(Storage.open(tmp_path), name, data)
@@ -339,7 +337,7 @@ def test_a_compressed_tar_of_parts_is_read_from_any_part_on(
         file.write(bytes(len(data) // 10))  # a reader that starts at the start would get nowhere now
     read = {member.key: member.reason for unit in units for member in source.open(unit)}
     assert set(read.values()) == {None, "CHANGED"}
-    assert [read[f"c{i % 3}/{i:03d}.jpg"] for i in range(8, 30)] == [None] * 22
+    assert [read[f"c{i % 3}/{i:03d}.jpg"] for i in range(8, 50)] == [None] * 42
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, lambda data: gzip.compress(data[:9]) + gzip.compress(data[9:])])
