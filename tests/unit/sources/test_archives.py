@@ -340,7 +340,9 @@ def test_a_compressed_tar_of_parts_is_read_from_any_part_on(
     assert [read[f"c{i % 3}/{i:03d}.jpg"] for i in range(8, 50)] == [None] * 42
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, lambda data: gzip.compress(data[:9]) + gzip.compress(data[9:])])
+@pytest.mark.parametrize(
+    "pack", [gzip.compress, lambda data: gzip.compress(data[:9]) + gzip.compress(data[9:])], ids=["one", "two"]
+)
 def test_one_long_part_is_read_from_the_start(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     files = [(f"c/{i}.jpg", random.Random(i).randbytes(600_000)) for i in range(5)]
     source = open_bytes(Storage.open(tmp_path), "x.tar.gz", pack(factories.make_tar(files)))
