@@ -242,6 +242,9 @@ class TrainConfig(StrictModel):
 
     num_workers: int = runtime_field(1, ge=1)
     """Training processes. The steps they compute do not depend on how many they are, up to rounding."""
+    min_workers: int = runtime_field(0, ge=0)
+    """Fewest processes to go on with where the cluster has not `num_workers` at the time; when more come or some go,
+    the run starts anew from its checkpoint with as many as there are. 0: exactly `num_workers`."""
     cpus_per_worker: int = runtime_field(0, ge=0)
     """CPUs and torch threads of a worker; 0: an equal share of the cluster's."""
     use_gpu: bool | Literal["auto"] = runtime_field("auto")
@@ -258,6 +261,14 @@ class TrainConfig(StrictModel):
     """Where the run is recorded."""
     ray: RayConfig = RayConfig()
     """The Ray cluster that runs the workers."""
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> TrainConfig:
+        if self.min_workers > self.num_workers:
+            raise ValueError(
+                f"min_workers is {self.min_workers} and num_workers {self.num_workers}; mend: num_workers is the most"
+            )
+        return self
 
 
 class ReplayConfig(StrictModel):

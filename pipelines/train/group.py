@@ -62,14 +62,15 @@ def train_in_workers(
         config.num_workers, session.num_cpus, requested=config.cpus_per_worker, node_cpus=session.node_cpus
     )
     resources = capacity.worker_resources(cpus, use_gpu=use_gpu, inside_tune=inside_tune)
+    least = fewest_workers(config)
     capacity.check_fits(
-        what=f"training with {config.num_workers} workers",
-        need={name: amount * config.num_workers for name, amount in resources.items()},
+        what=f"training with {least} workers",
+        need={name: amount * least for name, amount in resources.items()},
         have={"CPU": session.num_cpus, "GPU": session.num_gpus},
     )
     capacity.check_places(
-        what=f"training with {config.num_workers} workers",
-        workers=config.num_workers,
+        what=f"training with {least} workers",
+        workers=least,
         cpus=resources["CPU"],
         node_cpus=session.node_cpus,
     )
@@ -89,7 +90,7 @@ def train_in_workers(
     # is checked by the driver and by uploads of checkpoints only), so a folder here serves for any number of nodes.
     scratch = tempfile.mkdtemp(prefix="resnet-train-")
     try:
-        fitting = _Fitting(_make_trainer(config.num_workers, resources, settings, scratch))
+        fitting = _Fitting(_make_trainer((least, config.num_workers), resources, settings, scratch))
         with Follower(run, on_record) as follower:
             while not fitting.is_done(_POLL_S):
                 follower.poll()
@@ -97,6 +98,11 @@ def train_in_workers(
         return fitting.returned
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def fewest_workers(config: TrainConfig) -> int:
+    """Return how many workers a run needs at least."""
+    return config.min_workers or config.num_workers
 
 
 def choose_gpu(config: TrainConfig, session: RaySession) -> bool:
@@ -107,9 +113,9 @@ def choose_gpu(config: TrainConfig, session: RaySession) -> bool:
     """
     if config.use_gpu is False:
         return False
-    if config.use_gpu is True and session.num_gpus < config.num_workers:
+    if config.use_gpu is True and session.num_gpus < fewest_workers(config):
         raise ConfigError(
-            f"use_gpu is true for {config.num_workers} workers, and the cluster has {session.num_gpus:g} GPUs",
+            f"use_gpu is true for {fewest_workers(config)} workers, and the cluster has {session.num_gpus:g} GPUs",
             mend="set use_gpu=false, or lower num_workers",
         )
     if session.num_nodes == 1:  # workers run on this machine, with this torch
@@ -117,7 +123,7 @@ def choose_gpu(config: TrainConfig, session: RaySession) -> bool:
             capacity.check_gpu(use_gpu=True)
         elif not warn_unusable_gpu():
             return False
-    return session.num_gpus >= config.num_workers
+    return session.num_gpus >= fewest_workers(config)
 
 
 def warn_unusable_gpu() -> bool:
@@ -157,7 +163,7 @@ class _Fitting:
 
 
 def _make_trainer(
-    num_workers: int, resources: dict[str, float], settings: dict[str, Any], scratch: str
+    workers: tuple[int, int], resources: dict[str, float], settings: dict[str, Any], scratch: str
 ) -> TorchTrainer:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -166,7 +172,9 @@ def _make_trainer(
         train_worker,
         train_loop_config=settings,
         scaling_config=ScalingConfig(
-            num_workers=num_workers, use_gpu="GPU" in resources, resources_per_worker=dict(resources)
+            num_workers=workers if workers[0] < workers[1] else workers[1],
+            use_gpu="GPU" in resources,
+            resources_per_worker=dict(resources),
         ),
         run_config=RunConfig(
             name=f"train-{uuid.uuid4().hex[:12]}",  # never one that Ray would take for a run to restore

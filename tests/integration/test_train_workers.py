@@ -105,6 +105,17 @@ def test_two_workers_publish_what_one_process_computes(
 
 
 @pytest.mark.slow
+def test_as_many_workers_as_there_are_compute_the_same(dataset: str, tmp_path: Path, threads: None) -> None:
+    config = one_thread(dataset, num_workers=4, min_workers=1, epochs=3, out=str(tmp_path / "run"))
+    stage.run(config)
+    alone = fit_local(config, Storage.open(tmp_path / "alone"), device="cpu")
+    records = read_records(Storage.open(config.out), 3)
+    assert [record.id_trace for record in records] == [record.id_trace for record in alone.records]
+    for ours, theirs in zip(records, alone.records, strict=True):
+        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-4)
+
+
+@pytest.mark.slow
 def test_workers_replay_what_one_worker_did(dataset: str, tmp_path: Path) -> None:
     config = one_thread(dataset, epochs=3, out=str(tmp_path / "run"))
     stage.run(config)
