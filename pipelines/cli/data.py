@@ -208,9 +208,12 @@ def export(dataset: str, out: str, split: str, as_json: bool) -> None:
     from pipelines.dataset.reader import open_dataset
     from pipelines.storage import Storage
 
-    written = write_out(open_dataset(dataset), Storage.open(out), [split] if split else [])
+    opened = open_dataset(dataset)
+    written = write_out(opened, Storage.open(out), [split] if split else [])
     if as_json:
         render.as_json({"dataset": dataset, "out": out, "images": written})
         return
     click.echo(f"{render.clean(out)}: {written:,} images")
-    render.next_steps([f"resnet ingest {out}/{split or 'train'}"])
+    is_multi = opened.task == "multi"
+    again = f"{out} labels={out}/labels.jsonl" if is_multi else f"{out}/{split or 'train'}"
+    render.next_steps([f"resnet ingest {again}"])

@@ -14,6 +14,8 @@ from pipelines.errors import InputError
 from pipelines.storage import Storage
 
 TABLE = "images.csv"
+LABELS = "labels.jsonl"
+"""Beside it for multi-label images: their lists, as `resnet ingest FOLDER labels=FOLDER/labels.jsonl` takes them."""
 _COLUMNS = ("file", "split", "label", "image_id", "source", "key")
 _MAGIC = ((b"\xff\xd8", ".jpg"), (b"\x89PNG", ".png"), (b"RIFF", ".webp"))
 
@@ -22,7 +24,8 @@ def export(dataset: Dataset, target: Storage, splits: Sequence[str] = ()) -> int
     """Write the live images of a version, patches applied, as files; return how many.
 
     A single-label image goes to `<split>/<class>/<image_id>.<suffix>`, so that the folder can be ingested again;
-    others, and unlabelled ones, to `<split>/<image_id>.<suffix>`. `images.csv` lists every file.
+    others, and unlabelled ones, to `<split>/<image_id>.<suffix>`. `images.csv` lists every file, and for a multi-label
+    dataset `labels.jsonl` holds what is needed to ingest the folder again.
 
     Args:
         dataset: the version.
@@ -47,6 +50,9 @@ def export(dataset: Dataset, target: Storage, splits: Sequence[str] = ()) -> int
                 target.put(path, data)
                 lines.append({"file": path, "split": split, **row})
     target.put(TABLE, _as_csv(lines))
+    if dataset.task == "multi":
+        said = ({"file": line["file"], "labels": line["label"], "split": line["split"]} for line in lines)
+        target.put(LABELS, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in said).encode())
     return len(lines)
 
 

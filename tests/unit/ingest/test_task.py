@@ -110,6 +110,21 @@ def test_what_reads_a_dataset_reads_lists(multi: Dataset, tmp_path: Path) -> Non
     assert (lines["01.jpg"], lines["03.jpg"], lines["04.jpg"]) == ('["sea", "sky"]', "[]", "")
 
 
+def test_an_exported_folder_is_ingested_again(multi: Dataset, tmp_path: Path) -> None:
+    export(multi, Storage.open(tmp_path / "plain"))
+    table = str(tmp_path / "plain" / "labels.jsonl")
+    again = ingest(tmp_path / "plain", tmp_path / "again", labels=table, split={"val": 0.0})
+    assert _by_bytes(again) == _by_bytes(multi)
+
+
+def _by_bytes(dataset: Dataset) -> dict[str, tuple[str, Any]]:
+    return {
+        row["stored_sha256"]: (split, row["label"])
+        for split in dataset.splits
+        for row in dataset.table(split, ["stored_sha256", "label"]).to_pylist()
+    }
+
+
 def _sheet(dataset: Dataset) -> bytes:
     return dataset.storage.read(dataset.catalog["sheet"]["numbers"])
 
