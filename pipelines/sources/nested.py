@@ -118,6 +118,8 @@ class NestedSource(Source):
 
     @override
     def tokens(self) -> list[str]:
+        if not any(map(_is_inner, self.listing().entries)):
+            return self._outer.tokens()
         places = map(_place, self._outer.listing().entries)
         known = dict(zip(places, self._outer.tokens(), strict=True))
         return [
