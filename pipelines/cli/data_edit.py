@@ -109,6 +109,8 @@ def duplicates(dataset: str, distance: int, across_splits: bool, table: str, pag
         return
     click.echo(f"look-alikes: {render.clean(opened.ref)}, at most {distance} of 64 bits apart")
     render.pairs(alike.counts())
+    if alike.doubt:
+        click.echo(f"warning: {alike.doubt}")
     commands = [f"python -m webbrowser {page}"] if page else [f"resnet data duplicates {dataset} --page alike.html"]
     if table and surplus:
         commands.append(f"resnet data exclude {opened.uri} --from {table} --reason near-duplicate")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.dataset.near import MAX_DISTANCE, find_neighbours
+from pipelines.dataset.near import MAX_ACCIDENTS, MAX_DISTANCE, count_accidents, find_neighbours
 from pipelines.dataset.reader import Dataset
 
 HELD_OUT = ("test", "val", "train")
@@ -50,9 +50,21 @@ class Alike:
     """Images left out because they are one colour."""
     capped: int
     """Images not compared with everything that resembles them, because too much does."""
+    accidents: float = 0.0
+    """Look-alikes that one image has by accident (`near.count_accidents`)."""
     leaks: tuple[dict[str, Any], ...] = ()
     """Images that look like one in a more held-out split, with that one's key (`like`), split and distance; without
     them no two splits look alike anywhere."""
+
+    @property
+    def doubt(self) -> str:
+        """A sentence where most look-alikes are no copies; empty where they can be trusted."""
+        if self.accidents <= MAX_ACCIDENTS:
+            return ""
+        return (
+            f"By the perceptual hash each of these images looks like {self.accidents:,.1f} others by accident: most"
+            " look-alikes are no copies."
+        )
 
     def counts(self) -> dict[str, int]:
         """Return the figures people look at first."""
@@ -111,6 +123,7 @@ def find_alike(dataset: Dataset, *, max_distance: int = MAX_DISTANCE) -> Alike:
         images=len(phash),
         flat=len(phash) - len(seen),
         capped=found.capped,
+        accidents=count_accidents(phash[seen], max_distance=max_distance),
     )
 
 

@@ -20,7 +20,7 @@ def make_page(alike: Alike, dataset: Dataset) -> bytes:
         kicker="resnet-pipelines",
         lead=f"{counts['images']:,} images of {dataset.ref.rsplit('/', 1)[-1]} compared by perceptual hash.",
     )
-    page.section("Result").facts(
+    result = page.section("Result").facts(
         [
             Fact(f"{counts['clusters']:,}", "clusters of images that look alike", "lead"),
             Fact(f"{counts['images_in_clusters']:,}", "images in them"),
@@ -30,6 +30,8 @@ def make_page(alike: Alike, dataset: Dataset) -> bytes:
             Fact(f"{counts['one_colour']:,}", "images of one colour, left out"),
         ]
     )
+    if alike.doubt:
+        result.note(alike.doubt, warn=True)
     across = [cluster for cluster in alike.clusters if len(cluster.splits) > 1]
     disputed = [cluster for cluster in alike.clusters if len(cluster.labels) > 1 and len(cluster.splits) == 1]
     rest = [cluster for cluster in alike.clusters if len(cluster.splits) == 1 and len(cluster.labels) == 1]

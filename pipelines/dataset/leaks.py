@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from pipelines.dataset.duplicates import FLAT_CONTRAST
-from pipelines.dataset.near import MAX_DISTANCE
+from pipelines.dataset.near import MAX_ACCIDENTS, MAX_DISTANCE, count_accidents
 from pipelines.dataset.near_join import near_join
 from pipelines.dataset.reader import Dataset
 
@@ -26,6 +26,8 @@ class Leaks:
     """The same source bytes."""
     near: Mask
     """A perceptual hash at most 4 bits away; pictures of one colour have none."""
+    is_sure: bool = True
+    """False where the hash cannot tell the dataset's pictures apart (`near.count_accidents`): then none is near."""
 
     @property
     def either(self) -> Mask:
@@ -46,9 +48,11 @@ def find_leaks(dataset: Dataset, split: str, *, against: str = "train", max_dist
         for seen in [np.flatnonzero(table.column("contrast").to_numpy() >= FLAT_CONTRAST)]
     )
     unique, inverse = np.unique(own_hashes, return_inverse=True)
-    found, _ = near_join(unique, np.unique(their_hashes), max_distance=max_distance)
     is_near = np.zeros(len(unique), bool)
-    is_near[found] = True
+    is_sure = count_accidents(their_hashes, max_distance=max_distance) <= MAX_ACCIDENTS
+    if is_sure:
+        found, _ = near_join(unique, np.unique(their_hashes), max_distance=max_distance)
+        is_near[found] = True
     near = np.zeros(held_out.num_rows, bool)
     near[ours] = is_near[inverse]
-    return Leaks(exact.to_numpy(zero_copy_only=False).astype(bool), near)
+    return Leaks(exact.to_numpy(zero_copy_only=False).astype(bool), near, is_sure)

@@ -269,6 +269,8 @@ def _add_duplicates(page: Page, dataset: Dataset, alike: Alike) -> None:
         ["images of one colour, not compared", counts["one_colour"]],
     ]
     section.table(["what", "number"], table)
+    if alike.doubt:
+        section.note(alike.doubt, warn=True)
     across = [cluster for cluster in alike.clusters if len(cluster.splits) > 1]
     if across:
         add_clusters(section, across, dataset, limit=_CLUSTERS_SHOWN)

@@ -191,6 +191,8 @@ class _Measures:
         by_split = ", ".join(f"{number:,} of {split}" for split, number in found.items())
         how = "stand in train byte for byte" if kind == "exact" else "look like one in train"
         words = f"{figure:.2%} of held-out images {how} ({by_split or 'there are none'})"
+        if kind == "near" and not all(leaks.is_sure for leaks in self._twins.values()):
+            words += "; the perceptual hash takes many of these pictures for each other, so none is counted"
         return figure, words, f"duplicates.{kind}=one_side takes them out"
 
     def _unlabelled(self) -> tuple[float, str, str]:

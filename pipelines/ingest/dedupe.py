@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.dataset.duplicates import FLAT_CONTRAST, HELD_OUT, comparable
-from pipelines.dataset.near import find_neighbours
+from pipelines.dataset.near import MAX_ACCIDENTS, count_accidents, find_neighbours
 from pipelines.dataset.receipt import ShardFile
 from pipelines.dataset.tables import open_parquet
+from pipelines.errors import DataError
 from pipelines.ingest.config import DuplicatesConfig
 from pipelines.storage import Storage
 
@@ -62,6 +63,8 @@ class LookAlikes:
     """Images in clusters."""
     leaks: int
     """Images that look like one in a more held-out split."""
+    accidents: float
+    """Look-alikes that one image has by accident."""
     examples: tuple[tuple[Copy, Copy], ...]
     """Some of those, each with the one it looks like."""
 
@@ -71,6 +74,7 @@ class LookAlikes:
             "clusters": self.clusters,
             "images": self.images,
             "leaks": self.leaks,
+            "accidents": round(self.accidents, 4),
             "examples": [_pair(copy, like, "image", "like") for copy, like in self.examples],
         }
 
@@ -87,7 +91,7 @@ class Duplicates:
     """Exact copies that stay beside another in their split."""
     leaks_kept: int = 0
     """Exact copies that stay although a more held-out split has one."""
-    near: LookAlikes = field(default_factory=lambda: LookAlikes(0, 0, 0, ()))
+    near: LookAlikes = field(default_factory=lambda: LookAlikes(0, 0, 0, 0.0, ()))
 
     @property
     def leaks(self) -> tuple[Copy, ...]:
@@ -122,7 +126,11 @@ class Duplicates:
 
 
 def find_duplicates(storage: Storage, files: Sequence[ShardFile], policy: DuplicatesConfig | None = None) -> Duplicates:
-    """Compare all rows by source_sha256 and by perceptual hash; only the rows that repeat are looked at closely."""
+    """Compare all rows by source_sha256 and by perceptual hash; only the rows that repeat are looked at closely.
+
+    Raises:
+        DataError: look-alikes are to be dropped, and the hash cannot tell these pictures apart.
+    """
     policy = policy or DuplicatesConfig()
     found = _judge(policy, _exact_groups(storage, files))
     gone = {(copy.shard, copy.row) for copy in (*found.leaks, *found.quarantined)}
@@ -190,6 +198,14 @@ def _look_alikes(
     """Return the rows that go because they look like another, and what was found, among the rows that still stand."""
     files = sorted(files, key=lambda file: (HELD_OUT.index(file.split), file.unit))  # the first of a cluster stays
     places, hashes = _hashes(storage, files, gone)
+    accidents = count_accidents(hashes, max_distance=policy.max_distance)
+    if accidents > MAX_ACCIDENTS and policy.near != "report":
+        raise DataError(
+            f"duplicates.near is {policy.near}, and by the perceptual hash each of these images looks like"
+            f" {accidents:.1f} others by accident: good images would go",
+            mend="duplicates.near=report, or a smaller duplicates.max_distance; "
+            "`resnet data duplicates DATASET --page FILE.html` shows what looks alike",
+        )
     neighbours = find_neighbours(hashes, max_distance=policy.max_distance)
     rank = np.array([HELD_OUT.index(file.split) for file in files], np.int64)[places[:, 0]]
     shadow = neighbours.shadowed(rank)
@@ -210,7 +226,7 @@ def _look_alikes(
         for (copy, kept), reason in zip(pairs[:shown].tolist(), reasons[:shown], strict=True)
     ]
     examples = tuple((copy, kept) for copy, kept, reason in named[:EXAMPLES] if reason == NEAR_LEAK)
-    near = LookAlikes(int(cluster.max(initial=-1)) + 1, len(alike), len(leaks), examples)
+    near = LookAlikes(int(cluster.max(initial=-1)) + 1, len(alike), len(leaks), accidents, examples)
     return [] if policy.near == "report" else [Dropped(*each) for each in named], near
 
 

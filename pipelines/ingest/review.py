@@ -58,13 +58,20 @@ def remarks(catalog: Catalog) -> list[str]:
     for split in ("train", "val", "test"):
         if split not in catalog["splits"] and (split == "train" or shares[split] > 0):
             warnings.append(f"split {split} is empty: {catalog['rows']:,} images are too few for its share")
+    from pipelines.dataset.near import MAX_ACCIDENTS
+
     duplicates = catalog["duplicates"]
     if conflicts := duplicates["label_conflicts"]:
         stand = "pictures stand" if conflicts > 1 else "picture stands"
         warnings.append(f"{conflicts:,} {stand} under different labels")
     # copies look alike too, but for those of one colour, which are not compared
-    alike = duplicates["near"]["leaks"] if duplicates["policy"]["near"] == "report" else 0
+    is_sure = duplicates["near"].get("accidents", 0.0) <= MAX_ACCIDENTS
+    alike = duplicates["near"]["leaks"] if duplicates["policy"]["near"] == "report" and is_sure else 0
     kept = max(duplicates["leaks_kept"], alike)
+    if not is_sure:
+        warnings.append(
+            "look-alikes are not counted as leaks: the perceptual hash takes many of these pictures for each other"
+        )
     if kept:
         warnings.append(
             f"{kept:,} {'images look' if kept > 1 else 'image looks'} like one in a more held-out split, so held-out"

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.dataset.duplicates import FLAT_CONTRAST, HELD_OUT, comparable
+from pipelines.dataset.near import MAX_ACCIDENTS, count_accidents
 from pipelines.dataset.near_join import near_join
 from pipelines.dataset.reader import Dataset
 from pipelines.ingest.config import DuplicatesConfig
@@ -136,6 +137,8 @@ def _look_alikes(theirs: Tables, ours: Tables, max_distance: int, dead: Set[Plac
     standing_hash, standing_place = _hashes(theirs)
     new_hash, new_place = _hashes(ours)
     unique, number = np.unique(new_hash, return_inverse=True)
+    if count_accidents(standing_hash, max_distance=max_distance) > MAX_ACCIDENTS:
+        return  # the hash cannot tell these pictures apart: good newcomers would be refused
     standing_unique, standing_number = np.unique(standing_hash, return_inverse=True)
     new, other = near_join(unique, standing_unique, max_distance=max_distance)
     names, new_names = list(theirs), list(ours)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.dataset import near
-from pipelines.dataset.near import find_neighbours, near_clusters, near_pairs
+from pipelines.dataset.near import count_accidents, find_neighbours, near_clusters, near_pairs
 
 WORDS = st.integers(0, 2**64 - 1)
 FLIPS = st.lists(st.integers(0, 63), max_size=7)
@@ -102,3 +102,36 @@ def test_what_is_left_without_the_shadowed_has_no_near_rows_across_ranks(
             assert near_row in stays
             assert ranks[near_row] < ranks[row]
             assert are_near(row, near_row)
+
+
+def drawn_alike(number: int, seed: int = 0) -> np.ndarray:
+    """Return hashes of pictures of one kind: most bits are the same in all, the others go together in groups."""
+    draw = np.random.default_rng(seed)
+    groups = np.array([draw.choice(64, 6, replace=False) for _ in range(10)])
+    masks = (np.uint64(1) << groups.astype(np.uint64)).sum(axis=1).astype(np.uint64)
+    hashes = np.full(number, 0x00FF3C3C18181800, np.uint64)
+    for mask in masks:
+        part = draw.integers(0, 2**64, number, dtype=np.uint64) & mask
+        hashes ^= np.where(draw.random(number) < 0.3, part, np.uint64(0))
+    return hashes
+
+
+def test_accidents_are_told_from_copies() -> None:
+    draw = np.random.default_rng(1)
+    photographs = draw.integers(0, 2**64, 3000, dtype=np.uint64)
+    assert count_accidents(photographs) == 0
+    # every picture has nine copies that differ in up to 4 bits: a valley lies between them and all others
+    copies = np.repeat(photographs[:300], 10)
+    for _ in range(4):
+        copies = copies ^ np.where(
+            draw.random(3000) < 0.4, np.uint64(1) << draw.integers(0, 64, 3000).astype(np.uint64), 0
+        )
+    assert count_accidents(copies) == 0
+    assert count_accidents(drawn_alike(3000)) > 1
+    assert count_accidents(drawn_alike(3000), max_distance=0) < count_accidents(drawn_alike(3000))
+    assert count_accidents(drawn_alike(150)) == 0  # too few to say
+
+
+def test_accidents_grow_with_the_number_of_pictures() -> None:
+    few, many = count_accidents(drawn_alike(2000)), count_accidents(drawn_alike(60_000))
+    assert many == pytest.approx(30 * few, rel=0.3)

@@ -11,9 +11,13 @@ import pytest
 from PIL import Image
 
 from pipelines.dataset import inspect
+from pipelines.dataset.duplicates import find_alike
+from pipelines.dataset.leaks import find_leaks
 from pipelines.dataset.reader import Dataset, open_dataset
+from pipelines.errors import DataError
 from pipelines.ingest import finish, stage
-from pipelines.ingest.config import DuplicatesConfig, IngestConfig
+from pipelines.ingest.checks import run_checks
+from pipelines.ingest.config import CheckConfig, DuplicatesConfig, IngestConfig
 from pipelines.ingest.plan import plan
 from pipelines.ingest.unit import ingest_unit
 
@@ -137,6 +141,41 @@ def test_the_catalog_says_what_went_and_what_looks_alike(source: Path, tmp_path:
     assert found["near"]["examples"] == [
         {"image": "train/cat/2.jpg", "from": "train", "like": "test/cat/near.jpg", "in": "test"}
     ]
+
+
+def write_digits(root: Path, number: int) -> Path:
+    """Write handwritten digits of 8 x 8 pixels: strokes on black, which the hash hardly tells apart."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for index in range(number):
+        path = root / str(digits.target[index]) / f"{index:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((digits.images[index] * 15.9).astype(np.uint8)).save(path)
+    return root
+
+
+def test_pictures_that_are_all_drawn_alike_are_not_taken_for_copies(tmp_path: Path) -> None:
+    digits = write_digits(tmp_path / "set", 600)
+    config = IngestConfig(source=str(digits), out=str(tmp_path / "out"))
+    stage.run(config, lambda job, units: (ingest_unit(unit, job) for unit in units))
+    dataset = open_dataset(str(tmp_path / "out"))
+    assert dataset.catalog["duplicates"]["near"]["accidents"] > 0.1
+    assert dataset.catalog["warnings"] == [
+        "look-alikes are not counted as leaks: the perceptual hash takes many of these pictures for each other"
+    ]
+    assert not find_leaks(dataset, "test").near.any()
+    assert "by accident: most look-alikes are no copies" in find_alike(dataset).doubt
+    (finding,) = run_checks([CheckConfig(rule="max_near_leak_fraction", bound=0)], dataset)
+    assert finding.is_kept
+    assert finding.words.endswith("takes many of these pictures for each other, so none is counted")
+    with pytest.raises(
+        DataError, match=r"duplicates.near is one_side, and by the perceptual hash each of these images"
+    ):
+        stage.run(
+            IngestConfig(source=str(digits), out=str(tmp_path / "other"), duplicates=DuplicatesConfig(near="one_side")),
+            lambda job, units: (ingest_unit(unit, job) for unit in units),
+        )
 
 
 def test_the_default_policy_keeps_the_keys_of_before(source: Path) -> None:
