@@ -218,7 +218,11 @@ def test_photographs(tmp_path: Path, pool: Pool, ray_local: None) -> None:
     plot(rows)
     with Memory() as memory:
         ingest_rate(source, tmp_path / "out", number)
-    print(f"peak memory of one worker: {memory.peak_mb:,.0f} MB (at most {MAX_WORKER_MB})")
+    with Memory() as fewer:
+        ingest_rate(tmp_path / "few", tmp_path / "out", len(list((tmp_path / "few").rglob("*.jpg"))))
+    print(
+        f"peak memory of one worker: {memory.peak_mb:,.0f} MB (at most {MAX_WORKER_MB}), of few: {fewer.peak_mb:,.0f}"
+    )
     hold(rows)
     assert memory.peak_mb <= MAX_WORKER_MB
 
@@ -298,6 +302,29 @@ def start_s(program: str, *arguments: str) -> float:
     )
     # a session of ours sends what is printed meanwhile to standard error
     return float((done.stdout + done.stderr).partition("SECONDS ")[2].split()[0])
+
+
+CORES = """
+import sys, time
+from pipelines.ingest import stage
+from pipelines.ingest.config import IngestConfig
+from pipelines.ray_runtime import RayConfig, ray_session
+ray = RayConfig(num_cpus=int(sys.argv[3]))
+with ray_session(ray):
+    stage.run(IngestConfig(source=sys.argv[1], out=sys.argv[2] + "-warm", ray=ray))
+    begun_s = time.perf_counter()
+    stage.run(IngestConfig(source=sys.argv[1], out=sys.argv[2], ray=ray))
+    print("SECONDS", time.perf_counter() - begun_s)
+"""
+
+
+def test_cores(tmp_path: Path) -> None:
+    images, number = photographs(), max(200, int(SIDE_S * 300))
+    write_folder(tmp_path / "photos", images, number)
+    print(f"\nimages/s against cores, {number:,} photographs")
+    for cores in range(1, (os.cpu_count() or 1) + 1):
+        took_s = start_s(CORES, str(tmp_path / "photos"), str(tmp_path / f"out{cores}"), str(cores))
+        print(f"{cores:3d} {number / took_s:8,.0f}")
 
 
 def test_start(tmp_path: Path) -> None:
