@@ -14,6 +14,9 @@ from typing_extensions import override
 from pipelines.storage import Storage
 
 CHUNK_BYTES = 2**18
+LEAP_BYTES = 2**16
+LANDING_BYTES = 2**12
+"""Behind a leap of `LEAP_BYTES` a disk is read so little at a time: the next header of an archive lies as far off."""
 REMOTE_CHUNK_BYTES = 2**22
 """Each request to a store costs tens of milliseconds, in which megabytes pass."""
 PACKED_CHUNK_BYTES = 2**20
@@ -102,13 +105,16 @@ class PlainStream:
         self._storage, self._path, self._total = storage, path, size
         self._chunk, self._chunk_at = b"", 0
         self._chunk_bytes = CHUNK_BYTES if storage.is_local else REMOTE_CHUNK_BYTES
+        self._landing_bytes = LANDING_BYTES if storage.is_local else REMOTE_CHUNK_BYTES
+        self._has_leapt = False
 
     def read(self, length: int) -> bytes:
         """Return the next bytes, fewer only at the end."""
         length = max(0, min(length, self._total - self.position))
         start = self.position - self._chunk_at
         if start + length > len(self._chunk):
-            wanted = min(max(length, self._chunk_bytes), self._total - self.position)
+            usual = self._landing_bytes if self._has_leapt else self._chunk_bytes
+            wanted = min(max(length, usual), self._total - self.position)
             self._chunk, self._chunk_at = self._storage.read(self._path, self.position, wanted), self.position
             start = 0
         self.position += length
@@ -116,6 +122,7 @@ class PlainStream:
 
     def skip_to(self, position: int) -> int:
         """Go forward, at most to the end."""
+        self._has_leapt = position - self.position >= LEAP_BYTES
         self.position = min(position, self._total)
         return self.position
 
