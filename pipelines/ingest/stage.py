@@ -107,7 +107,8 @@ def _start(
     catalog["origins"] = {source.name: origin}
     catalog["warnings"] = [*review(config, store, catalog), *listing.warnings]
     if stray and split_plan.by != "given":
-        catalog["warnings"].append(not_given(stray))
+        # a key may name a person, and warnings are logged
+        catalog["warnings"].append(not_given("an image" if config.privacy.applies else stray))
     catalog["sheet"] = write_sheet(store, run_id, catalog)
     return _publish(plan, store, run_id, catalog, rate)
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pipelines.dataset import inspect
 from pipelines.dataset.collect import gc
 from pipelines.dataset.reader import Dataset, open_dataset
-from pipelines.errors import InputError
+from pipelines.errors import DataError, InputError
 from pipelines.image.decode import decode_image
 from pipelines.image.header import RefusedImage
 from pipelines.ingest import stage
@@ -332,3 +332,15 @@ def test_without_a_rule_refused_images_have_thumbnails_and_rows_say_what_was_cut
     thumbnails = {row["key"]: row["thumbnail"] for row in inspect.quarantined(dataset)}
     assert thumbnails["cat/cut.jpg"] is None
     assert decode_image(thumbnails["cat/small.jpg"]).pixels.shape == (6, 96, 3)
+
+
+def test_keys_are_in_no_message(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for split in ("train", "test"):
+        factories.write_class_folder(tmp_path / "set" / split, {"cat": 12}, seed=len(split))
+    (tmp_path / "set" / "Erika.jpg").write_bytes(factories.make_jpeg(99, 32, 32))
+    (tmp_path / "set" / "test" / "cat" / "Erika-2.jpg").write_bytes(b"text")
+    dataset = ingest(tmp_path / "set", tmp_path / "out", privacy=STRIP)
+    assert any("an image lies in none of them" in warning for warning in dataset.catalog["warnings"])
+    with pytest.raises(DataError) as raised:
+        ingest(tmp_path / "set", tmp_path / "strict", privacy=STRIP, max_quarantined_fraction=0.01)
+    assert "Erika" not in caplog.text + str(raised.value)
