@@ -101,7 +101,7 @@ def make_stored_image(
         flags=(*image.flags, *name_flags(key, image.format)),
         cropped_fraction=geometry.cropped_fraction(width, height),
         is_encoded=kept is None,
-        removed=_removed(data, stored, image.format, privacy) if privacy.strip_metadata else (),
+        removed=_removed(data, kept, image.format) if privacy.strip_metadata else (),
     )
 
 
@@ -129,10 +129,9 @@ def _kept_bytes(data: bytes, image: DecodedImage, config: ImageConfig, privacy: 
     return strip_blocks(data, image.format, keep_profile=privacy.keep_color_profile)
 
 
-def _removed(data: bytes, stored: bytes, image_format: str, privacy: PrivacyConfig) -> tuple[Block, ...]:
-    blocks = list_blocks(data, image_format)
-    has_profile = privacy.keep_color_profile and any(block.kind == "ICC" for block in list_blocks(stored, image_format))
-    return tuple(block for block in blocks if not (has_profile and block.kind == "ICC"))
+def _removed(data: bytes, kept: bytes | None, image_format: str) -> tuple[Block, ...]:
+    left = {block.kind for block in list_blocks(kept, image_format)} if kept is not None else set()
+    return tuple(block for block in list_blocks(data, image_format) if block.kind not in left)
 
 
 def stored_geometry(config: ImageConfig) -> Geometry:
