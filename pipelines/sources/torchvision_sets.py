@@ -1,8 +1,9 @@
 """Datasets that torchvision knows by name (`torchvision:CIFAR10`): fetched where a network is, read from disk after.
 
-torchvision is loaded to fetch and to list. Workers read image files as they lie; only sets that torchvision keeps as
-arrays need it again. CIFAR's files are pickles: torchvision checks each against the MD5 in its own source before it
-reads them, so what is unpickled is what the authors published, and a changed file is refused unread.
+torchvision is loaded to fetch and to list. Workers read image files, and MNIST's arrays, as they lie; only the other
+sets of arrays need it again, with torch's 0.7 GB. CIFAR's files are pickles: torchvision checks each against the MD5 in
+its own source before it reads them, so what is unpickled is what the authors published, and a changed file is refused
+unread.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from pipelines.image.encode import encode_image
 from pipelines.sources.addresses import TORCHVISION
 from pipelines.sources.base import Entry, Listing, Member, Source, Unit, image_id, member_of
 from pipelines.sources.folder import FolderSource
+from pipelines.sources.idx import IdxSource, is_idx
 from pipelines.storage import Storage, StoredFile
 
 logger = logging.getLogger(__name__)
@@ -47,7 +49,8 @@ class KnownSet:
     parts: Mapping[str, Mapping[str, Any]]
     """Given split ("" where there is none) -> arguments of the class."""
     paths: str = ""
-    """How the paths of its files are had: "loader", "categories", an attribute; empty where images are arrays."""
+    """How the paths of its files are had: "loader", "categories", an attribute; "idx" where they are IDX files, empty
+    where they are other arrays."""
     files: str = "*"
     """Which files below the folder are the set's, where it shares the root with others."""
 
@@ -55,9 +58,9 @@ class KnownSet:
 SETS: Mapping[str, KnownSet] = {
     "CIFAR10": KnownSet("cifar-10-batches-py", _BY_FLAG),
     "CIFAR100": KnownSet("cifar-100-python", _BY_FLAG),
-    "MNIST": KnownSet("MNIST/raw", _BY_FLAG),
-    "FashionMNIST": KnownSet("FashionMNIST/raw", _BY_FLAG),
-    "KMNIST": KnownSet("KMNIST/raw", _BY_FLAG),
+    "MNIST": KnownSet("MNIST/raw", _BY_FLAG, "idx"),
+    "FashionMNIST": KnownSet("FashionMNIST/raw", _BY_FLAG, "idx"),
+    "KMNIST": KnownSet("KMNIST/raw", _BY_FLAG, "idx"),
     "STL10": KnownSet("stl10_binary", _TRAIN_TEST),
     "SVHN": KnownSet("", _TRAIN_TEST, files="t*_32x32.mat"),
     "DTD": KnownSet("dtd", _ALL_THREE, "loader"),
@@ -91,14 +94,19 @@ def open_set(address: str, name: str = "") -> Source:
         raise InputError(f"{address}: torchvision keeps its datasets on a disk", mend="give a local folder")
     root = os.path.abspath(os.path.expanduser(root or DEFAULT_ROOT))
     storage = Storage.open(os.path.join(root, SETS[kind].folder))
-    if not _files(kind, storage):
+    if len(_files(kind, storage)) < (4 if SETS[kind].paths == "idx" else 1):  # two parts of images and labels
         _fetch(kind, root)
+    if SETS[kind].paths == "idx":
+        return DigitSet(kind, storage, name or kind)
     made = FileSet if SETS[kind].paths else ArraySet
     return made(kind, root, storage, name or kind)
 
 
 def _files(kind: str, storage: Storage) -> list[StoredFile]:
-    return [file for file in storage.list() if fnmatchcase(file.path, SETS[kind].files)]
+    known = SETS[kind]
+    if known.paths == "idx":  # torchvision leaves the packed files beside the unpacked ones
+        return [file for file in storage.list() if is_idx(file.path) and not file.path.endswith(".gz")]
+    return [file for file in storage.list() if fnmatchcase(file.path, known.files)]
 
 
 def _fetch(kind: str, root: str) -> None:
@@ -186,6 +194,28 @@ class FileSet(FolderSource):
             yield from dataset._samples
         else:
             yield from zip(getattr(dataset, how), dataset._labels, strict=True)
+
+
+class DigitSet(IdxSource):
+    """A set in the format of MNIST, with its classes by name; keys are FILE!/NUMBER.png."""
+
+    def __init__(self, kind: str, storage: Storage, name: str) -> None:
+        super().__init__(storage, _files(kind, storage), name)
+        self._kind = kind
+
+    @override
+    def _list(self) -> Listing:
+        from torchvision import datasets
+
+        names = {str(number): name for number, name in enumerate(getattr(datasets, self._kind).classes)}
+        listing = super()._list()
+        stray = next((entry for entry in listing.entries if entry.label not in names), None)
+        if stray is not None:
+            raise InputError(
+                f"torchvision's {self._kind} in {self.uri} is not whole: {stray.key} has label {stray.label}",
+                mend="remove its files there, and it is fetched again",
+            )
+        return replace(listing, entries=tuple(e._replace(label=names[str(e.label)]) for e in listing.entries))
 
 
 class ArraySet(Source):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from pipelines.sources.base import Source, Unit
 from pipelines.sources.resolve import open_source
 from tests import factories
 
+ROOT = Path(__file__).parents[3]
 JPEGS = [factories.make_jpeg(seed, 24, 20) for seed in range(8)]
 
 
@@ -57,10 +61,43 @@ def test_the_mnist_family(tmp_path: Path, name: str, label: str) -> None:
     pixels = write_mnist(tmp_path, name)
     found = members(open_source(f"torchvision:{name}:{tmp_path}"))
     assert len(found) == 12
-    member = found["train/000003.png"]
+    member = found["train-images-idx3-ubyte!/000003.png"]
     assert (member.label, member.given_split) == (label, "train")
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(member.data)).convert("L")), pixels[3])
-    assert found["test/000001.png"].given_split == "test"
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(member.data))), pixels[3])
+    assert found["t10k-images-idx3-ubyte!/000001.png"].given_split == "test"
+
+
+def test_mnist_as_torchvision_leaves_it_with_packed_files_beside(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    for path in list((tmp_path / "MNIST" / "raw").iterdir()):
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert len(members(open_source(f"torchvision:MNIST:{tmp_path}"))) == 12
+
+
+def test_a_label_without_a_class_is_damage(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    path = tmp_path / "MNIST" / "raw" / "train-labels-idx1-ubyte"
+    path.write_bytes(path.read_bytes()[:-1] + b"\xc8")
+    with pytest.raises(InputError, match=r"is not whole: train-images-idx3-ubyte!/000007\.png has label 200"):
+        open_source(f"torchvision:MNIST:{tmp_path}").listing()
+
+
+def test_workers_need_no_torch_for_what_lies_as_it_is(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    write_eurosat(tmp_path)
+    for name in ("MNIST", "EuroSAT"):
+        source = open_source(f"torchvision:{name}:{tmp_path}")
+        (tmp_path / "job").write_bytes(pickle.dumps((source, source.units()[0].to_text())))
+        program = (
+            "import pickle, sys\nfrom pipelines.sources.base import Unit\n"
+            "source, text = pickle.load(open(sys.argv[1], 'rb'))\n"
+            "assert all(member.data for member in source.open(Unit.from_text(text)))\n"
+            "assert not {'torch', 'torchvision'} & set(sys.modules)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program, tmp_path / "job"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
 
 
 def write_cifar(root: Path, patch: pytest.MonkeyPatch) -> np.ndarray:
