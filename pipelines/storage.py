@@ -10,11 +10,10 @@ import contextlib
 import io
 import os
 import secrets
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 from urllib.parse import unquote
 
 import obstore
@@ -23,12 +22,9 @@ from obstore.store import MemoryStore, ObjectStore, from_url
 from typing_extensions import override
 
 from pipelines.errors import AlreadyExists, InputError, NotFound, StorageError
+from pipelines.object_listing import list_objects
 
 TEMPORARY = "_work/tmp"
-PAGE_OBJECTS = 1_000
-MAX_PAGES_ALONE = 10
-"""Pages of a listing that are awaited one by one; a longer one is done by folder, many at once."""
-LISTING_THREADS = 16
 _REMOTE_SCHEMES = ("s3", "gs", "az", "abfs", "abfss")
 _MEMORY_STORES: dict[str, MemoryStore] = {}
 
@@ -276,41 +272,15 @@ class ObjectStorage(Storage):
         except NotFound:
             return None
 
-    def _pages(self, start: str, limit: int | None = None) -> list[StoredFile] | None:
-        """List page by page, each of which tells where the next begins; None where there are more than `limit`."""
-        found: list[StoredFile] = []
-        for number, batch in enumerate(obstore.list(self._store, prefix=start or None, chunk_size=PAGE_OBJECTS)):
-            if number == limit:
-                return None
-            found += self._stored(batch)
-        return found
-
-    def _pages_by_folder(self, start: str) -> list[StoredFile]:
-        """List the folders right below a prefix side by side."""
-        here = obstore.list_with_delimiter(self._store, prefix=start or None)
-        found = self._stored(here["objects"])
-        with ThreadPoolExecutor(LISTING_THREADS, thread_name_prefix="list") as pool:
-            for below in pool.map(self._pages, here["common_prefixes"]):
-                found += below or ()
-        return found
-
-    def _stored(self, batch: Iterable[Any]) -> list[StoredFile]:
-        cut = len(self._prefix) + 1 if self._prefix else 0
-        files = [
-            StoredFile(entry["path"][cut:], entry["size"], entry["last_modified"].timestamp(), entry["e_tag"] or "")
-            for entry in batch
-        ]
-        return [file for file in files if not file.path.startswith(TEMPORARY)]
-
     @override
     def list(self, prefix: str = "") -> list[StoredFile]:
-        # obstore matches prefixes by whole path segments, so `data` never lists `database/`.
-        start = self._key(prefix.strip("/"))
+        cut = len(self._prefix) + 1 if self._prefix else 0
         with self._faults(prefix, "list"):
-            found = self._pages(start, MAX_PAGES_ALONE)
-            if found is None:
-                found = self._pages_by_folder(start)
-        return sorted(found, key=lambda file: file.path)
+            files = [
+                StoredFile(entry["path"][cut:], entry["size"], entry["last_modified"].timestamp(), entry["e_tag"] or "")
+                for entry in list_objects(self._store, self._key(prefix.strip("/")))
+            ]
+        return sorted((file for file in files if not file.path.startswith(TEMPORARY)), key=lambda file: file.path)
 
     @override
     def put(self, path: str, data: bytes) -> None:

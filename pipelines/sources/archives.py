@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from typing_extensions import override
 
+from pipelines.object_listing import LISTING_THREADS
 from pipelines.sources.base import Entry, Listing, Member, Source, Unit, image_id
 from pipelines.sources.names import escaped_bytes, labels_and_splits
-from pipelines.storage import LISTING_THREADS
 
 
 class ArchivesSource(Source):
