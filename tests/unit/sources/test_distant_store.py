@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import storage as storage_module
+from pipelines import object_listing
 from pipelines.dataset.reader import open_dataset
 from pipelines.errors import StorageError
 from pipelines.ingest import stage
@@ -69,8 +69,8 @@ def test_many_small_objects_are_on_their_way_at_once(far: tuple[Wire, str], tmp_
 
 
 def test_a_long_listing_is_done_by_folder(far: tuple[Wire, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "PAGE_OBJECTS", 4)
-    monkeypatch.setattr(storage_module, "MAX_PAGES_ALONE", 2)
+    monkeypatch.setattr(object_listing, "PAGE_OBJECTS", 4)
+    monkeypatch.setattr(object_listing, "MAX_PAGES_ALONE", 2)
     _, bucket = far
     place = Storage.open(f"{bucket}/many")
     names = [f"{folder}/{number}.bin" for folder in ("a", "b", "c d", "ab") for number in range(5)] + ["top.bin"]
@@ -78,7 +78,7 @@ def test_a_long_listing_is_done_by_folder(far: tuple[Wire, str], monkeypatch: py
         place.put(name, name.encode())
     assert [file.path for file in place.list()] == sorted(names)
     assert [file.path for file in place.list("a")] == sorted(name for name in names if name.startswith("a/"))
-    monkeypatch.setattr(storage_module, "MAX_PAGES_ALONE", 100)
+    monkeypatch.setattr(object_listing, "MAX_PAGES_ALONE", 100)
     assert [file.path for file in place.list()] == sorted(names)
 
 
