@@ -20,7 +20,7 @@ MAX_RUN = 2_048
 MAX_ACCIDENTS = 0.1
 """Accidental look-alikes of one image from which on the hash says too little of these pictures to act on it."""
 
-_FEWEST = 200
+_FEWEST, _FEWEST_PAIRS = 200, 30
 _SAMPLED, _COMPARED = 300, 30_000
 
 BLOCKS = ((0, 11), (11, 11), (22, 11), (33, 11), (44, 10), (54, 10))
@@ -127,8 +127,8 @@ def count_accidents(hashes: Hashes, *, max_distance: int = MAX_DISTANCE) -> floa
     Pictures that are all drawn alike (digits on black) share most bits, and many are within 4 bits of each other though
     nothing but the drawing is the same. Of copies few pairs are 5 to 8 bits apart, and fewer 9 to 12; of pictures that
     happen to resemble each other many are, and more the further. In that case their growth over distance is continued
-    down to `max_distance`. On CIFAR-10's 50,000 photographs it is 0.02, on 1,800 digits of 8 x 8 pixels 12. With fewer
-    than 200 hashes nothing can be said, and it is 0.
+    down to `max_distance`. On CIFAR-10's 50,000 photographs it is 0.01, on 1,800 digits of 8 x 8 pixels 12. With fewer
+    than 200 hashes, or 30 pairs at 5 to 8 bits, nothing can be said, and it is 0.
 
     Args:
         hashes: one per row (N,); 300 of them, spread over all, are compared with at most 30,000.
@@ -142,7 +142,7 @@ def count_accidents(hashes: Hashes, *, max_distance: int = MAX_DISTANCE) -> floa
     for value in sample:
         counts += np.bincount(np.bitwise_count(others ^ value), minlength=65)
     close, further = int(counts[5:9].sum()), int(counts[9:13].sum())
-    if close == 0 or further < 2 * close:  # a valley lies between copies and all others
+    if close < _FEWEST_PAIRS or further < 2 * close:  # a valley lies between copies and all others
         return 0.0
     growth = (further / close) ** 0.25  # a bit
     return float(close * growth ** (max_distance - 8) / len(sample) * len(hashes) / len(others))
