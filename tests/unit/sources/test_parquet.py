@@ -227,3 +227,20 @@ def test_p07_a_pickle_in_an_extension_type_is_not_run(tmp_path: Path, kind: str)
     with pytest.raises(InputError, match="has a column of a type that cannot be read"):
         list(read_rows(str(tmp_path / "a.parquet")))
     assert not (tmp_path / "canary").exists()
+
+
+NUMBERED = {
+    **{name[:3]: ("test_parquet.py", "test_damaged_files_are_refused_by_name") for name in DAMAGE},
+    "P05": ("test_parquet.py", "test_p05_a_flipped_bit_costs_its_row_group_and_no_other"),
+    "P07": ("test_parquet.py", "test_p07_a_pickle_in_an_extension_type_is_not_run"),
+    # these are of datasets, whose every file has its hash in a catalog
+    "P08": ("../dataset/test_catalog.py", "test_catalogs_that_cannot_be_read"),
+    "P09": ("../dataset/test_inspect.py", "test_a_cut_a_missing_and_a_swapped_file_are_told_apart"),
+    "P10": ("../dataset/test_inspect.py", "test_a_catalog_that_does_not_fit_its_rows_is_found"),
+}
+
+
+def test_every_number_of_the_list_has_its_test() -> None:
+    assert set(NUMBERED) == {f"P{number:02d}" for number in range(1, 11)}
+    for file, name in NUMBERED.values():
+        assert f"def {name}(" in (Path(__file__).parent / file).read_text()
