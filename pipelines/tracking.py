@@ -278,9 +278,7 @@ class RunLog:
                 _LOGGER.warning(
                     "%d records of run %r were not delivered: MLflow at %s is still away. "
                     "The output folder holds every figure; `resnet track` sends those of a training later.",
-                    len(self._queue),
-                    self._run_name,
-                    redact(self.uri),
+                    *(len(self._queue), self._run_name, redact(self.uri)),
                 )
 
     def __enter__(self) -> Self:
