@@ -11,6 +11,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,7 @@ def test_without_a_network_it_says_what_to_do(tmp_path: Path, monkeypatch: pytes
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it keeps the proxies that it was made with
     for name in ("CIFAR10", "MNIST", "EuroSAT"):
         with pytest.raises(InputError, match=rf"torchvision's {name} is not in .*, and it cannot be fetched") as caught:
             open_source(f"torchvision:{name}:{tmp_path}")

@@ -164,7 +164,7 @@ def test_still_away_at_the_end_says_what_is_missing(store: FakeStore, caplog: py
     log.end()
     assert caplog.records[-1].getMessage() == (
         "2 records of run 'r' were not delivered: MLflow at http://mlflow:5000 is still away. "
-        "The output folder holds every figure."
+        "The output folder holds every figure; `resnet track` sends those of a training later."
     )
 
 
