@@ -78,7 +78,8 @@ def show(dataset: str, samples: int, as_json: bool) -> None:
             click.echo(f"{name}  {row['image_id']}  {render.clean(str(row['label']))}  {render.clean(row['key'])}")
     reference = f"{facts['uri']}@v{facts['version']}"
     first = "train" if "train" in facts["splits"] else next(iter(facts["splits"]), "train")
-    render.next_steps([f"resnet data files {reference} --split {first}", f"resnet train {reference}"])
+    onwards = render.network_step(reference, task=facts["task"], classes=facts["classes"])
+    render.next_steps([f"resnet data files {reference} --split {first}", onwards])
 
 
 def _show_splits(facts: dict[str, Any]) -> None:
@@ -152,7 +153,8 @@ def check(dataset: str, rules: tuple[str, ...], as_json: bool) -> None:
     for finding in findings:
         if not finding.is_kept:
             click.echo(f"warning: {render.clean(str(finding))}")
-    render.next_steps([f"resnet data sheet {opened.ref}", f"resnet train {opened.ref}"])
+    onwards = render.network_step(opened.ref, task=opened.task, classes=opened.classes)
+    render.next_steps(list(dict.fromkeys([f"resnet data sheet {opened.ref}", onwards])))
 
 
 @command.command("files")

@@ -285,6 +285,8 @@ def _publish(opened: Dataset, changes: list[Change], done: str, as_json: bool) -
         render.next_steps([f"resnet data show {opened.ref}"])
         return
     click.echo(f"{name}: {_images(len(changes))} {done}, published as v{version}")
-    render.next_steps(
-        [f"resnet data diff {opened.ref} {opened.uri}@v{version}", f"resnet train {opened.uri}@v{version}"]
-    )
+    from pipelines.dataset.reader import open_dataset
+
+    now = open_dataset(f"{opened.uri}@v{version}")
+    onwards = render.network_step(now.ref, task=now.task, classes=now.classes)
+    render.next_steps([f"resnet data diff {opened.ref} {now.ref}", onwards])

@@ -138,7 +138,8 @@ def retry(dataset: str, overrides: tuple[str, ...], as_json: bool) -> None:
         )
         return
     click.echo(f"{name}: {before - left:,} of {before:,} pass now, published as v{now.version}; {left:,} stay refused")
-    render.next_steps([f"resnet data diff {opened.ref} {now.ref}", f"resnet train {now.ref}"])
+    onwards = render.network_step(now.ref, task=now.task, classes=now.classes)
+    render.next_steps([f"resnet data diff {opened.ref} {now.ref}", onwards])
 
 
 @command.command("accept")

@@ -84,6 +84,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def network_step(reference: str, *, task: str, classes: Sequence[str]) -> str:
+    """Return the command that goes on with a dataset: training, where its images have one label each."""
+    return f"resnet train {reference}" if task == "single" and classes else f"resnet data sheet {reference}"
+
+
 def next_steps(commands: Sequence[str]) -> None:
     """Print the commands that usually follow, each on a line of its own, ready to paste."""
     if not commands:
