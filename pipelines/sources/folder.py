@@ -73,7 +73,8 @@ class FolderSource(Source):
     @override
     def tokens(self) -> list[str]:
         states = {file.path: file.etag or f"{file.modified:.6f}" for file in self.files()}
-        return [f"{entry.size}-{states[_path(entry)]}" for entry in self.listing().entries]
+        # a set that torchvision knows lists files that may not be there
+        return [f"{entry.size}-{states.get(_path(entry), '')}" for entry in self.listing().entries]
 
     @override
     def open(self, unit: Unit) -> Iterator[Member]:

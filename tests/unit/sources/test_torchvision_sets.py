@@ -21,7 +21,7 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
-from pipelines.dataset.reader import open_dataset
+from pipelines.dataset.reader import Dataset, open_dataset
 from pipelines.errors import InputError
 from pipelines.ingest import stage
 from pipelines.ingest.config import IngestConfig
@@ -255,11 +255,23 @@ def test_a_set_becomes_a_dataset_and_is_known_again(tmp_path: Path) -> None:
 
 
 def test_a_listed_file_that_is_gone_has_a_reason(tmp_path: Path) -> None:
-    write_eurosat(tmp_path)
     write_food(tmp_path)
-    (tmp_path / "food-101" / "images" / "pie" / "4.jpg").unlink()
-    found = members(open_source(f"torchvision:Food101:{tmp_path}"))
-    assert found["images/pie/4.jpg"].reason == "MISSING"
+    path = tmp_path / "food-101" / "images" / "pie" / "4.jpg"
+    data = path.read_bytes()
+    path.unlink()
+    source = f"torchvision:Food101:{tmp_path}"
+    assert members(open_source(source))["images/pie/4.jpg"].reason == "MISSING"
+
+    def ingest(**settings: Any) -> Dataset:
+        config = IngestConfig(source=source, out=str(tmp_path / "out"), max_quarantined_fraction=0.5, **settings)
+        stage.run(config, lambda job, units: (ingest_unit(unit, job) for unit in units))
+        return open_dataset(str(tmp_path / "out"))
+
+    dataset = ingest()
+    assert (dataset.catalog["rows"], dataset.catalog["counts"]["quarantined.MISSING"]) == (4, 1)
+    path.write_bytes(data)
+    dataset = ingest(append=True)
+    assert (dataset.catalog["rows"], dataset.catalog["counts"]["quarantined"]) == (5, 0)
 
 
 @pytest.mark.parametrize(
