@@ -21,6 +21,7 @@ from pipelines.ingest.config import PrivacyConfig
 from pipelines.ingest.listed import compare, make_table, read_listing
 from pipelines.ingest.privacy import carried_columns
 from pipelines.ingest.split import SplitPlan
+from pipelines.sources.addresses import split_pattern
 from pipelines.sources.base import Entry, Listing, Member, Source, Unit
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ class Update:
         split_plan: the dataset's plan, which places them.
         listing: the table of the whole listing, to be kept for the next time.
         replaced: image_id -> the live row that a changed member may take the place of.
-        gone: live rows whose members are no longer in the source.
+        gone: live rows whose members are no longer in the source, of those that this listing covers.
         withheld: changed members that stay out because somebody took their image out of the dataset.
         remarks: sentences for people.
     """
@@ -143,7 +144,8 @@ def find_update(dataset: Dataset, source: Source) -> Update:
     assert isinstance(plan, KeptSplit)
     plan.check([entry for entry in entries if not entry.reason], part.carried)
     _remark_splits(plan, entries, remarks)
-    gone = [standing[image_id] for image_id in news.gone if image_id in standing and standing[image_id].is_live]
+    vanished = [standing[image_id] for image_id in news.gone if image_id in standing and standing[image_id].is_live]
+    gone = [row for row in vanished if _is_listed(row.key, source.uri)]
     if withheld:
         images = "image was" if len(withheld) == 1 else "images were"
         remarks.append(f"{len(withheld):,} changed {images} taken out of the dataset before, to stay out")
@@ -224,6 +226,12 @@ def carrying(
     return tuple(
         entry._replace(carried=tuple(None if at is None else entry.carried[at] for at in place)) for entry in entries
     )
+
+
+def _is_listed(key: str, uri: str) -> bool:
+    """Return whether a listing would name the member if it were there: a pattern leaves out what it does not match."""
+    pattern = split_pattern(uri)
+    return pattern is None or pattern.matches(key.partition("!/")[0])
 
 
 def _remark_splits(plan: SplitPlan, entries: Sequence[Entry], remarks: list[str]) -> None:

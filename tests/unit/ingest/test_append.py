@@ -235,6 +235,24 @@ def test_gone_members_are_reported_and_stay(folder: Path, out: Path, capsys: pyt
     assert list(inspect.verify(open_dataset(str(out)))) == []
 
 
+def test_what_another_pattern_covers_is_not_gone(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for number, year in enumerate(("2024", "2025")):
+        factories.write_class_folder(photos / f"{year}-01", {"cat": 12, "dog": 12}, seed=100 * number)
+    ingest(photos / "2024-*", tmp_path / "out", **SMALL_SPLIT)
+    dataset, read = grow(photos / "2025-*", tmp_path / "out")
+    assert (len(read), dataset.catalog["rows"]) == (24, 48)
+    assert dataset.catalog["difference"]["gone"] == 0
+    assert "gone" not in dataset.catalog["sheet"]
+    for year in ("2024", "2025"):
+        (photos / f"{year}-01" / "cat" / "0000.jpg").unlink()
+    dataset, read = grow(photos / "2025-*", tmp_path / "out")
+    assert (read, dataset.catalog["difference"]["gone_keys"]) == ([], ["2025-01/cat/0000.jpg"])
+    dataset, read = grow(photos, tmp_path / "out")
+    assert read == []
+    assert sorted(dataset.catalog["difference"]["gone_keys"]) == ["2024-01/cat/0000.jpg", "2025-01/cat/0000.jpg"]
+
+
 def test_a_member_that_comes_back_as_it_was_is_not_read(folder: Path, out: Path) -> None:
     path = folder / "cat" / "0000.jpg"
     path.rename(folder.parent / "aside.jpg")
