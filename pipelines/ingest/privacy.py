@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -38,19 +38,33 @@ def read_regions(text: str | None) -> tuple[Box, ...]:
     if text is None or not text.strip():
         return ()
     try:
-        values = json.loads(text)
-        if isinstance(values, list) and len(values) == 4 and not any(isinstance(value, list) for value in values):
-            values = [values]  # one box, not in a list of its own
-        boxes = tuple(Box(*(float(value) for value in box)) for box in values)
-    except (ValueError, TypeError, RecursionError) as error:
+        boxes = _boxes_in(json.loads(text))
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise RefusedImage("REGIONS", "its boxes are not a JSON list of [x, y, width, height]") from error
     if len(boxes) > MAX_REGIONS:
         raise RefusedImage("REGIONS", f"{len(boxes):,} boxes are more than {MAX_REGIONS:,}")
-    if not all(math.isfinite(value) for box in boxes for value in box):
+    if not all(math.isfinite(value) for box in boxes for value in (*box, box.x + box.width, box.y + box.height)):
         raise RefusedImage("REGIONS", "a box has a side or corner that is not finite")
     if any(box.width <= 0 or box.height <= 0 for box in boxes):
         raise RefusedImage("REGIONS", "a box has no width or height")
     return boxes
+
+
+def _boxes_in(values: Any) -> tuple[Box, ...]:
+    """Return the boxes in what a JSON text says: a list of lists of four numbers, or one such list alone.
+
+    Raises:
+        TypeError: it is something else. What merely looks empty ({}, "") may have meant boxes.
+        OverflowError: a whole number is more than a float holds.
+    """
+    if not isinstance(values, list):
+        raise TypeError(type(values))
+    if len(values) == 4 and not any(isinstance(value, list) for value in values):
+        values = [values]
+    for box in values:
+        if not isinstance(box, list) or not all(type(value) in (int, float) for value in box):  # no bool
+            raise TypeError(box)
+    return tuple(Box(*map(float, box)) for box in values)
 
 
 def hide_regions(pixels: Pixels, boxes: Sequence[Box], privacy: PrivacyConfig) -> Pixels:

@@ -188,12 +188,16 @@ def test_boxes_are_hidden_and_their_column_stays_behind(boxed: Path, tmp_path: P
 
 
 def test_an_image_whose_boxes_cannot_be_read_is_not_stored(boxed: Path, tmp_path: Path) -> None:
-    table = (tmp_path / "labels.csv").read_text().replace('01.png,b,north,"[[10, 10, 40, 30]]"', "01.png,b,north,face")
-    (tmp_path / "labels.csv").write_text(table.replace('02.png,a,north,"[[10, 1', '02.png,a,north,"[[99, 9'))
+    table = (tmp_path / "labels.csv").read_text()
+    for number, wrong in enumerate(("face", "[[99, 99, 40, 30]]", "[[1e308, 0, 1e308, 5]]", f"[[{HUGE}, 0, 1, 1]]"), 1):
+        name = f"{number:02d}.png,{'ab'[number % 2]},north,"
+        table = table.replace(f'{name}"[[10, 10, 40, 30]]"', f'{name}"{wrong}"')
+    (tmp_path / "labels.csv").write_text(table)
     privacy = PrivacyConfig(region_column="boxes")
-    dataset = ingest(boxed, tmp_path / "out", labels=str(tmp_path / "labels.csv"), privacy=privacy)
+    labels = str(tmp_path / "labels.csv")
+    dataset = ingest(boxed, tmp_path / "out", labels=labels, privacy=privacy, max_quarantined_fraction=0.2)
     assert {row["key"]: row["reason"] for row in inspect.quarantined(dataset)} == dict.fromkeys(
-        ("01.png", "02.png"), "REGIONS"
+        ("01.png", "02.png", "03.png", "04.png"), "REGIONS"
     )
 
 
@@ -295,10 +299,18 @@ def test_boxes_are_read(text: str | None, boxes: tuple[Box, ...]) -> None:
     assert read_regions(text) == boxes
 
 
+HUGE = "9" * 400
+
+
 @pytest.mark.parametrize(
     "text",
-    ["x", "null", "{}x", "[[1,2,3]]", "[[1,2,3,4,5]]", "[[1,2,0,4]]", "[[1,2,3,NaN]]", '[["a",2,3,4]]', "7", "[null]"],
-)
+    [
+        "x", "null", "{}x", "[[1,2,3]]", "[[1,2,3,4,5]]", "[[1,2,0,4]]", "[[1,2,3,NaN]]", '[["a",2,3,4]]', "7",
+        "[null]", "{}", '""', '["1234"]', '[[0,0,"5","5"]]', "[true,false,true,true]", '{"x":1}', "false",
+        "[[1e308,0,1e308,5]]", f"[[{HUGE},0,1,1]]", "[[0,0,1e400,3]]",
+    ],
+    ids=lambda text: text[:20],
+)  # fmt: skip
 def test_what_is_no_box_is_refused(text: str) -> None:
     with pytest.raises(RefusedImage) as caught:
         read_regions(text)
