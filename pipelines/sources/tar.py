@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -24,6 +25,8 @@ CLASS_ENDING = b".cls"
 """WebDataset: `000001.jpg` and `000001.cls` are one sample, the second holding its class as text."""
 MAX_PART_BYTES = 2 * 2**20
 """A compressed tar of parts that unpack to at most this much each (pbzip2, bgzip) is read from any of them on."""
+MAX_SHARING = 0.01
+"""Share of the members that may have one time for it to tell when they were written, and not when they were packed."""
 SHUFFLE_BYTES = 32 * 2**20
 """Members of a stream are mixed within windows of this size."""
 
@@ -102,12 +105,14 @@ class TarSource(Source):
 
     @override
     def tokens(self) -> list[str]:
-        """Return each member's size, time and class; where all times are one, they were made up and tell nothing."""
+        """Return each member's size, time and class; a time that many share was made up, and tells nothing."""
         entries = self.listing().entries
         times = [entry.detail[1] if len(entry.detail) > 1 else 0 for entry in entries]
-        state = "" if len(set(times)) > 1 else self.listing_digest()[:16]
+        sharing = Counter(times)
+        few = max(1, int(len(entries) * MAX_SHARING)) if len(sharing) > 1 else 0
+        state = self.listing_digest()[:16]
         return [
-            f"{entry.size}-{state or time or self.listing_digest()[:16]}-{entry.label or ''}"
+            f"{entry.size}-{time if time and sharing[time] <= few else state}-{entry.label or ''}"
             for entry, time in zip(entries, times, strict=True)
         ]
 

@@ -155,3 +155,15 @@ def test_a_tars_times_tell_its_members_apart(kind: int, tmp_path: Path) -> None:
     first = tokens(timed_tar(tmp_path / "y.tar", packed, kind))
     os.utime(tmp_path / "y.tar", (1, 1))
     assert not set(first.values()) & set(tokens(tmp_path / "y.tar").values())
+
+
+def test_a_tars_time_that_many_members_share_is_not_trusted(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    files = [(f"a/{n}.bmp", b"%04d" % n, 2_000.0 if n == 0 else 1_000.0) for n in range(20)]
+    before = tokens(timed_tar(path, files, tarfile.GNU_FORMAT))
+    files[3] = ("a/3.bmp", b"9999", 1_000.0)  # as large, and packed with the same time
+    timed_tar(path, files, tarfile.GNU_FORMAT)
+    os.utime(path, (1, 1))
+    after = tokens(path)
+    assert after["a/3.bmp"] != before["a/3.bmp"]
+    assert after["a/0.bmp"] == before["a/0.bmp"]
