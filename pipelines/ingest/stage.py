@@ -19,6 +19,7 @@ from pipelines.ingest.plan import STAGE, make_plan, open_images
 from pipelines.ingest.review import not_given, review, tell_unchecked
 from pipelines.ingest.standing import check_location, own_settings, settled
 from pipelines.progress import Progress
+from pipelines.sources.addresses import split_pattern
 from pipelines.sources.base import Listing, Source, Unit
 from pipelines.sources.labels import names_of
 from pipelines.sources.names import outside_splits
@@ -39,6 +40,12 @@ MAX_CLASSES = 50_000
 
 _NEWS = ("added", "changed", "unchanged", "gone", "withheld", "leaks")
 """What an append's result says of the difference to the version before."""
+
+_WRITTEN = (
+    "data/run/train/part.parquet",
+    *(f"sheet/{place}/samples.{kind}" for place in ("run", "run/v") for kind in ("jpg", "png")),
+)
+"""Where a dataset has files that a pattern might take for images."""
 
 RunUnits = Callable[["IngestJob", Sequence[Unit]], Iterator[dict[str, Any]]]
 """Does units and yields their receipts in any order; Ray Data in the product, a plain loop in fast tests."""
@@ -286,11 +293,20 @@ def _collect(
 
 
 def _check_apart(source: Source, store: Storage) -> None:
-    """Refuse an output below the source: the next listing would find the dataset's own files among the images."""
-    if f"{store.uri}/".startswith(f"{source.uri.rstrip('/')}/"):
+    """Refuse an output in the source: the next listing would find the dataset's own files among the images."""
+    base, pattern = f"{source.root.rstrip('/')}/", split_pattern(source.uri)
+    if not f"{store.uri}/".startswith(base):
+        return
+    below = f"{store.uri}/".removeprefix(base)
+    if pattern is None:
         raise InputError(
             f"the output {store.uri} lies inside the source {source.uri}",
             mend="choose an --out outside of the images' folder",
+        )
+    if any(pattern.matches(below + path) for path in _WRITTEN):
+        raise InputError(
+            f"the pattern {source.uri} also matches what is written into the output {store.uri}",
+            mend="choose an --out that the pattern does not match",
         )
 
 

@@ -395,3 +395,25 @@ def test_an_output_inside_the_source_is_refused(folder: Path) -> None:
         ingest(folder, folder / "runs" / "x")
     assert "lies inside the source" in str(raised.value)
     assert "choose an --out outside" in raised.value.mend
+
+
+@pytest.mark.parametrize(
+    ("pattern", "out", "is_refused"),
+    [
+        ("2024-*", "2024-ds", True),
+        ("2024-*", "2024-a/ds", True),
+        ("2024-*", "datasets/2024-ds", False),
+        ("*/*", "datasets", True),
+        ("**/*.jpg", "datasets", True),
+        ("*/cat", "datasets", False),
+        ("*", ".", True),
+    ],
+)
+def test_an_output_that_the_sources_pattern_takes_is_refused(
+    tmp_path: Path, pattern: str, out: str, is_refused: bool
+) -> None:
+    photos = tmp_path / "photos"
+    factories.write_class_folder(photos / "2024-a", {"cat": 3, "dog": 3})
+    with pytest.raises(InputError, match="the output") if is_refused else contextlib.nullcontext():
+        dataset = ingest(photos / pattern, photos / out)
+        assert dataset.catalog["rows"] == (3 if pattern == "*/cat" else 6)
