@@ -14,6 +14,8 @@ from pipelines.train.records import EpochRecord, read_progress, read_record
 class Follower:
     """Hands on each new epoch record, in order, and keeps the progress line.
 
+    A record that was replaced, since the run went back, is handed on once more, with those after it.
+
     Args:
         run: storage of the run.
         on_record: called with each record once.
@@ -25,6 +27,7 @@ class Follower:
         self._run = run
         self._on_record = on_record
         self._next_epoch = first_epoch
+        self._handed: list[EpochRecord] = []
         self._images = 0
         self._progress: Progress | None = None
         self._latest: EpochRecord | None = None
@@ -43,8 +46,12 @@ class Follower:
 
     def poll(self) -> None:
         """Look once at what has appeared."""
+        # A run that diverged goes back and does epochs again: theirs are then other records.
+        while self._handed and read_record(self._run, self._handed[-1].epoch) != self._handed[-1]:
+            self._next_epoch = self._handed.pop().epoch
         while (record := read_record(self._run, self._next_epoch)) is not None:
             self._next_epoch += 1
+            self._handed.append(record)
             self._latest = record
             self._on_record(record)
         self._show()

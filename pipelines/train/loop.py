@@ -33,7 +33,7 @@ from pipelines.train.evaluation import evaluate
 from pipelines.train.feed import Batch, OpenRows, SplitRows
 from pipelines.train.outcome import FitOutcome, is_over, outcome_of
 from pipelines.train.precision import resolve_device
-from pipelines.train.records import EpochRecord, read_records, write_progress, write_record
+from pipelines.train.records import EpochRecord, delete_records, read_records, write_progress, write_record
 from pipelines.train.schedule import rate_at
 from pipelines.train.state import Best, EpochSums, add_exactly, read_cursor
 from pipelines.train.step_log import StepLog, write_step_log
@@ -125,12 +125,8 @@ def _agree_on_checkpoint(
     return newest or (load_checkpoint(run, int(step)) if step >= 0 else None)
 
 
-class _Diverged(Exception):
-    """The loss is no number, or jumped; holds the error to end with where going back is not allowed."""
-
-    def __init__(self, error: DataError) -> None:
-        super().__init__(error.what)
-        self.error = error
+class Diverged(DataError):
+    """The loss is no number, or jumped."""
 
 
 class _Loop:
@@ -174,8 +170,8 @@ class _Loop:
                 if not self._train_epoch():
                     break
                 self._refuse_spike()
-            except _Diverged as diverged:
-                self._roll_back(diverged.error)
+            except Diverged as diverged:
+                self._roll_back(diverged)
                 continue
             record = self._finish_epoch()
             go_on = time.time() < self._ends_at_s
@@ -191,9 +187,9 @@ class _Loop:
         cursor, factor = self.state.cursor, self.config.divergence.spike_factor
         loss = cursor.sums.loss / cursor.sums.rows
         if factor and cursor.last_loss and loss > factor * cursor.last_loss:
-            raise _Diverged(self._diverged(loss))
+            raise self._diverged(loss)
 
-    def _roll_back(self, error: DataError) -> None:
+    def _roll_back(self, error: Diverged) -> None:
         """Go back to the newest checkpoint whose weights are numbers, with a lower rate.
 
         From a checkpoint that was gone back to before, and led here again, further back: to the start at last.
@@ -225,6 +221,7 @@ class _Loop:
                 *(error.what, step, cursor.rollbacks, config.rollbacks, cursor.rate_scale),
             )
             discard_checkpoints(self.run, above=step)
+            delete_records(self.run, above=cursor.epoch)
             # With the lower rate in it, so that a run that is killed now does not diverge once more.
             save_checkpoint(self.run, step, self.state.to_files(self.identity))
 
@@ -284,14 +281,14 @@ class _Loop:
         loss, right, rows, spent_s, wait_s, wanted, late, *by_step = totals
         self._is_late = late > 0
         if not math.isfinite(loss):
-            raise _Diverged(self._diverged(loss))
+            raise self._diverged(loss)
         cursor, sums = self.state.cursor, self.state.cursor.sums
         sums.loss, sums.right, sums.rows = sums.loss + loss, sums.right + right, sums.rows + rows
         sums.train_s += spent_s / self.world.size
         sums.wait_s += wait_s / self.world.size
         for index, (_, of_all, _) in enumerate(self._shares):
             trace = join_trace(by_step[number + 4 * index : number + 4 * index + 4])
-            cursor.steps.add(by_step[index] / of_all, trace)
+            cursor.steps.add(by_step[index] / of_all, trace, cursor.rate_scale)
             sums.trace = (sums.trace + trace) % 2**64
         cursor.elapsed_s += spent_s / self.world.size
         # From summed figures, so that all workers choose the same number.
@@ -330,7 +327,7 @@ class _Loop:
             data_wait_fraction=min(1.0, sums.wait_s / max(sums.train_s, 1e-9)),
             id_trace=f"{sums.trace:016x}",
         )
-        steps, cursor.last_loss = cursor.steps, record.train_loss
+        steps, cursor.last_loss, self._returned_to = cursor.steps, record.train_loss, None
         self._turn_epoch()
         if cursor.best.is_beaten_by(val_top1, val_loss):
             cursor.best = Best(record.epoch, cursor.step, val_top1, val_loss)
@@ -391,9 +388,9 @@ class _Loop:
             loss=sums.loss / sums.rows if sums.rows else loss,
         )
 
-    def _diverged(self, loss: float) -> DataError:
+    def _diverged(self, loss: float) -> Diverged:
         cursor = self.state.cursor
-        return DataError(
+        return Diverged(
             f"the loss became {loss:g} before step {cursor.step}, in epoch {cursor.epoch + 1}",
             mend=f"lower optimizer.lr ({self.config.optimizer.lr:g}), lengthen schedule.warmup_epochs,"
             " or clip gradients with optimizer.clip_norm=1.0",

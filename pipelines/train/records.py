@@ -89,6 +89,14 @@ def read_records(run: Storage, upto: int) -> list[EpochRecord]:
     return records
 
 
+def delete_records(run: Storage, *, above: int) -> None:
+    """Delete the records of epochs after `above`, the last first: the run has gone back behind them."""
+    files = [file.path for file in run.list(_FOLDER)]
+    for path in sorted(files, reverse=True):
+        if path > record_path(above):
+            run.delete(path)
+
+
 def write_progress(run: Storage, *, epoch: int, images: int, total: int, images_per_s: float, loss: float) -> None:
     """Say how far the run is: images trained on since its start, out of all that it will see."""
     progress = {"epoch": epoch, "images": images, "total": total, "images_per_s": images_per_s, "loss": loss}

@@ -43,6 +43,7 @@ class Certificate:
     last_step: int
     """The window, both ends in it."""
     workers_then: int
+    """The most that the run was given; fewer may have done the window where it had `min_workers`."""
     workers: int
     device: str
     precision: str
@@ -79,10 +80,10 @@ def run(config: ReplayConfig) -> StageResult:
         )
     trained = _config_of(store, catalog)
     checkpoint, recorded = _choose(store, catalog, config)
-    first, last = checkpoint.step + 1, min(max(recorded), checkpoint.step + config.window)
+    first, last = checkpoint.step + 1, max(recorded)
     again, device, precision = _repeat(config, trained, store, step=checkpoint.step, steps=last - first + 1)
     certificate = _compare(
-        {step: recorded[step] for step in range(first, last + 1)},
+        recorded,
         again,
         run=catalog["key"],
         checkpoint_step=checkpoint.step,
@@ -100,7 +101,7 @@ def run(config: ReplayConfig) -> StageResult:
         raise _disagreement(certificate, store.address(path))
     figures: dict[str, float | int | str] = {
         "steps": f"{first} to {last}, from the checkpoint of step {checkpoint.step}",
-        "workers": f"{config.workers} (the run had {certificate.workers_then})",
+        "workers": f"{config.workers} (the run had up to {certificate.workers_then})",
         "ids": "agree",
         "largest_loss_difference": "0, equal to the bit"
         if certificate.largest_loss_difference == 0
@@ -129,9 +130,12 @@ def _choose(
     steps = [step for step in committed_steps(store) if step < catalog["records"][-1]["step"]]
     for index in keyed_order(len(steps), config.seed).tolist():
         checkpoint = load_checkpoint(store, steps[index])
-        recorded = read_steps(store, read_cursor(checkpoint).epoch + 1, checkpoint.step + config.window)
-        after = {step: figures for step, figures in recorded.items() if step > checkpoint.step}
-        if checkpoint.step + 1 in after:
+        cursor, last = read_cursor(checkpoint), checkpoint.step + config.window
+        recorded = read_steps(store, cursor.epoch + 1, last, rate_scale=cursor.rate_scale)
+        after: dict[int, tuple[float, str]] = {}
+        while (step := checkpoint.step + len(after) + 1) in recorded and step <= last:
+            after[step] = recorded[step]
+        if after:
             return checkpoint, after
     raise InputError(
         f"{store.uri} kept no checkpoint that recorded steps follow",

@@ -161,7 +161,7 @@ def read_cursor(checkpoint: Checkpoint) -> Cursor:
     sums, best = dict(values.pop("sums")), values.pop("best")
     sums["trace"] = int(sums["trace"], 16)
     # Checkpoints from before steps were logged: the log begins where they stand.
-    steps = values.pop("steps", {"first": values["step"] + 1, "losses": [], "traces": []})
+    steps = values.pop("steps", {"first": values["step"] + 1, "losses": [], "traces": [], "rate_scales": []})
     return Cursor(**values, sums=EpochSums(**sums), best=Best(**best), steps=StepLog.from_json(steps))
 
 

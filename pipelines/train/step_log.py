@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipelines.errors import NotFound
@@ -28,11 +28,14 @@ class StepLog:
     """Mean loss over the rows of each global batch."""
     traces: list[str] = field(default_factory=list)
     """Id trace of each batch (`keyed.id_trace`), 16 hex digits."""
+    rate_scales: list[float] = field(default_factory=list)
+    """What rollbacks had left of the learning rate at each step."""
 
-    def add(self, loss: float, trace: int) -> None:
+    def add(self, loss: float, trace: int, rate_scale: float = 1.0) -> None:
         """Add the next step."""
         self.losses.append(loss)
         self.traces.append(f"{trace:016x}")
+        self.rate_scales.append(rate_scale)
 
     @property
     def end(self) -> int:
@@ -41,12 +44,12 @@ class StepLog:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; losses keep all their bits."""
-        return {"format_version": FORMAT_VERSION, "first": self.first, "losses": self.losses, "traces": self.traces}
+        return {"format_version": FORMAT_VERSION, **asdict(self)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> StepLog:
         """Return the log behind JSON values."""
-        return cls(int(values["first"]), list(values["losses"]), list(values["traces"]))
+        return cls(int(values["first"]), list(values["losses"]), list(values["traces"]), list(values["rate_scales"]))
 
 
 def write_step_log(run: Storage, epoch: int, log: StepLog) -> None:
@@ -54,17 +57,24 @@ def write_step_log(run: Storage, epoch: int, log: StepLog) -> None:
     run.put(_path(epoch), json.dumps(log.to_json(), separators=(",", ":")).encode())
 
 
-def read_steps(run: Storage, epoch: int, until: int) -> dict[int, tuple[float, str]]:
-    """Return {step: (loss, trace)} of the steps of an epoch and of those after it, as far as step `until`."""
+def read_steps(
+    run: Storage, epoch: int, until: int, *, rate_scale: float | None = None
+) -> dict[int, tuple[float, str]]:
+    """Return {step: (loss, trace)} of the steps of an epoch and of those after it, as far as step `until`.
+
+    With `rate_scale` only of the steps that were taken at that scale: beyond a rollback the run took another.
+    """
     steps: dict[int, tuple[float, str]] = {}
+    scales: dict[int, float] = {}
     while not steps or max(steps) < until:
         try:
             log = StepLog.from_json(json.loads(run.read(_path(epoch))))
         except NotFound:
             break
         steps |= dict(zip(range(log.first, log.end), zip(log.losses, log.traces, strict=True), strict=True))
+        scales |= dict(zip(range(log.first, log.end), log.rate_scales, strict=True))
         epoch += 1
-    return steps
+    return {step: figures for step, figures in steps.items() if rate_scale in (None, scales[step])}
 
 
 def _path(epoch: int) -> str:

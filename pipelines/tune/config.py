@@ -105,6 +105,12 @@ class TuneConfig(StrictModel):
                 f"grace_epochs is {self.grace_epochs} and train.epochs is {self.train.epochs}; mend: "
                 "lower grace_epochs, or use scheduler=none"
             )
+        if self.train.max_hours or self.train.divergence.rollbacks:
+            name = "max_hours" if self.train.max_hours else "divergence.rollbacks"
+            raise ValueError(
+                f"train.{name} is given; trials are compared epoch by epoch, so none of them may stop or go back by"
+                f" itself; mend: leave train.{name} out"
+            )
         known = tunable_paths(self.train)
         for path in self.space:
             if path not in known:

@@ -366,6 +366,51 @@ def test_a_run_that_diverges_goes_back_past_poisoned_checkpoints_with_a_lower_ra
     assert (cursor.rollbacks, cursor.rate_scale) == (1, 0.5)
 
 
+def test_two_divergences_far_apart_cost_what_lies_between_checkpoint_and_fault(
+    dataset: str, run: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, at_step=6, times=1)
+    config = make_config(dataset, epochs=12, divergence={"rollbacks": 5})
+    back: list[int] = []
+    discard = loop.discard_checkpoints
+    monkeypatch.setattr(
+        loop, "discard_checkpoints", lambda run, *, above: (back.append(above), discard(run, above=above))
+    )
+
+    def again(record: EpochRecord) -> bool:
+        if record.epoch == 9 and len(back) == 1:
+            poison(monkeypatch, at_step=42, times=1)
+        return True
+
+    assert fit_on_cpu(config, run, on_epoch=again).epochs == 12
+    assert back == [4, 40]
+
+
+def test_records_done_again_are_handed_on_again(dataset: str, run: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipelines.train.follow import Follower
+
+    monkeypatch.setattr(loop, "_SYNC_S", 0.0)
+    seen: list[tuple[int, float]] = []
+    follower = Follower(run, lambda record: seen.append((record.epoch, record.train_loss)))
+    config = make_config(dataset, epochs=5, divergence={"rollbacks": 1, "spike_factor": 1.5})
+    spiked = False
+    epoch_of = loop._Loop._refuse_spike
+
+    def spike_once(self: Any) -> None:
+        nonlocal spiked
+        epoch_of(self)
+        if self.state.cursor.epoch == 3 and not spiked:
+            spiked = True
+            self._returned_to = 12  # the checkpoints of epoch 3 and before are good, those after are not taken
+            raise self._diverged(9.0)
+
+    monkeypatch.setattr(loop._Loop, "_refuse_spike", spike_once)
+    outcome = fit_on_cpu(config, run, on_epoch=lambda _: (follower.poll(), True)[1])
+    follower.poll()
+    assert [epoch for epoch, _ in seen] == [1, 2, 3, 3, 4, 5]
+    assert dict(seen) == {record.epoch: record.train_loss for record in outcome.records}
+
+
 def test_a_run_that_diverges_once_too_often_ends_with_the_reason(
     dataset: str, run: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

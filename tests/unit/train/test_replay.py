@@ -16,7 +16,7 @@ from pipelines.train.checkpoint import committed_steps, load_checkpoint
 from pipelines.train.config import ReplayConfig, TrainConfig
 from pipelines.train.loop import fit, fit_local, replay
 from pipelines.train.step_log import read_steps
-from tests.unit.train.test_loop import Killed, kill_after_checkpoint
+from tests.unit.train.test_loop import Killed, kill_after_checkpoint, poison
 from tests.unit.train.tiny import make_config, write_dataset
 from tests.unit.train.worlds import in_threads
 
@@ -151,6 +151,17 @@ def test_a_run_that_cannot_be_had_again_is_told(
         replays.run(ReplayConfig(run=run.uri))
     (path,) = [file.path for file in run.list("replay")]
     assert json.loads(run.read(path))["agrees"] is False
+
+
+def test_a_window_ends_where_the_run_went_back(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, at_step=10, times=1)
+    monkeypatch.setattr(loop, "prune_checkpoints", lambda *_, **__: None)
+    run = trained(make_config(dataset, epochs=4, divergence={"rollbacks": 1}), Storage.open(tmp_path / "run"))
+    monkeypatch.undo()
+    assert committed_steps(run) == [4, 8, 12, 16]
+    for seed in range(4):
+        result = replays.run(ReplayConfig(run=run.uri, window=12, seed=seed))
+        assert result.figures["largest_loss_difference"] == "0, equal to the bit"
 
 
 def test_what_cannot_be_replayed_is_refused(dataset: str, tmp_path: Path) -> None:

@@ -62,6 +62,16 @@ def test_values_keep_their_types() -> None:
         ("space={model.depth: {choice: [8, 8]}}", "space.model.depth: choice is [8, 8]", "name each value once"),
         ("space={model.depth: {choise: [8]}}", "unknown key space.model.depth.choise", "space.model.depth.choice?"),
         (
+            "train.max_hours=2.0",
+            "train.max_hours is given",
+            "leave train.max_hours out",
+        ),
+        (
+            "train.divergence.rollbacks=2",
+            "train.divergence.rollbacks is given",
+            "leave train.divergence.rollbacks out",
+        ),
+        (
             "grace_epochs=31",
             "grace_epochs is 31 and train.epochs is 30",
             "lower grace_epochs, or use scheduler=none",
