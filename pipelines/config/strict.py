@@ -35,6 +35,18 @@ def is_runtime(field: FieldInfo) -> bool:
     return isinstance(extra, dict) and bool(extra.get(_RUNTIME))
 
 
+def first_values(config: BaseModel) -> dict[str, Any]:
+    """Return the JSON values of a config in which every later field that nobody gave stands as it first was."""
+    values = config.model_dump(mode="json")
+    for name, field in type(config).model_fields.items():
+        value, extra = getattr(config, name), field.json_schema_extra
+        if name not in config.model_fields_set and isinstance(extra, dict) and _LEGACY in extra:
+            values[name] = extra[_LEGACY]
+        elif isinstance(value, BaseModel):
+            values[name] = first_values(value)
+    return values
+
+
 def output_values(config: BaseModel) -> dict[str, Any]:
     """Return the JSON values of the fields that decide the output, nested models included.
 

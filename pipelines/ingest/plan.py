@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+from pipelines.config.strict import first_values
 from pipelines.ingest.config import IngestConfig
 from pipelines.sources.base import Source
 from pipelines.sources.columns import Columns
@@ -46,8 +49,29 @@ def make_plan(config: IngestConfig, source: Source) -> Plan:
 
     The key holds the source's name and digest instead of its address, so that a source that moved is known again.
     """
-    inputs = {"name": source.name, "listing": source.listing_digest()}
+    key = _key(config, source, OUTPUT_VERSION)
+    return Plan(STAGE, key, _inputs(source), config.out or default_out(STAGE, key))
+
+
+def earlier_keys(config: IngestConfig, source: Source) -> list[str]:
+    """Return the keys under which the same content and settings stand in a dataset that an earlier release made.
+
+    The last one is that of a dataset to which this release has appended, with the dataset's settings.
+    """
+    first = as_first(config)
+    return [_key(first, source, version) for version in range(1, OUTPUT_VERSION + 1)]
+
+
+def as_first(config: IngestConfig) -> IngestConfig:
+    """Return the config with what the first release did in place of defaults that came after it."""
+    return IngestConfig.model_validate_json(json.dumps(first_values(config)))
+
+
+def _key(config: IngestConfig, source: Source, output_version: int) -> str:
     # What a table says is in the listing's digest, wherever the table lies.
     settings = config.model_copy(update={"source": "", "source_name": "", "labels": ""})
-    key = stage_key(STAGE, settings, inputs, OUTPUT_VERSION)
-    return Plan(STAGE, key, inputs, config.out or default_out(STAGE, key))
+    return stage_key(STAGE, settings, _inputs(source), output_version)
+
+
+def _inputs(source: Source) -> dict[str, str]:
+    return {"name": source.name, "listing": source.listing_digest()}

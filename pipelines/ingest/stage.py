@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from pipelines.dataset.catalog import DATASET_FORMAT, Catalog, Rebase, next_run_id, publish_version, read_version
 from pipelines.errors import InputError
 from pipelines.ingest.config import IngestConfig
-from pipelines.ingest.plan import STAGE, make_plan, open_images
+from pipelines.ingest.plan import STAGE, as_first, earlier_keys, make_plan, open_images
 from pipelines.ingest.review import not_given, review, tell_unchecked
-from pipelines.ingest.standing import check_location, own_settings, settled
+from pipelines.ingest.standing import check_location, differing, own_settings, settled
 from pipelines.progress import Progress
 from pipelines.sources.addresses import split_pattern
 from pipelines.sources.base import Listing, Source, Unit
@@ -82,7 +82,10 @@ def run(config: IngestConfig, run_units: RunUnits | None = None) -> IngestResult
                 tell_unchecked(config, standing, plan.out)
             return _result(plan, standing, skipped=True)
         if not config.append:
-            raise _holds_another(store, source, standing)
+            if _is_by_earlier(config, source, standing):
+                logger.info("ingest: it was made by an earlier release, and stands; --append takes in what is new")
+                return _result(plan, standing, skipped=True)
+            raise _holds_another(config, store, source, standing)
         check_location(config, standing, source.name, source.uri)
         source.task = standing["task"] if config.task == "auto" else config.task
     _check_whole(config, source, source.listing())
@@ -164,7 +167,8 @@ def _retry(
     joining, rate = _read_update(config, plan, store, run_id, source, standing, update, run_units)
     join = Retrying(joining, frozenset(entry.image_id for entry in update.source.listing().entries))
     catalog = join(standing, standing["version"])
-    if catalog["rows"] == standing["rows"]:
+    is_same = catalog["fingerprint"] == standing["fingerprint"]
+    if is_same and catalog["counts"]["quarantined"] == standing["counts"]["quarantined"]:
         logger.warning("none of %d refused members passes now: nothing was published", len(join.image_ids))
         return _result(plan, standing, skipped=True)
     return _publish(plan, store, run_id, catalog, rate, join=join)
@@ -327,13 +331,23 @@ def _check_whole(config: IngestConfig, source: Source, listing: Listing) -> None
         )
 
 
-def _holds_another(store: Storage, source: Source, standing: Catalog) -> InputError:
+def _is_by_earlier(config: IngestConfig, source: Source, standing: Catalog) -> bool:
+    """Return whether a dataset holds this content with these settings, made by a release that had fewer of them."""
+    return standing["sources"].get(source.name) in earlier_keys(config, source)
+
+
+def _holds_another(config: IngestConfig, store: Storage, source: Source, standing: Catalog) -> InputError:
     names = ", ".join(standing["sources"])
     if source.name in standing["sources"]:
+        now, first = differing(config, standing), differing(as_first(config), standing)
+        given = [text for text in now if text in first]
+        by = " by an earlier release" if given != now else ""
+        made = f"with other settings: {', '.join(given)}" if given else "from other content or with other settings"
+        append = "leave these settings out and add --append" if given else "add --append"
         return InputError(
-            f"{store.uri} holds a dataset of {source.name} made from other content or with other settings",
+            f"{store.uri} holds a dataset of {source.name} made{by} {made}",
             where=f"it was read from {standing['locations'].get(source.name, 'elsewhere')}",
-            mend="add --append to read what is new or changed, or choose another --out",
+            mend=f"{append} to read what is new or changed, or choose another --out",
         )
     return InputError(
         f"{store.uri} holds a dataset of {names}, not of {source.name}",

@@ -74,6 +74,15 @@ def own_settings(config: IngestConfig) -> dict[str, Any]:
     }
 
 
+def differing(config: IngestConfig, standing: Catalog) -> list[str]:
+    """Return the settings of all sources in which a dataset differs from a config, NAME=VALUE as it has them."""
+    values = config.model_dump(mode="json")
+    found: dict[str, Any] = {}
+    for name in SHARED:
+        _compare(name, values[name], _held(IngestConfig, standing["config"], name), found)
+    return [f"{name}={json.dumps(value)}" for name, value in found.items()]
+
+
 def check_location(config: IngestConfig, standing: Catalog, name: str, uri: str) -> None:
     """Refuse a source name that the dataset knows from elsewhere: it may be another source of the same name.
 
@@ -99,6 +108,16 @@ def _held(model: type[BaseModel], values: Mapping[str, Any], name: str) -> Any:
         call_default_factory=True
     )  # fmt: skip
     return first.model_dump(mode="json") if isinstance(first, BaseModel) else first
+
+
+def _compare(path: str, value: Any, held: Any, found: dict[str, Any]) -> None:
+    """Note in `found` what is held of each setting that is another."""
+    kind = IngestConfig.model_fields[path].annotation if "." not in path else None
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        for name in value:
+            _compare(f"{path}.{name}", value[name], _held(kind, held, name), found)
+    elif value != held:
+        found[path] = held
 
 
 def _settle(path: str, value: Any, given: Any, held: Any, standing: Catalog, taken: dict[str, Any]) -> Any:

@@ -23,6 +23,7 @@ from pipelines.dataset.reader import Dataset, open_dataset
 from pipelines.errors import ConfigError, InputError
 from pipelines.image.decode import decode_image
 from pipelines.ingest import append, stage
+from pipelines.ingest import plan as ingest_plan
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.unit import IngestJob, ingest_unit
 from pipelines.sources import units as source_units
@@ -374,6 +375,42 @@ def test_a_known_name_elsewhere_is_refused_unless_it_moved(folder: Path, out: Pa
     assert read == ["cat/0000.jpg"]  # copytree keeps times
     assert dataset.catalog["locations"] == {"set": str(moved)}
     assert dataset.catalog["rows"] == 40
+
+
+def as_the_first_release(catalog: dict[str, Any]) -> dict[str, Any]:
+    """Return a catalog without what later releases added to it."""
+    config = catalog["config"]
+    first = {name: config[name] for name in ("source", "source_name", "out", "image", "split")}
+    later = ("scaled_decoding", "value_range")
+    first["image"] = {name: value for name, value in config["image"].items() if name not in later}
+    first["split"] = {name: value for name, value in config["split"].items() if name not in ("group", "time")}
+    return {**{name: value for name, value in catalog.items() if name != "origins"}, "config": first}
+
+
+def test_what_an_earlier_release_made_stands(
+    folder: Path, more: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, publish = tmp_path / "out", stage.publish_version
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest_plan, "OUTPUT_VERSION", 1)
+        patch.setattr(
+            stage,
+            "publish_version",
+            lambda store, run_id, catalog, **more: publish(store, run_id, as_the_first_release(catalog), **more),
+        )
+        ingest(folder, out, **{"image.scaled_decoding": False})
+    assert stage.run(config_of(folder, out)).skipped
+    with pytest.raises(InputError, match=r"made with other settings: image\.scaled_decoding=false\n") as caught:
+        stage.run(config_of(folder, out, **{"image.scaled_decoding": True}))
+    assert caught.value.mend.startswith("leave these settings out and add --append")
+    with pytest.raises(InputError, match=r"made by an earlier release with other settings: image\.size_px=256\n"):
+        stage.run(config_of(folder, out, **{"image.size_px": 16}))
+    grow(folder, out)
+    grow(more, out)
+    assert stage.run(config_of(folder, out)).skipped
+    factories.write_class_folder(folder, {"new": 1}, seed=7)
+    with pytest.raises(InputError, match="made by an earlier release from other content"):
+        stage.run(config_of(folder, out))
 
 
 def test_a_dataset_without_a_listing_is_compared_by_keys(

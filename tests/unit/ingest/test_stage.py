@@ -18,6 +18,7 @@ from pipelines.image.header import RefusedImage
 from pipelines.ingest import finish, stage, unit
 from pipelines.ingest.config import ImageConfig, IngestConfig, SplitConfig
 from pipelines.ingest.finish import check_counts
+from pipelines.ingest.privacy import Box
 from pipelines.ingest.unit import IngestJob, ingest_unit
 from pipelines.sources import units as source_units
 from pipelines.sources.base import Unit
@@ -253,7 +254,9 @@ def test_flat_archives_have_no_labels(tmp_path: Path) -> None:
 
 def test_out_that_holds_something_else(folder: Path, tmp_path: Path) -> None:
     ingest(folder, tmp_path / "out")
-    with pytest.raises(InputError, match="holds a dataset of set made from other content or with other settings"):
+    with pytest.raises(
+        InputError, match=r"a dataset of set made with other settings: split\.train=0\.8, split\.test=0"
+    ):
         ingest(folder, tmp_path / "out", split=SplitConfig(test=0.2))
     with pytest.raises(InputError, match="holds a dataset of set, not of other"):
         ingest(folder, tmp_path / "out", source_name="other")
@@ -304,7 +307,7 @@ def test_a_unit_that_kills_twice_is_tried_image_by_image(folder: Path, tmp_path:
     )
     tried: list[bytes] = []
 
-    def alone(data: bytes) -> RefusedImage | None:
+    def alone(data: bytes, regions: tuple[Box, ...]) -> RefusedImage | None:
         tried.append(data)
         return RefusedImage("KILLED_WORKER", "it died") if len(tried) == 3 else None
 
