@@ -20,6 +20,13 @@ MAX_RUN = 2_048
 MAX_ACCIDENTS = 0.1
 """Accidental look-alikes of one image from which on the hash says too little of these pictures to act on it."""
 
+MAX_PARTNERS = 64
+"""Near hashes that are kept of each. Of a pair whose sides have both that many nothing is kept, and both count as
+capped; so all pairs together are at most twice that many for a hash."""
+
+_LOOK_EVERY = 32
+"""Steps after which those are left out that can get no more pairs."""
+
 _FEWEST, _FEWEST_PAIRS = 200, 30
 _SAMPLED, _COMPARED = 300, 30_000
 
@@ -155,30 +162,61 @@ def near_pairs(unique: Hashes, *, max_distance: int = MAX_DISTANCE) -> tuple[Ind
         unique: different hashes, ascending.
         max_distance: 1 to `MAX_DISTANCE`; 0 gives no pairs.
     """
-    found = [np.empty((0, 2), np.int64)]
-    capped = np.zeros(len(unique), bool)
+    number = np.int64(len(unique))
+    capped = np.zeros(number, bool)
+    packed = np.empty(0, np.int64)  # the lower index times `number`, plus the higher
     for one, two in combinations(BLOCKS, 2) if max_distance else ():
+        partners = np.bincount(packed // max(1, number), minlength=number)
+        partners += np.bincount(packed % max(1, number), minlength=number)
         key = (block_of(unique, one) << np.uint32(two[1])) | block_of(unique, two)
-        order = np.argsort(key, kind="stable")
-        key = key[order]
-        values = unique[order]
-        ends = np.r_[np.flatnonzero(key[1:] != key[:-1]), len(key) - 1]
-        last = np.repeat(ends, np.diff(np.r_[-1, ends]))  # of each place, the last one of its run
-        capped[order] |= last - np.arange(len(key)) > MAX_RUN
-        here = np.flatnonzero(last > np.arange(len(key)))
-        for step in range(1, MAX_RUN + 1):
-            here = here[here + step <= last[here]]
-            if not len(here):
-                break
-            near = np.bitwise_count(values[here] ^ values[here + step]) <= max_distance
-            hits = here[near]
-            found.append(np.stack([order[hits], order[hits + step]], axis=1))
-    pairs = np.concatenate(found)
-    pairs.sort(axis=1)
-    if len(pairs):
-        packed = np.unique(pairs[:, 0] * np.int64(len(unique)) + pairs[:, 1])  # a pair may share more than two blocks
-        pairs = np.stack([packed // len(unique), packed % len(unique)], axis=1)
-    return pairs, int(capped.sum())
+        found = _pairs_of_runs(key, unique, max_distance, partners, capped)
+        packed = np.unique(np.concatenate([packed, found]))  # a pair may share more than two blocks
+    return np.stack([packed // max(1, number), packed % max(1, number)], axis=1), int(capped.sum())
+
+
+def _pairs_of_runs(
+    key: npt.NDArray[np.uint32], unique: Hashes, max_distance: int, partners: Indices, capped: npt.NDArray[np.bool_]
+) -> Indices:
+    """Return the near pairs among hashes of equal keys, packed, and mark in `capped` whose pairs are not all there.
+
+    Args:
+        key: two blocks of each hash (U,).
+        unique: the hashes (U,).
+        max_distance: in bits.
+        partners: pairs that each has from other keys (U,). Some of them are found again, so that here each counts from
+            0, and none is looked for where both sides have all of theirs.
+        capped: marked (U,).
+    """
+    order = np.argsort(key, kind="stable")
+    key, values = key[order], unique[order]
+    places = np.arange(len(key))
+    ends = np.r_[np.flatnonzero(key[1:] != key[:-1]), len(key) - 1]
+    last = np.repeat(ends, np.diff(np.r_[-1, ends]))  # of each place, the last one of its run
+    capped[order] |= last - places > MAX_RUN
+    full = partners >= MAX_PARTNERS
+    fresh = np.zeros(len(key), np.int64)
+    found = [np.empty(0, np.int64)]
+    here = np.flatnonzero(last > places)
+    for step in range(1, MAX_RUN + 1):
+        here = here[here + step <= last[here]]
+        if step % _LOOK_EVERY == 0:  # who is full needs no others that are
+            last_open = np.maximum.accumulate(np.where(full[order], -1, places))
+            is_done = full[order[here]] & (here + step > last_open[last[here]])
+            capped[order[here[is_done]]] = True
+            here = here[~is_done]
+        if not len(here):
+            break
+        hits = here[np.bitwise_count(values[here] ^ values[here + step]) <= max_distance]
+        low, high = order[hits], order[hits + step]
+        is_surplus = full[low] & full[high]
+        if is_surplus.any():
+            capped[low[is_surplus]] = capped[high[is_surplus]] = True
+            low, high = low[~is_surplus], high[~is_surplus]
+        for side in (low, high):  # no index stands twice in either
+            fresh[side] += 1
+            full[side] |= fresh[side] >= MAX_PARTNERS
+        found.append(np.minimum(low, high) * np.int64(len(unique)) + np.maximum(low, high))
+    return np.concatenate(found)
 
 
 def block_of(hashes: Hashes, block: tuple[int, int]) -> npt.NDArray[np.uint32]:

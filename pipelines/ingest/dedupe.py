@@ -67,6 +67,8 @@ class LookAlikes:
     """Look-alikes that one image has by accident."""
     examples: tuple[tuple[Copy, Copy], ...]
     """Some of those, each with the one it looks like."""
+    capped: int = 0
+    """Hashes not compared with everything that resembles them, because too much does."""
 
     def to_json(self) -> dict[str, Any]:
         """Return counts and the first examples."""
@@ -75,6 +77,7 @@ class LookAlikes:
             "images": self.images,
             "leaks": self.leaks,
             "accidents": round(self.accidents, 4),
+            "capped": self.capped,
             "examples": [_pair(copy, like, "image", "like") for copy, like in self.examples],
         }
 
@@ -206,6 +209,8 @@ def _look_alikes(
             mend="duplicates.near=report, or a smaller duplicates.max_distance; "
             "`resnet data duplicates DATASET --page FILE.html` shows what looks alike",
         )
+    if accidents > MAX_ACCIDENTS:  # they would be many, and say nothing
+        return [], LookAlikes(0, 0, 0, accidents, ())
     neighbours = find_neighbours(hashes, max_distance=policy.max_distance)
     rank = np.array([HELD_OUT.index(file.split) for file in files], np.int64)[places[:, 0]]
     shadow = neighbours.shadowed(rank)
@@ -226,7 +231,7 @@ def _look_alikes(
         for (copy, kept), reason in zip(pairs[:shown].tolist(), reasons[:shown], strict=True)
     ]
     examples = tuple((copy, kept) for copy, kept, reason in named[:EXAMPLES] if reason == NEAR_LEAK)
-    near = LookAlikes(int(cluster.max(initial=-1)) + 1, len(alike), len(leaks), accidents, examples)
+    near = LookAlikes(int(cluster.max(initial=-1)) + 1, len(alike), len(leaks), accidents, examples, neighbours.capped)
     return [] if policy.near == "report" else [Dropped(*each) for each in named], near
 
 

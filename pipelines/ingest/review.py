@@ -72,6 +72,11 @@ def remarks(catalog: Catalog) -> list[str]:
         warnings.append(
             "look-alikes are not counted as leaks: the perceptual hash takes many of these pictures for each other"
         )
+    if capped := duplicates["near"].get("capped", 0):
+        warnings.append(
+            f"{capped:,} perceptual hashes resemble so many others that not all were compared: more may look alike than"
+            " was counted"
+        )
     if kept:
         warnings.append(
             f"{kept:,} {'images look' if kept > 1 else 'image looks'} like one in a more held-out split, so held-out"

@@ -78,6 +78,24 @@ def test_hashes_that_too_many_resemble_are_counted(monkeypatch: pytest.MonkeyPat
     assert capped == 64 - 9
 
 
+def test_the_pairs_of_a_crowd_are_bounded_and_none_of_it_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near, "MAX_PARTNERS", 16)
+    draw = np.random.default_rng(0)
+    flips = np.uint64(1) << draw.integers(0, 64, (1500, 3)).astype(np.uint64)
+    crowd = np.unique(np.uint64(0x0123456789ABCDEF) ^ np.bitwise_or.reduce(flips, axis=1))  # all near one, not in it
+    lonely = np.uint64(0xFEDC << 40)
+    unique = np.sort(np.r_[crowd, lonely])
+    pairs, capped = near_pairs(unique)
+    assert (np.bitwise_count(unique[pairs[:, 0]] ^ unique[pairs[:, 1]]) <= 4).all()
+    assert len(np.unique(pairs, axis=0)) == len(pairs) <= 2 * 16 * len(crowd)
+    distance = np.bitwise_count(crowd[:, None] ^ crowd[None, :])
+    assert (distance <= 4).sum() - len(crowd) > 2 * len(pairs)
+    assert len(crowd) * 0.8 < capped <= len(crowd)
+    has_some = set(pairs.ravel().tolist())
+    expected = {place for place in range(len(crowd)) if (distance[place] <= 4).sum() > 1}
+    assert {place for place, value in enumerate(unique) if value in crowd[sorted(expected)]} == has_some
+
+
 def test_distances_beyond_what_the_blocks_promise_are_refused() -> None:
     with pytest.raises(ValueError, match="max_distance is 5"):
         near_clusters(np.array([1], np.uint64), max_distance=5)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.dataset import inspect
+from pipelines.dataset import inspect, near
 from pipelines.dataset.duplicates import find_alike
 from pipelines.dataset.leaks import find_leaks
 from pipelines.dataset.reader import Dataset, open_dataset
@@ -143,6 +143,18 @@ def test_the_catalog_says_what_went_and_what_looks_alike(source: Path, tmp_path:
     ]
 
 
+def test_hashes_that_were_not_compared_with_all_are_told(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(near, "MAX_PARTNERS", 0)
+    dataset = ingest(source, tmp_path / "out")
+    assert dataset.catalog["duplicates"]["near"]["capped"] == 2  # the other pair has one hash
+    assert (
+        "2 perceptual hashes resemble so many others that not all were compared: more may look alike than was counted"
+        in dataset.catalog["warnings"]
+    )
+
+
 def write_digits(root: Path, number: int) -> Path:
     """Write handwritten digits of 8 x 8 pixels: strokes on black, which the hash hardly tells apart."""
     from sklearn.datasets import load_digits
@@ -160,7 +172,9 @@ def test_pictures_that_are_all_drawn_alike_are_not_taken_for_copies(tmp_path: Pa
     config = IngestConfig(source=str(digits), out=str(tmp_path / "out"))
     stage.run(config, lambda job, units: (ingest_unit(unit, job) for unit in units))
     dataset = open_dataset(str(tmp_path / "out"))
-    assert dataset.catalog["duplicates"]["near"]["accidents"] > 0.1
+    found = dataset.catalog["duplicates"]["near"]
+    assert found["accidents"] > 0.1
+    assert found["clusters"] == found["images"] == found["leaks"] == 0  # no pairs are sought that say nothing
     assert dataset.catalog["warnings"] == [
         "look-alikes are not counted as leaks: the perceptual hash takes many of these pictures for each other"
     ]
