@@ -16,7 +16,8 @@ import cv2
 from pipelines import errors
 from pipelines.errors import DataError, PipelineError
 from pipelines.image.header import RefusedImage
-from pipelines.ingest.config import ImageConfig
+from pipelines.ingest.config import ImageConfig, PrivacyConfig
+from pipelines.ingest.privacy import Box
 from pipelines.ingest.stored import make_stored_image
 from pipelines.ingest.unit import IngestJob, ingest_unit
 from pipelines.ingest.watchdog import Watchdog
@@ -60,20 +61,23 @@ def ingest_row(row: dict[str, Any], job: IngestJob) -> dict[str, str]:
     A fault that a user can mend comes back as words: raised here, Ray would wrap it and its exit code be lost.
     """
     unit = Unit.from_text(row["unit"])
+    alone = partial(try_alone, settings=job.image, privacy=job.privacy)
     try:
         with Watchdog().watching() as watchdog:
-            report = ingest_unit(unit, job, partial(try_alone, settings=job.image), watchdog)
+            report = ingest_unit(unit, job, alone, watchdog)
     except PipelineError as error:
         fault = {"kind": type(error).__name__, "what": error.what, "where": error.where, "mend": error.mend}
         report = {"unit": unit.index, "fault": fault}
     return {"report": json.dumps(report)}
 
 
-def try_alone(data: bytes, settings: ImageConfig) -> RefusedImage | None:
+def try_alone(
+    data: bytes, regions: Sequence[Box], settings: ImageConfig, privacy: PrivacyConfig
+) -> RefusedImage | None:
     """Prepare one image in a Ray process of its own, which may die; return why it must be refused, if so."""
     import ray
 
-    task = ray.remote(num_cpus=0, max_retries=0)(_prepare_here).remote(data, settings)
+    task = ray.remote(num_cpus=0, max_retries=0)(_prepare_here).remote(data, regions, settings, privacy)
     try:
         refusal: RefusedImage | None = ray.get(task, timeout=_ALONE_TIMEOUT_S)
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
@@ -84,11 +88,13 @@ def try_alone(data: bytes, settings: ImageConfig) -> RefusedImage | None:
     return refusal
 
 
-def _prepare_here(data: bytes, settings: ImageConfig) -> RefusedImage | None:
-    """Prepare an image within a bound of memory; return why it must not be tried in the unit."""
+def _prepare_here(
+    data: bytes, regions: Sequence[Box], settings: ImageConfig, privacy: PrivacyConfig
+) -> RefusedImage | None:
+    """Prepare an image as the unit does, within a bound of memory; return why it must not be tried there."""
     try:
         with _bounded_memory(_ALONE_MEMORY_BYTES):
-            make_stored_image(data, "", settings)
+            make_stored_image(data, "", settings, privacy, regions)
     except RefusedImage as refused:
         return refused if refused.reason == "MEMORY" else None  # others the unit refuses again, with their reason
     except (MemoryError, cv2.error) as error:

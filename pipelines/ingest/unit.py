@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipelines.dataset.writer import ShardWriter, label_text
 from pipelines.image.header import RefusedImage
 from pipelines.ingest.audit import audit_row, write_unit_audit
 from pipelines.ingest.config import ImageConfig, PrivacyConfig
-from pipelines.ingest.privacy import carried_columns, read_regions
+from pipelines.ingest.privacy import Box, carried_columns, read_regions
 from pipelines.ingest.quality import measure, quality_flags
 from pipelines.ingest.split import SplitPlan
 from pipelines.ingest.stored import NO_PRIVACY, StoredImage, make_stored_image
@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 KILLS_BEFORE_CARE = 2
 
-Alone = Callable[[bytes], "RefusedImage | None"]
-"""Tries one image in another process; returns why it must be refused, or None when it did no harm."""
+Alone = Callable[[bytes, tuple[Box, ...]], "RefusedImage | None"]
+"""Tries one image with its boxes in another process; returns why it must be refused, or None when it did no harm."""
 
 
 @dataclass(frozen=True)
@@ -95,17 +95,22 @@ def _write_unit(
     """Write what a unit comes to; return the report, and what privacy rules took out of each image."""
     largest_side_px, flags, audit = 0, Counter[str](), list[dict[str, Any]]()
     column = job.source.carried.index(job.privacy.region_column) if job.privacy.region_column else None
+    timed: Callable[[], AbstractContextManager[None]] = nullcontext if watchdog is None else watchdog.image
     for member in job.source.open(unit):
         try:
             if member.data is None:
                 raise RefusedImage(member.reason or "UNREADABLE", member.message)
-            if careful is not None and (refusal := careful(member.data)) is not None:
-                raise refusal
             regions = () if column is None else read_regions(member.carried[column])
-            with nullcontext() if watchdog is None else watchdog.image():
+            if careful is not None and (refusal := careful(member.data, regions)) is not None:
+                raise refusal
+            with timed():
                 image = make_stored_image(member.data, member.key, job.image, job.privacy, regions)
         except RefusedImage as refused:  # this type only: a bug of ours must still stop the job
-            writer.quarantine(_quarantine_row(member, refused, job))
+            thumbnail = None
+            if careful is None:  # else one that is refused by its header may be what kills when it is decoded
+                with timed():
+                    thumbnail = make_thumbnail(member.data, refused.reason, job.image, job.privacy)
+            writer.quarantine(_quarantine_row(member, refused, job, thumbnail))
             continue
         row = _row(member, image, job)
         if job.privacy.applies:
@@ -147,7 +152,7 @@ def _row(member: Member, image: StoredImage, job: IngestJob) -> dict[str, Any]:
     }
 
 
-def _quarantine_row(member: Member, refused: RefusedImage, job: IngestJob) -> dict[str, Any]:
+def _quarantine_row(member: Member, refused: RefusedImage, job: IngestJob, thumbnail: bytes | None) -> dict[str, Any]:
     return {
         "source": job.source.name,
         "key": member.key,
@@ -160,5 +165,5 @@ def _quarantine_row(member: Member, refused: RefusedImage, job: IngestJob) -> di
         "message": "left out, as a privacy rule applies" if job.privacy.applies else refused.message,
         "bytes_sha256": None if member.data is None else hashlib.sha256(member.data).hexdigest(),
         "size_bytes": member.size,
-        "thumbnail": make_thumbnail(member.data, refused.reason, job.image, job.privacy),
+        "thumbnail": thumbnail,
     }

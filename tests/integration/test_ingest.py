@@ -11,6 +11,7 @@ from pipelines.dataset.reader import open_dataset
 from pipelines.errors import DataError, InputError
 from pipelines.ingest import stage
 from pipelines.ingest.config import ImageConfig, IngestConfig
+from pipelines.ingest.stored import NO_PRIVACY
 from pipelines.ingest.task import try_alone
 from pipelines.ingest.unit import ingest_unit
 from tests import factories
@@ -96,21 +97,21 @@ def test_faults_keep_their_exit_code(archive: Path, tmp_path: Path) -> None:
 
 
 def test_an_image_is_tried_in_a_process_of_its_own() -> None:
-    assert try_alone(factories.make_jpeg(), ImageConfig()) is None
-    assert try_alone(b"not a picture", ImageConfig()) is None  # harmless; the unit itself refuses it
+    assert try_alone(factories.make_jpeg(), (), ImageConfig(), NO_PRIVACY) is None
+    assert try_alone(b"not a picture", (), ImageConfig(), NO_PRIVACY) is None  # harmless; the unit itself refuses it
 
 
 def test_a_dead_process_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     from pipelines.ingest import task
 
-    def die(data: bytes, settings: ImageConfig) -> None:
+    def die(*_: object) -> None:
         import os
         import signal
 
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(task, "_prepare_here", die)
-    refusal = try_alone(b"", ImageConfig())
+    refusal = try_alone(b"", (), ImageConfig(), NO_PRIVACY)
     assert refusal is not None
     assert refusal.reason == "KILLED_WORKER"
     assert refusal.message.startswith("the process that prepared it died")

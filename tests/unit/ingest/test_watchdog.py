@@ -5,13 +5,23 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typing_extensions import override
 
-from pipelines.ingest.config import ImageConfig
+from pipelines.dataset.inspect import quarantined
+from pipelines.dataset.reader import open_dataset
+from pipelines.ingest import stage
+from pipelines.ingest.config import ImageConfig, IngestConfig, PrivacyConfig
+from pipelines.ingest.privacy import Box
+from pipelines.ingest.stored import NO_PRIVACY
 from pipelines.ingest.task import _bounded_memory, _prepare_here
+from pipelines.ingest.unit import KILLS_BEFORE_CARE, ingest_unit
 from pipelines.ingest.watchdog import EXIT_CODE, Watchdog
 from tests import factories
 
@@ -36,7 +46,9 @@ def test_images_that_are_done_in_time_are_left_alone() -> None:
             with watchdog.image():
                 pass
     assert not ended.is_set()
-    with Watchdog(limit_s=0.05, end=ended.set).watching():
+    with Watchdog(limit_s=0.05, end=ended.set).watching() as watchdog:
+        with watchdog.image():
+            pass
         assert not ended.wait(0.3)  # waiting for the source is no image
     assert not [thread for thread in threading.enumerate() if thread.name == "ingest-watchdog"]
 
@@ -44,11 +56,70 @@ def test_images_that_are_done_in_time_are_left_alone() -> None:
 def test_an_image_alone_has_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.ingest.task._ALONE_MEMORY_BYTES", 24 << 20)
     large = factories.encode(np.zeros((5_000, 5_000), np.uint8), "PNG")
-    refusal = _prepare_here(large, ImageConfig())
+    refusal = _prepare_here(large, (), ImageConfig(), NO_PRIVACY)
     assert refusal is not None
     assert refusal.reason == "MEMORY"
-    assert _prepare_here(factories.make_jpeg(), ImageConfig()) is None
-    assert _prepare_here(b"no picture", ImageConfig()) is None
+    assert _prepare_here(factories.make_jpeg(), (), ImageConfig(), NO_PRIVACY) is None
+    assert _prepare_here(b"no picture", (), ImageConfig(), NO_PRIVACY) is None
     with _bounded_memory(1 << 20), pytest.raises(MemoryError):
         bytearray(64 << 20)
     bytearray(64 << 20)
+
+
+def test_what_is_tried_alone_is_what_the_unit_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a box a photo is decoded whole, not at a scale, which takes the memory that the bound is about."""
+    privacy, boxes = PrivacyConfig(region_column="boxes"), [Box(0, 0, 50, 50)]
+    photo = factories.encode(np.zeros((4_000, 4_000, 3), np.uint8), "JPEG")
+    monkeypatch.setattr("pipelines.ingest.task._ALONE_MEMORY_BYTES", 24 << 20)
+    assert _prepare_here(photo, (), ImageConfig(), NO_PRIVACY) is None
+    refusal = _prepare_here(photo, boxes, ImageConfig(), privacy)
+    assert refusal is not None
+    assert refusal.reason == "MEMORY"
+
+
+class _Counting(Watchdog):
+    """Counts the images that it is told of."""
+
+    def __init__(self) -> None:
+        super().__init__(end=lambda: None)
+        self.images = 0
+
+    @contextmanager
+    @override
+    def image(self) -> Iterator[None]:
+        self.images += 1
+        with super().image():
+            yield
+
+
+def test_a_unit_tells_its_watchdog_of_every_decoding(tmp_path: Path) -> None:
+    folder = factories.write_class_folder(tmp_path / "set", {"cat": 6, "dog": 6})
+    (folder / "cat" / "strip.png").write_bytes(factories.encode(np.zeros((10, 2_000, 3), np.uint8), "PNG"))
+    counting = _Counting()
+    with counting.watching():
+        stage.run(
+            IngestConfig(source=str(folder), out=str(tmp_path / "out"), max_quarantined_fraction=0.2),
+            lambda job, units: (ingest_unit(one, job, watchdog=counting) for one in units),
+        )
+    assert counting.images == 12 + 2  # the refused one, and its thumbnail
+
+
+def test_a_refused_image_that_kills_as_a_thumbnail_is_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = factories.write_class_folder(tmp_path / "set", {"cat": 6, "dog": 6})
+    (folder / "cat" / "strip.png").write_bytes(factories.encode(np.zeros((10, 2_000, 3), np.uint8), "PNG"))
+
+    def killing(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.ingest.thumbnail.decode_image", killing)
+    alone = partial(_prepare_here, settings=ImageConfig(), privacy=NO_PRIVACY)
+    config = IngestConfig(source=str(folder), out=str(tmp_path / "out"), max_quarantined_fraction=0.2)
+
+    def attempt() -> str:
+        return stage.run(config, lambda job, units: (ingest_unit(one, job, alone) for one in units)).out
+
+    for _ in range(KILLS_BEFORE_CARE):
+        with pytest.raises(KeyboardInterrupt):
+            attempt()
+    (row,) = quarantined(open_dataset(attempt()))
+    assert (row["key"], row["reason"], row["thumbnail"]) == ("cat/strip.png", "ASPECT", None)
