@@ -27,13 +27,12 @@ from pipelines.dataset.writer import label_text, write_quarantine
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.dedupe import LEAK
 from pipelines.ingest.finish import MAX_REWRITE_BYTES, check_counts
-from pipelines.ingest.newcomers import Update, row_values, standing_rows
+from pipelines.ingest.newcomers import SUPERSEDED, UNCHANGED, WITHHELD, Update, row_values, standing_rows
 from pipelines.ingest.report import write_sheet
 from pipelines.ingest.thumbnail import make_thumbnail
 from pipelines.ingest.twins import QUARANTINED, Place, Twin, find_twins, judge
 from pipelines.storage import Storage
 
-SUPERSEDED, UNCHANGED, WITHHELD = "superseded", "unchanged", "withheld"
 MAX_THUMBNAILS = 200
 """Refused newcomers that get a picture; reading and shrinking each takes a millisecond of the driver."""
 

@@ -16,8 +16,10 @@ from typing_extensions import override
 
 from pipelines.dataset.inspect import quarantined
 from pipelines.dataset.reader import Dataset
+from pipelines.dataset.tables import decode_table
 from pipelines.errors import InputError
 from pipelines.ingest.config import PrivacyConfig
+from pipelines.ingest.dedupe import DUPLICATE, LABEL_CONFLICT, LEAK, NEAR_DUPLICATE, NEAR_LEAK
 from pipelines.ingest.listed import compare, make_table, read_listing
 from pipelines.ingest.privacy import carried_columns
 from pipelines.ingest.split import SplitPlan
@@ -25,6 +27,10 @@ from pipelines.sources.addresses import split_pattern
 from pipelines.sources.base import Entry, Listing, Member, Source, Unit
 
 logger = logging.getLogger(__name__)
+
+SUPERSEDED, UNCHANGED, WITHHELD = "superseded", "unchanged", "withheld"
+RULED_OUT = (LEAK, NEAR_LEAK, DUPLICATE, NEAR_DUPLICATE, LABEL_CONFLICT, UNCHANGED, WITHHELD)
+"""Reasons in patches by which rows of a run do not count from its first version on."""
 
 _IDENTITY = ("image_id", "key", "source_sha256", "label")
 
@@ -154,10 +160,14 @@ def find_update(dataset: Dataset, source: Source) -> Update:
 
 
 def standing_rows(dataset: Dataset, image_ids: set[str]) -> dict[str, StandingRow]:
-    """Return the row of each image that has one: the live one, else one that was taken out."""
+    """Return the row of each image that has one: the live one, else one that somebody took out.
+
+    Rows that never counted, since a rule left them out of their own run, are not given.
+    """
     found: dict[str, StandingRow] = {}
     wanted = pa.array(sorted(image_ids), pa.string())
     carried = dataset.catalog["carried"]
+    ruled_out = _ruled_out(dataset) if image_ids else set()
     for file in dataset.shards() if image_ids else ():
         ids = dataset.written_rows(file, ["image_id"]).column("image_id")
         hits = pc.indices_nonzero(pc.is_in(ids, value_set=wanted))
@@ -167,9 +177,25 @@ def standing_rows(dataset: Dataset, image_ids: set[str]) -> dict[str, StandingRo
         rows = dataset.written_rows(file, [*_IDENTITY, *carried]).take(hits).to_pylist()
         for place, row in zip(hits.to_pylist(), rows, strict=True):
             is_live = bool(changes.get(place, {}).get("live", True))
+            if not is_live and (file.path, place) in ruled_out:
+                continue
             if is_live or row["image_id"] not in found:
                 values = row_values(row, carried)
                 found[row["image_id"]] = StandingRow(row["image_id"], row["key"], file.split, is_live, values)
+    return found
+
+
+def _ruled_out(dataset: Dataset) -> set[tuple[str, int]]:
+    """Return (shard, row) of the rows that a run's own rules took out, as a patch on shards too large to write anew."""
+    found = set[tuple[str, int]]()
+    for entry in dataset.catalog["patches"]:
+        table = decode_table(dataset.storage.read(entry["path"]), entry["path"])
+        for row in table.filter(pc.field("field") == "live").select(["shard", "row", "new", "reason"]).to_pylist():
+            place = row["shard"], row["row"]
+            if row["new"] == "false" and row["reason"] in RULED_OUT:
+                found.add(place)
+            else:
+                found.discard(place)
     return found
 
 

@@ -17,20 +17,31 @@ from pipelines.dataset.receipt import read_receipts
 from pipelines.ingest.append import Joining
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.listed import make_table
-from pipelines.ingest.newcomers import KeptSplit, PartSource, Update, carrying, known_listing, read_columns
+from pipelines.ingest.newcomers import (
+    KeptSplit,
+    PartSource,
+    Update,
+    carrying,
+    known_listing,
+    read_columns,
+    standing_rows,
+)
 from pipelines.sources.base import Listing, Source
 from pipelines.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-_IDENTITY = ("image_id", "source", "split")
+_IDENTITY = ("image_id", "source")
 
 FREE = {"max_quarantined_fraction": 1.0, "max_quarantined_fraction_per_class": 1.0}
 """Settings of a retry: of what was refused once, all may be refused again."""
 
 
 def find_refused(dataset: Dataset, source: Source) -> Update | None:
-    """Return the refused members of a source that it still lists, to be read with the split that they would have had.
+    """Return the refused members of a source that it still lists.
+
+    The dataset's plan places them by what the source says of them now: the row of a refusal may have been decided
+    without their label, group or folder. A changed member whose earlier content stands keeps the split of its row.
 
     None where nothing is refused, or nothing of it is there any more.
 
@@ -39,11 +50,17 @@ def find_refused(dataset: Dataset, source: Source) -> Update | None:
         ConfigError: the dataset is divided by a column that the source has not.
     """
     rows = read_quarantine(dataset, columns=_IDENTITY)
-    refused = {row["image_id"]: row for row in rows if row["source"] == source.name}
+    refused = {row["image_id"] for row in rows if row["source"] == source.name}
     listing = source.listing()
     entries = tuple(entry for entry in listing.entries if entry.image_id in refused)
     if gone := len(refused) - len({entry.image_id for entry in entries}):
         logger.warning("%d refused members of %s are no longer in it: they stay refused", gone, source.name)
+    standing = standing_rows(dataset, {entry.image_id for entry in entries})
+    withheld = {image_id for image_id, row in standing.items() if not row.is_live}
+    if withheld:
+        logger.warning("refused members whose images were taken out before stay refused: %d", len(withheld))
+    entries = tuple(entry for entry in entries if entry.image_id not in withheld)
+    replaced = {image_id: row for image_id, row in sorted(standing.items()) if row.is_live}
     if not entries:
         return None
     remarks: list[str] = []
@@ -52,7 +69,7 @@ def find_refused(dataset: Dataset, source: Source) -> Update | None:
     plan = KeptSplit.from_json(dataset.catalog["split"])
     assert isinstance(plan, KeptSplit)
     plan.check([entry for entry in entries if not entry.reason], columns)
-    kept = {image_id: str(row["split"]) for image_id, row in refused.items() if row["split"]}
+    kept = {image_id: row.split for image_id, row in replaced.items()}
     known = known_listing(dataset, source.name, [])
     ids = make_table([entry.image_id for entry in entries], [None] * len(entries)).column("image_id").combine_chunks()
     listed = make_table([entry.image_id for entry in listing.entries], source.tokens())
@@ -63,7 +80,7 @@ def find_refused(dataset: Dataset, source: Source) -> Update | None:
         ]
     ).combine_chunks()
     part = PartSource(source, Listing(entries, {}, listing.faults), columns)
-    return Update(part, replace(plan, kept=kept), table, {}, [], 0, tuple(remarks))
+    return Update(part, replace(plan, kept=kept), table, replaced, [], len(withheld), tuple(remarks))
 
 
 def retry_run_id(store: Storage, config: IngestConfig, standing: Catalog, source: Source, update: Update) -> str:
