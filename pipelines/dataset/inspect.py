@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.dataset.catalog import list_versions, listings_of, read_version
@@ -204,17 +205,23 @@ def _damaged_groups(parquet: pq.ParquetFile, shard: ShardFile) -> Iterator[Probl
 
 
 def _verify_fingerprints(dataset: Dataset) -> Iterator[Problem]:
-    """Check that the live rows add up to what the catalog says, patches applied."""
+    """Check that the live rows add up to what the catalog says, patches applied, and that each image has one."""
+    place = f"_versions/v{dataset.version:06d}.json"
+    ids = []
     identity = ["image_id", "source_sha256", "stored_sha256", "label", *dataset.catalog["carried"]]
     for split in dataset.splits:
         table = dataset.table(split, identity)
+        ids += table.column("image_id").chunks
         hashes = (row_fingerprint(row, split, dataset.catalog["carried"]) for row in table.to_pylist())
         if (found := to_hex(add(hashes))) != dataset.split_fingerprint(split):
             message = (
                 f"the {table.num_rows} live rows of split {split!r} have fingerprint {found};"
                 f" the catalog says {dataset.num_rows(split)} rows and {dataset.split_fingerprint(split)}"
             )
-            yield Problem(f"_versions/v{dataset.version:06d}.json", None, None, message)
+            yield Problem(place, None, None, message)
+    counts = pa.chunked_array(ids, pa.string()).value_counts()
+    for row in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist():
+        yield Problem(place, None, None, f"image {row['values']} has {row['counts']} live rows")
 
 
 def _samples(dataset: Dataset, split: str, number: int) -> list[dict[str, Any]]:

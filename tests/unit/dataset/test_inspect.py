@@ -111,6 +111,15 @@ def test_a_catalog_that_does_not_fit_its_rows_is_found(storage):
     assert "the 40 live rows of split 'train' have fingerprint" in problem.message
 
 
+def test_an_image_with_two_live_rows_is_found(storage):
+    catalog = json.loads(storage.read(version_path(1)))
+    catalog["shard_lists"] *= 2
+    storage.put(version_path(1), json.dumps(catalog).encode())
+    messages = [problem.message for problem in damage(storage)]
+    assert f"image {image_id(3)} has 2 live rows" in messages
+    assert sum(message.endswith("has 2 live rows") for message in messages) == 50
+
+
 def test_show_says_what_a_version_holds(storage):
     publish_patch(storage.uri, [Change(image_id(3), "label", "yak", "x"), Change(image_id(5), "live", False, "x")])
     seen = show(storage.uri, samples=3)
