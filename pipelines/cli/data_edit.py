@@ -87,8 +87,16 @@ def retract(dataset: str, images: tuple[str, ...], table: str, reason: str, as_j
 @click.argument("dataset", metavar="DATASET[@vN]")
 @click.option("--distance", default=4, show_default=True, type=click.IntRange(0, 4), help="Bits of 64 that may differ.")
 @click.option("--across-splits", is_flag=True, help="Take out only what stands in a less held-out split too.")
-@click.option("--table", default="", metavar="FILE.csv", help="Write the images to take out.")
-@click.option("--page", default="", metavar="FILE.html", help="Write the clusters as a page with images.")
+@click.option(
+    "--table", default="", type=options.OutputFile(), metavar="FILE.csv", help="Write the images to take out."
+)
+@click.option(
+    "--page",
+    default="",
+    type=options.OutputFile(),
+    metavar="FILE.html",
+    help="Write the clusters as a page with images.",
+)
 @options.as_json
 def duplicates(dataset: str, distance: int, across_splits: bool, table: str, page: str, as_json: bool) -> None:
     """Find images that look alike, by perceptual hash; what to do about them is yours to say."""
@@ -123,8 +131,17 @@ def duplicates(dataset: str, distance: int, across_splits: bool, table: str, pag
 
 @click.command("sheet")
 @click.argument("dataset", metavar="DATASET[@vN]")
-@click.option("--page", default="sheet.html", show_default=True, metavar="FILE.html", help="The page to write.")
-@click.option("--numbers", default="", metavar="FILE.json", help="Write the figures as JSON too.")
+@click.option(
+    "--page",
+    default="sheet.html",
+    show_default=True,
+    type=options.OutputFile(),
+    metavar="FILE.html",
+    help="The page to write.",
+)
+@click.option(
+    "--numbers", default="", type=options.OutputFile(), metavar="FILE.json", help="Write the figures as JSON too."
+)
 @options.as_json
 def sheet(dataset: str, page: str, numbers: str, as_json: bool) -> None:
     """Write the data sheet: classes, splits, properties, outliers, what gives labels away, leaks, what was refused."""

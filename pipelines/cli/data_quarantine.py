@@ -72,7 +72,13 @@ def list_refused(dataset: str, accepted: bool, as_json: bool) -> None:
 @command.command("show")
 @click.argument("dataset", metavar="DATASET[@vN]")
 @click.argument("members", nargs=-1, metavar="[KEY|IMAGE_ID ...]")
-@click.option("--page", default="", metavar="FILE.html", help="Write all that was refused as a page with thumbnails.")
+@click.option(
+    "--page",
+    default="",
+    type=options.OutputFile(),
+    metavar="FILE.html",
+    help="Write all that was refused as a page with thumbnails.",
+)
 @options.as_json
 def show(dataset: str, members: tuple[str, ...], page: str, as_json: bool) -> None:
     """Print all that is known of refused members: accepted ones too."""

@@ -26,7 +26,7 @@ _MIB = 1 << 20
 @click.option("--image-size", default=0, metavar="PX", help="Side of the images; else the package's, 32 or 224.")
 @click.option("--batch-size", default=32, show_default=True, type=click.IntRange(2), help="Images of a training step.")
 @click.option("--layers", "with_layers", is_flag=True, help="Also every layer.")
-@click.option("--svg", default="", metavar="FILE", help="Draw the network into FILE.")
+@click.option("--svg", default="", type=options.OutputFile(), metavar="FILE", help="Draw the network into FILE.")
 @click.option("--tracking", default="", metavar="URI", help="The MLflow store of a models:/ address.")
 @options.as_json
 def command(
@@ -75,16 +75,10 @@ def command(
 def _draw(portrait: Portrait, file: str) -> None:
     from pathlib import Path
 
-    from pipelines.errors import InputError
     from pipelines.package.network_drawing import make_drawing
     from pipelines.plots.network_diagram import draw_network
 
-    try:
-        Path(file).expanduser().write_text(draw_network(make_drawing(portrait)), encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"{file} cannot be written: {error.strerror}", mend="give a file in a folder that is there"
-        ) from None
+    Path(file).write_text(draw_network(make_drawing(portrait)), encoding="utf-8")
 
 
 def _show(portrait: Portrait, *, with_layers: bool) -> None:

@@ -16,6 +16,38 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound="StrictModel")
 
+
+class OutputFile(click.ParamType):
+    """A file to write into a folder that is there; refused before any work is done for it."""
+
+    name = "file"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the path, a leading ~ expanded; the empty one stays.
+
+        Raises:
+            InputError: it is a folder, or its folder is missing or cannot be written to.
+        """
+        import os
+        import shlex
+
+        from pipelines.errors import InputError
+
+        path = Path(value).expanduser()
+        if not value:
+            return value
+        if path.is_dir():
+            raise InputError(f"{value} cannot be written: it is a folder", mend="name a file in it")
+        if not path.parent.is_dir():
+            raise InputError(
+                f"{value} cannot be written: there is no folder {path.parent}",
+                mend=f"mkdir -p {shlex.quote(str(path.parent))}, or name a file in a folder that is there",
+            )
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise InputError(f"{value} cannot be written: permission denied", mend="name another file")
+        return str(path)
+
+
 overrides = click.argument("overrides", nargs=-1, metavar="[key=value ...]", type=str)
 out = click.option("--out", default="", metavar="URI", help="Folder to write to: a path, or s3://bucket/prefix.")
 dataset = click.option(

@@ -35,7 +35,13 @@ def _check_start(config: TrainConfig) -> None:
 @options.out
 @options.dry_run
 @click.option("--smoke", is_flag=True, help="Two steps of everything, nothing kept; says what a run would take.")
-@click.option("--find-lr", default="", metavar="FILE.png", help="Range test of the learning rate; draws it into FILE.")
+@click.option(
+    "--find-lr",
+    default="",
+    type=options.OutputFile(),
+    metavar="FILE.png",
+    help="Range test of the learning rate; draws it into FILE.",
+)
 @options.as_json
 def command(
     config: str,

@@ -183,4 +183,4 @@ def test_the_command_takes_fields_alone_and_answers_in_json(capsys: pytest.Captu
 
 def test_an_unwritable_drawing_is_the_users_to_mend(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main.run_command(["describe", "resnet20", "--svg", str(tmp_path / "no" / "net.svg")]) == 2
-    assert "cannot be written: No such file or directory" in capsys.readouterr().err
+    assert "cannot be written: there is no folder" in capsys.readouterr().err
