@@ -162,16 +162,16 @@ def near_pairs(unique: Hashes, *, max_distance: int = MAX_DISTANCE) -> tuple[Ind
         unique: different hashes, ascending.
         max_distance: 1 to `MAX_DISTANCE`; 0 gives no pairs.
     """
-    number = np.int64(len(unique))
-    capped = np.zeros(number, bool)
-    packed = np.empty(0, np.int64)  # the lower index times `number`, plus the higher
+    number = max(1, len(unique))
+    capped = np.zeros(len(unique), bool)
+    packed: Indices = np.empty(0, np.int64)  # the lower index times `number`, plus the higher
     for one, two in combinations(BLOCKS, 2) if max_distance else ():
-        partners = np.bincount(packed // max(1, number), minlength=number)
-        partners += np.bincount(packed % max(1, number), minlength=number)
+        partners = np.bincount(packed // number, minlength=len(unique))
+        partners += np.bincount(packed % number, minlength=len(unique))
         key = (block_of(unique, one) << np.uint32(two[1])) | block_of(unique, two)
         found = _pairs_of_runs(key, unique, max_distance, partners, capped)
         packed = np.unique(np.concatenate([packed, found]))  # a pair may share more than two blocks
-    return np.stack([packed // max(1, number), packed % max(1, number)], axis=1), int(capped.sum())
+    return np.stack([packed // number, packed % number], axis=1), int(capped.sum())
 
 
 def _pairs_of_runs(
@@ -215,7 +215,7 @@ def _pairs_of_runs(
         for side in (low, high):  # no index stands twice in either
             fresh[side] += 1
             full[side] |= fresh[side] >= MAX_PARTNERS
-        found.append(np.minimum(low, high) * np.int64(len(unique)) + np.maximum(low, high))
+        found.append(np.minimum(low, high) * len(unique) + np.maximum(low, high))
     return np.concatenate(found)
 
 

@@ -178,10 +178,10 @@ def accept(reference: str, reason: str, *, wanted: Callable[[Row], bool]) -> tup
 
 def release(
     storage: Storage, run_id: str, lists: Sequence[Mapping[str, Any]], source: str, image_ids: Collection[str]
-) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """Return shard lists without the refused members that were read again, and the reasons that those had.
+) -> tuple[list[dict[str, Any]], Counter[str], int]:
+    """Return shard lists without the refused members that were read again, their reasons, and how many were accepted.
 
-    Members that were accepted as lost stay.
+    A member that was accepted as lost and is read again, since its content changed, is lost no longer.
 
     Args:
         storage: the dataset's root.
@@ -190,15 +190,17 @@ def release(
         source: name of their source.
         image_ids: which.
     """
-    wanted, reasons = set(image_ids), Counter[str]()
+    wanted, reasons, accepted = set(image_ids), Counter[str](), 0
 
     def released(row: Row) -> Row | None:
-        if row["accepted"] is not None or row["source"] != source or row["image_id"] not in wanted:
+        nonlocal accepted
+        if row["source"] != source or row["image_id"] not in wanted:
             return row
+        accepted += row["accepted"] is not None
         reasons[row["reason"]] += 1
         return None
 
-    return _rewritten(storage, run_id, lists, released), reasons
+    return _rewritten(storage, run_id, lists, released), reasons, accepted
 
 
 def _rewritten(

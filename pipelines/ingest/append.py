@@ -24,10 +24,19 @@ from pipelines.dataset.rewrite import drop_rows, rewrite_touched
 from pipelines.dataset.shards import read_shard_list, write_shard_list
 from pipelines.dataset.stored_images import stored_images
 from pipelines.dataset.writer import label_text, write_quarantine
+from pipelines.ingest.audit import without_rows
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.dedupe import LEAK
 from pipelines.ingest.finish import MAX_REWRITE_BYTES, check_counts
-from pipelines.ingest.newcomers import SUPERSEDED, UNCHANGED, WITHHELD, Update, row_values, standing_rows
+from pipelines.ingest.newcomers import (
+    SUPERSEDED,
+    UNCHANGED,
+    WITHHELD,
+    Update,
+    compared_columns,
+    row_values,
+    standing_rows,
+)
 from pipelines.ingest.report import write_sheet
 from pipelines.ingest.thumbnail import make_thumbnail
 from pipelines.ingest.twins import QUARANTINED, Place, Twin, find_twins, judge
@@ -100,12 +109,14 @@ class Joining:
         if not self.known_key:
             return standing
         ids = [entry.image_id for entry in self.update.source.listing().entries]
-        lists, reasons = release(self.store, self.run_id, standing["shard_lists"], self.name, ids)
+        lists, reasons, accepted = release(self.store, self.run_id, standing["shard_lists"], self.name, ids)
         if not reasons:
             return standing
         counts = dict(standing["counts"])
         counts["members"] -= reasons.total()
         counts["quarantined"] -= reasons.total()
+        if accepted:
+            counts["accepted"] -= accepted
         for reason, number in reasons.items():
             counts[f"quarantined.{reason}"] -= number
         counts = {name: number for name, number in counts.items() if number or "." not in name}
@@ -118,14 +129,14 @@ class Joining:
         """
         if not self.update.replaced:
             return {}, set()
-        carried = fresh.catalog["carried"]
+        compared = compared_columns(base)
         wanted = pa.array(list(self.update.replaced), pa.string())
         surplus, written = dict[str, str](), set[str]()
         for split in fresh.splits:
-            table = fresh.table(split, ["image_id", "source_sha256", "label", *carried])
+            table = fresh.table(split, ["image_id", *compared])
             for row in table.filter(pc.is_in(table.column("image_id"), value_set=wanted)).to_pylist():
                 written.add(row["image_id"])
-                if row_values(row, carried) == self.update.replaced[row["image_id"]].values:
+                if row_values(row, compared) == self.update.replaced[row["image_id"]].values:
                     surplus[row["image_id"]] = UNCHANGED
         standing = standing_rows(base, written)
         surplus |= {image_id: WITHHELD for image_id, row in standing.items() if not row.is_live}
@@ -175,6 +186,7 @@ class Joining:
                 "classes": make_classes([], splits),
                 "fingerprint": dataset_fingerprint(splits),
             }
+        addition["audits"] = without_rows(self.store, self.run_id, self.own["audits"], reasons.keys())
         shard_list = write_shard_list(self.store, self.run_id, files, quarantine)
         return {**addition, "counts": counts, "shard_lists": [{"run_id": self.run_id, **shard_list}]}
 

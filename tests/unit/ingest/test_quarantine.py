@@ -133,6 +133,22 @@ def test_an_append_that_reads_a_mended_member_takes_it_out_of_the_quarantine(roo
     assert "dog/03.png" in keys(checked(root))
 
 
+def test_an_append_that_reads_a_mended_member_takes_it_out_of_what_was_accepted_as_lost(root: Path) -> None:
+    out = str(root / "out")
+    assert accept(out, "scanner", wanted=lambda row: row["reason"] == "TRUNCATED") == (2, 3)
+    picture(2003).save(root / "set/dog/03.png")
+    (root / "set/dog/04.png").write_bytes(b"another content, and no image either, long enough to be none")
+    stage.run(
+        IngestConfig(source=str(root / "set"), out=out, append=True, moved=True, max_quarantined_fraction=0.5),
+        in_process,
+    )
+    dataset = checked(root)
+    assert "dog/03.png" in keys(dataset)
+    assert [row["key"] for row in read_quarantine(dataset, accepted=True)] == ["dog/05.png"]
+    assert dataset.catalog["counts"]["accepted"] == 1
+    assert "dog/04.png" in {row["key"] for row in read_quarantine(dataset)}  # nobody accepted what it is now
+
+
 def test_a_retry_that_was_killed_goes_on_and_one_that_failed_reads_again(root: Path) -> None:
     picture(2003).save(root / "set/dog/03.png")
     done: list[int] = []
