@@ -56,7 +56,7 @@ def clock_of(keys: Sequence[str], values: Sequence[str | None], column: str) -> 
     """Return how a column of times is written: "number" or "date" (ISO 8601).
 
     Args:
-        keys: the images, for the message.
+        keys: the images, for the message; empty where it must not name them.
         values: what stands in the column, in their order.
         column: its name, for the message.
 
@@ -74,12 +74,16 @@ def clock_of(keys: Sequence[str], values: Sequence[str | None], column: str) -> 
 
 
 def time_fault(column: str, value: str | None, key: str) -> ConfigError:
-    """Return the error for an image whose time cannot be read."""
+    """Return the error for an image whose time cannot be read; without a key it says nothing that is in the table."""
+    image = f"split.time is {column}, and {key or 'an image'} has"
+    if not value or not value.strip():
+        return ConfigError(
+            f"{image} nothing there", mend="give every image a time, or divide by something else: split.by"
+        )
     return ConfigError(
-        f"split.time is {column}, and {key} has {value!r} there, which is no time" if value else
-        f"split.time is {column}, and {key} has nothing there",
+        f"{image} {repr(value) if key else 'something'} there, which is no time",
         mend="write all times as numbers or all as ISO 8601, for example 2024-05-31 or 2024-05-31T14:00:00Z",
-    )  # fmt: skip
+    )
 
 
 def read_time(value: str | None, clock: str) -> float | None:

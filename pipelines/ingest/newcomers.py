@@ -148,7 +148,7 @@ def find_update(dataset: Dataset, source: Source) -> Update:
     replaced = {image_id: standing[image_id] for image_id in sorted(changed_ids - withheld) if image_id in standing}
     plan = KeptSplit.from_json(dataset.catalog["split"])
     assert isinstance(plan, KeptSplit)
-    plan.check([entry for entry in entries if not entry.reason], part.carried)
+    plan.check([entry for entry in entries if not entry.reason], part.carried, tells_keys=source.tells_keys)
     _remark_splits(plan, entries, remarks)
     vanished = [standing[image_id] for image_id in news.gone if image_id in standing and standing[image_id].is_live]
     gone = [row for row in vanished if _is_listed(row.key, source.uri)]

@@ -35,11 +35,13 @@ def open_images(config: IngestConfig) -> Source:
     """
     told = ("", "") if config.labels else (config.label_column, config.label_separator)
     source = open_source(config.source, config.source_name, columns=Columns(config.image_column, *told))
+    source.tells_keys = not config.privacy.applies
     if config.labels:
         from pipelines.sources.labelled import LabelledSource, read_labels
 
         table = read_labels(config.labels, column=config.label_column, separator=config.label_separator)
         source = LabelledSource(source, table)
+        source.tells_keys = not config.privacy.applies
     source.task = config.task
     return source
 

@@ -68,7 +68,7 @@ def find_refused(dataset: Dataset, source: Source) -> Update | None:
     entries = carrying(entries, source, columns, remarks)
     plan = KeptSplit.from_json(dataset.catalog["split"])
     assert isinstance(plan, KeptSplit)
-    plan.check([entry for entry in entries if not entry.reason], columns)
+    plan.check([entry for entry in entries if not entry.reason], columns, tells_keys=source.tells_keys)
     kept = {image_id: row.split for image_id, row in replaced.items()}
     known = known_listing(dataset, source.name, [])
     ids = make_table([entry.image_id for entry in entries], [None] * len(entries)).column("image_id").combine_chunks()

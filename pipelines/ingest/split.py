@@ -73,7 +73,7 @@ class SplitPlan:
         value = image.carried[carried.index(self.column)] if self.column and image.carried else None
         return self.split_of(image.image_id, image.label, image.given_split, value)
 
-    def check(self, entries: Sequence[Entry], carried: Sequence[str]) -> None:
+    def check(self, entries: Sequence[Entry], carried: Sequence[str], *, tells_keys: bool = True) -> None:
         """Check that newcomers have what the plan divides by.
 
         Raises:
@@ -82,7 +82,7 @@ class SplitPlan:
         values = _column_values(entries, carried, self.column, self.by) if self.column else []
         for entry, value in zip(entries, values, strict=True) if self.by == "time" else ():
             if read_time(value, self.clock) is None:
-                raise time_fault(self.column, value, entry.key)
+                raise time_fault(self.column, value, entry.key if tells_keys else "")
 
     def _split_below(self, value: int, label: str) -> str:
         test_end, val_end = self.cutoffs.get(label) or self.cutoffs[NO_LABEL]
@@ -148,13 +148,16 @@ def split_hash(seed: int, image_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"split\0{seed}\0{image_id}".encode()).digest()[: HASH_BITS // 8], "big")
 
 
-def make_split_plan(entries: Sequence[Entry], config: SplitConfig, carried: Sequence[str] = ()) -> SplitPlan:
+def make_split_plan(
+    entries: Sequence[Entry], config: SplitConfig, carried: Sequence[str] = (), *, tells_keys: bool = True
+) -> SplitPlan:
     """Return the plan for a listing; the order of entries does not matter.
 
     Args:
         entries: what the source holds.
         config: the shares, and by what images are divided.
         carried: names of the columns in `Entry.carried`.
+        tells_keys: whether an error may name an image.
 
     Raises:
         ConfigError: `by: given` where images have no given split, `by: stratified` where none has one label, a group or
@@ -167,7 +170,7 @@ def make_split_plan(entries: Sequence[Entry], config: SplitConfig, carried: Sequ
         return _group_plan(usable, config, carried)
     if by == "time":
         times = _column_values(usable, carried, config.time, by)
-        clock = clock_of([entry.key for entry in usable], times, config.time)
+        clock = clock_of([entry.key if tells_keys else "" for entry in usable], times, config.time)
         since = time_cutoffs([time for value in times if (time := read_time(value, clock)) is not None], shares)
         return SplitPlan(by, config.seed, shares, {NO_LABEL: _nominal(shares)}, (), config.time, clock, since)
     given: tuple[str, ...] = ()

@@ -106,7 +106,7 @@ def _start(
     from pipelines.ingest.split import make_split_plan
 
     listing = source.listing()
-    split_plan = make_split_plan(listing.entries, config.split, source.carried)
+    split_plan = make_split_plan(listing.entries, config.split, source.carried, tells_keys=source.tells_keys)
     stray = outside_splits([entry.key for entry in listing.entries if not entry.reason])
     run_id = next_run_id(store, plan.key)
     open_run(store, STAGE, plan.key, {"run_id": run_id, "inputs": plan.inputs})
@@ -326,7 +326,7 @@ def _check_whole(config: IngestConfig, source: Source, listing: Listing) -> None
         raise InputError(
             f"{source.uri} has {len(classes):,} classes in {len(listing.entries):,} images;"
             f" {MAX_CLASSES:,} are allowed",
-            where=f"for example {', '.join(sorted(classes)[:3])}",
+            where=f"for example {', '.join(sorted(classes)[:3])}" if source.tells_keys else "",
             mend="is another column the label? label_column=NAME for Parquet, or a table (labels=) with a column label",
         )
 

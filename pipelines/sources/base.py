@@ -163,6 +163,8 @@ class Source(abc.ABC):
         """Names of further columns that travel into the dataset."""
         self.task: Task = "auto"
         """What its labels are; after listing it is single or multi."""
+        self.tells_keys = True
+        """Whether its warnings and errors may name images; a key may name a person, and these are logged."""
         self._listing: Listing | None = None
 
     @property

@@ -75,6 +75,7 @@ def read_labels(address: str, *, column: str = "", separator: str = "") -> Label
     rows: dict[str, LabelRow] = {}
     repeats: list[tuple[str, LabelRow]] = []
     key_column = label_column = ""
+    without = 0  # the first row that gives no split
     carried: tuple[str, ...] = ()
     for number, row in enumerate(parse_rows(data, address), start=1):
         if not key_column:
@@ -94,6 +95,7 @@ def read_labels(address: str, *, column: str = "", separator: str = "") -> Label
             said = LabelRow(None, None, (None,) * len(carried), reason, f"row {number} of the table: {message}")
         else:
             split = _split(row.get("split"), address, number)
+            without = without or (0 if split else number)
             cut = separator or (SEPARATOR if label_column == "labels" else "")
             said = LabelRow(read_label(row.get(label_column), cut), split, _cells(row, carried))
         if key in rows:
@@ -105,8 +107,9 @@ def read_labels(address: str, *, column: str = "", separator: str = "") -> Label
         raise InputError(f"{address} has no rows: it labels nothing")
     splits = {row.split is None for row in rows.values() if not row.reason}
     if len(splits) > 1:
-        key = next(key for key, row in rows.items() if row.split is None and not row.reason)
-        raise InputError(f"{address} gives some images a split and not {key}", mend="give all of them one, or none")
+        raise InputError(
+            f"{address} gives some images a split and not that of row {without}", mend="give all of them one, or none"
+        )
     rows, warnings = _merged_twins(rows)
     return LabelTable(address, hashlib.sha256(data).hexdigest(), rows, tuple(repeats), carried, warnings)
 
@@ -174,7 +177,7 @@ class LabelledSource(Source):
             known = next(iter(self._table.rows))
             raise InputError(
                 f"{self._address} names none of the {len(entries):,} images of {self.uri}",
-                where=f"the table has {known}, the source {entries[0].key}",
+                where=f"the table has {known}, the source {entries[0].key}" if self.tells_keys else "",
                 mend="keys are paths within the source, as `resnet data show` prints them",
             )
         met = set(named)
@@ -184,7 +187,8 @@ class LabelledSource(Source):
         warnings = [*listing.warnings, *self._table.warnings]
         if number := len(absent) - len(faulty):
             key = next(key for key, row in absent if not _refused(key, row).reason)
-            warnings.append(f"{number:,} rows of {self._address} name no image of the source, such as {key}")
+            such = f", such as {key}" if self.tells_keys else ""
+            warnings.append(f"{number:,} rows of {self._address} name no image of the source{such}")
         return replace(listing, entries=(*entries, *rows), warnings=tuple(warnings))
 
     def _named(self, key: str, table: LabelTable, by_form: Mapping[str, str]) -> str:

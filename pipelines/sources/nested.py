@@ -53,7 +53,9 @@ class NestedSource(Source):
                     opened[archive.image_id] = inside.faults[0]  # no archive at all, such as notes.txt.gz
                     continue
                 opened[archive.image_id] = list(inside.entries)
-                faults += [f"{archive.key}: {fault}" for fault in inside.faults]
+                faults += [
+                    f"{archive.key if self.tells_keys else 'an archive in it'}: {fault}" for fault in inside.faults
+                ]
                 ignored.update(inside.ignored)
         seen: Counter[bytes] = Counter()
         found = [each for entry in listing.entries for each in self._with_inner(entry, opened, seen)]

@@ -116,7 +116,7 @@ def test_a_table_labels_an_archive_too(tmp_path: Path) -> None:
         ("name,label\n00.jpg,a\n", "has the columns name, label, and none of key, file"),
         ("key,kind\n00.jpg,a\n", "and none of label, class"),
         ("key,label,split\n00.jpg,a,holdout\n", "row 1 has split 'holdout'"),
-        ("key,label,split\n00.jpg,a,train\n01.jpg,a,\n", "gives some images a split and not 01.jpg"),
+        ("key,label,split\n00.jpg,a,train\n01.jpg,a,\n", "gives some images a split and not that of row 2"),
         ("key,label,width\n00.jpg,a,3\n", "has a column 'width', which is the name of a dataset column"),
         ("key,label\n", "has no rows: it labels nothing"),
     ],

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pipelines.dataset import inspect
 from pipelines.dataset.collect import gc
 from pipelines.dataset.reader import Dataset, open_dataset
-from pipelines.errors import DataError, InputError
+from pipelines.errors import ConfigError, DataError, InputError
 from pipelines.image.decode import decode_image
 from pipelines.image.header import RefusedImage
 from pipelines.ingest import stage
@@ -232,6 +232,29 @@ def test_what_is_appended_has_its_boxes_hidden_too(boxed: Path, tmp_path: Path) 
     (plain / "x.png").write_bytes(factories.make_png(78, 80, 60))
     with pytest.raises(InputError, match=r"privacy\.region_column is boxes, and the source has no such column"):
         ingest(plain, tmp_path / "out", append=True)
+
+
+@pytest.mark.parametrize("is_private", [True, False], ids=["private", "plain"])
+def test_warnings_and_errors_name_no_image_where_a_rule_applies(
+    boxed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, is_private: bool
+) -> None:
+    (boxed / "00.png").rename(boxed / "John Smith.png")
+    table = tmp_path / "labels.csv"
+    lines = table.read_text().replace("00.png", "John Smith.png")
+    table.write_text(lines + "sub/John Smith 1970.png,a,north,\n")
+    told = {"labels": str(table), "privacy": STRIP if is_private else PrivacyConfig()}
+    dataset = ingest(boxed, tmp_path / "out", **told)
+    (absent,) = [warning for warning in dataset.catalog["warnings"] if "name no image of the source" in warning]
+    messages = [absent, caplog.text]
+    with pytest.raises(ConfigError, match=r"split\.time is site") as raised:
+        ingest(boxed, tmp_path / "by_time", split={"by": "time", "time": "site"}, **told)
+    messages.append(str(raised.value))
+    table.write_text("key,label\nJohn Smith 1970.png,a\n")
+    with pytest.raises(InputError, match="names none of the") as unnamed:
+        ingest(boxed, tmp_path / "none", **told)
+    messages.append(str(unnamed.value))
+    assert ("John" in "".join(messages)) is not is_private
+    assert ("north" in messages[2]) is not is_private
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:

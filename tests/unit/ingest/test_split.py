@@ -227,8 +227,13 @@ def test_times_that_are_none_are_refused() -> None:
     plan.check(listed[:2], CARRIED)
     with pytest.raises(ConfigError, match=r"a/2.jpg has 'yesterday' there"):
         plan.check(listed, CARRIED)
-    with pytest.raises(ConfigError, match=r"a/0.jpg has nothing there"):
+    with pytest.raises(ConfigError, match=r"a/0.jpg has nothing there") as caught:
         make_split_plan(with_values(listed, [None, "1", "2", "nan"]), config, CARRIED)
+    assert caught.value.mend == "give every image a time, or divide by something else: split.by"
+    with pytest.raises(ConfigError, match="and an image has something there, which is no time"):
+        make_split_plan(listed, config, CARRIED, tells_keys=False)
+    with pytest.raises(ConfigError, match="and an image has something there, which is no time"):
+        plan.check(listed, CARRIED, tells_keys=False)
 
 
 def test_a_column_the_source_has_not_is_refused() -> None:
