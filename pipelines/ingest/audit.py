@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.dataset.tables import encode_table, open_parquet, open_writer
 from pipelines.errors import AlreadyExists
@@ -61,9 +62,28 @@ def merge_audits(store: Storage, run_id: str, receipts: Iterable[Mapping[str, An
             table = open_parquet(store, path).read()
             writer.write_table(table)
             rows += table.num_rows
-    data = sink.getvalue()
+    return [_write(store, run_id, sink.getvalue(), rows)]
+
+
+def without_rows(
+    store: Storage, run_id: str, entries: Sequence[Mapping[str, Any]], image_ids: Collection[str]
+) -> list[dict[str, Any]]:
+    """Write a run's audits anew without some images, which do not come in; return what the catalog says of them."""
+    left_out = pa.array(sorted(image_ids), pa.string())
+    result = []
+    for entry in entries:
+        table = open_parquet(store, entry["path"]).read()
+        kept = table.filter(pc.invert(pc.is_in(table.column("image_id"), value_set=left_out)))
+        if kept.num_rows == table.num_rows:
+            result.append(dict(entry))
+        elif kept.num_rows:
+            result.append(_write(store, run_id, encode_table(kept), kept.num_rows))
+    return result
+
+
+def _write(store: Storage, run_id: str, data: bytes, rows: int) -> dict[str, Any]:
     digest = hashlib.sha256(data).hexdigest()
     path = f"audit/{run_id}-{digest[:16]}.parquet"
     with contextlib.suppress(AlreadyExists):
         store.create(path, data)
-    return [{"run_id": run_id, "path": path, "sha256": digest, "bytes": len(data), "rows": rows}]
+    return {"run_id": run_id, "path": path, "sha256": digest, "bytes": len(data), "rows": rows}

@@ -32,8 +32,6 @@ SUPERSEDED, UNCHANGED, WITHHELD = "superseded", "unchanged", "withheld"
 RULED_OUT = (LEAK, NEAR_LEAK, DUPLICATE, NEAR_DUPLICATE, LABEL_CONFLICT, UNCHANGED, WITHHELD)
 """Reasons in patches by which rows of a run do not count from its first version on."""
 
-_IDENTITY = ("image_id", "key", "source_sha256", "label")
-
 
 @dataclass(frozen=True)
 class StandingRow:
@@ -44,7 +42,7 @@ class StandingRow:
     split: str
     is_live: bool
     values: tuple[Any, ...]
-    """Source hash, label and carried columns: what a member's row comes to."""
+    """What a member's row comes to (`row_values`)."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,7 @@ def standing_rows(dataset: Dataset, image_ids: set[str]) -> dict[str, StandingRo
     """
     found: dict[str, StandingRow] = {}
     wanted = pa.array(sorted(image_ids), pa.string())
-    carried = dataset.catalog["carried"]
+    compared = compared_columns(dataset)
     ruled_out = _ruled_out(dataset) if image_ids else set()
     for file in dataset.shards() if image_ids else ():
         ids = dataset.written_rows(file, ["image_id"]).column("image_id")
@@ -174,13 +172,13 @@ def standing_rows(dataset: Dataset, image_ids: set[str]) -> dict[str, StandingRo
         if not len(hits):
             continue
         changes = dataset.overrides.get(file.path, {})
-        rows = dataset.written_rows(file, [*_IDENTITY, *carried]).take(hits).to_pylist()
+        rows = dataset.written_rows(file, ["image_id", "key", *compared]).take(hits).to_pylist()
         for place, row in zip(hits.to_pylist(), rows, strict=True):
             is_live = bool(changes.get(place, {}).get("live", True))
             if not is_live and (file.path, place) in ruled_out:
                 continue
             if is_live or row["image_id"] not in found:
-                values = row_values(row, carried)
+                values = row_values(row, compared)
                 found[row["image_id"]] = StandingRow(row["image_id"], row["key"], file.split, is_live, values)
     return found
 
@@ -199,9 +197,18 @@ def _ruled_out(dataset: Dataset) -> set[tuple[str, int]]:
     return found
 
 
-def row_values(row: Mapping[str, Any], carried: Sequence[str]) -> tuple[Any, ...]:
+def compared_columns(dataset: Dataset) -> list[str]:
+    """Return the columns that say whether a member's row is another one.
+
+    Where boxes are hidden the stored bytes are among them: boxes need not travel, and other boxes hide other pixels.
+    """
+    hides = PrivacyConfig(**dataset.catalog.get("privacy", {})).region_column
+    return ["source_sha256", "label", *(["stored_sha256"] if hides else []), *dataset.catalog["carried"]]
+
+
+def row_values(row: Mapping[str, Any], compared: Sequence[str]) -> tuple[Any, ...]:
     """Return what a member's row comes to: when it is the same, the member has not changed."""
-    return row["source_sha256"], json.dumps(row["label"]), *(row[name] for name in carried)
+    return tuple(json.dumps(row[name]) for name in compared)
 
 
 def known_listing(dataset: Dataset, name: str, remarks: list[str]) -> pa.Table:
