@@ -27,6 +27,7 @@ DivisorRule = Callable[[ImageHeader], int]
 SHIFTED_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 WIDE_MODES = (*SHIFTED_MODES, "I", "F")
 PLAIN_MODES = ("L", "1", "P", "CMYK", "YCbCr")
+UNSIGNED_32 = "32-bit unsigned"
 ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 
 
@@ -199,9 +200,16 @@ def _scale_values(image: Image.Image, header: ImageHeader, value_range: ValueRan
             " several channels; image.value_range is for one",
         )
     low, high = value_range
+    samples = np.asarray(image)
+    if image.mode == "I" and header.wide_samples == UNSIGNED_32:
+        samples = samples.view(np.uint32)  # Pillow's mode is signed
     with np.errstate(all="ignore"):  # any bytes make a float32, and what overflows is clipped
-        scaled = (np.asarray(image).astype(np.float32) - np.float32(low)) * np.float32(255 / (high - low))
-    grey = np.rint(np.clip(np.nan_to_num(scaled, nan=0.0), 0, 255)).astype(np.uint8)
+        scaled = samples.astype(np.float64)  # a float32 holds no more than 24 bits of a whole number
+        scaled -= low
+        scaled *= 255 / (high - low)
+    np.clip(scaled, 0, 255, out=scaled)
+    scaled[np.isnan(scaled)] = 0
+    grey = np.rint(scaled).astype(np.uint8)
     return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
 
 

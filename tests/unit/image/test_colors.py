@@ -95,6 +95,24 @@ RANGED: dict[str, tuple[Callable[[], bytes], np.ndarray, ValueRange]] = {
 }
 
 
+def tiff32(values: np.ndarray, sample_format: int, order: str = "<") -> bytes:
+    """Return a grey TIFF of 32-bit samples: 1 unsigned, 2 signed, 3 float; Pillow writes no unsigned ones."""
+    height, width = values.shape
+    data = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    fields = [(256, width), (257, height), (258, 32), (259, 1), (262, 1), (273, 8), (277, 1), (278, height)]
+    fields += [(279, len(data)), (339, sample_format)]
+    directory = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in fields)
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(data))
+    return head + data + struct.pack(f"{order}H", len(fields)) + directory + bytes(4)
+
+
+UNSIGNED = np.linspace(0, 2**32 - 1, 64 * 48).astype(np.uint32).reshape(48, 64)
+NARROW = (10**9 + np.arange(64 * 48) % 256).astype(np.uint32).reshape(48, 64)
+RANGED["32-bit unsigned TIFF"] = (lambda: tiff32(UNSIGNED, 1), UNSIGNED, (0, 2.0**32 - 1))
+RANGED["32-bit unsigned TIFF in a narrow range"] = (lambda: tiff32(NARROW, 1), NARROW, (1e9, 1e9 + 255))
+RANGED["32-bit signed TIFF"] = (lambda: tiff32(SIGNED.astype(np.int32), 2), SIGNED, (-900, 2_000))
+
+
 @pytest.mark.parametrize("kind", RANGED)
 def test_a_declared_range_is_linear_and_clipped(kind: str) -> None:
     make, values, (low, high) = RANGED[kind]
