@@ -23,7 +23,7 @@ _COLUMNS = ("image_id", "key", "label", "phash", "contrast")
 
 @dataclass(frozen=True)
 class Cluster:
-    """Images that look alike; the first is the one that stays when the others are taken out."""
+    """Images that look alike, the most held-out first."""
 
     rows: tuple[dict[str, Any], ...]
     """Each with image_id, key, label, split, row (its position in the split) and distance (bits from the first)."""
@@ -55,6 +55,8 @@ class Alike:
     leaks: tuple[dict[str, Any], ...] = ()
     """Images that look like one in a more held-out split, with that one's key (`like`), split and distance; without
     them no two splits look alike anywhere."""
+    repeats: tuple[dict[str, Any], ...] = ()
+    """Likewise, images that look like another one at all; without them nothing looks alike."""
 
     @property
     def doubt(self) -> str:
@@ -80,17 +82,11 @@ class Alike:
         }
 
     def surplus(self, *, across_splits: bool) -> list[dict[str, Any]]:
-        """Return the rows to take out: of each cluster all but the first, or only those that leak.
+        """Return the rows to take out: all that look like one that stays, or only those that leak.
 
         The picture in the most held-out split stays (test, then val, then train), as for exact duplicates.
         """
-        if across_splits:
-            return list(self.leaks)
-        return [
-            {**row, "like": cluster.rows[0]["key"], "like_split": cluster.rows[0]["split"]}
-            for cluster in self.clusters
-            for row in cluster.rows[1:]
-        ]
+        return list(self.leaks if across_splits else self.repeats)
 
 
 def find_alike(dataset: Dataset, *, max_distance: int = MAX_DISTANCE) -> Alike:
@@ -103,28 +99,38 @@ def find_alike(dataset: Dataset, *, max_distance: int = MAX_DISTANCE) -> Alike:
     neighbours = find_neighbours(phash[seen], max_distance=max_distance)
     found = neighbours.clusters()
     rank = np.repeat(np.arange(len(tables)), [len(table) for table in tables])[seen]
-    shadow = neighbours.shadowed(rank)
-    in_cluster, leaks = np.flatnonzero(found.cluster >= 0), np.flatnonzero(shadow >= 0)
-    # only rows in clusters, and what leaks, become objects
-    rows = _rows(splits, tables, np.unique(np.concatenate([seen[in_cluster], seen[leaks], seen[shadow[leaks]]])))
+    shadow, repeated = neighbours.shadowed(rank), neighbours.repeats()
+    in_cluster = np.flatnonzero(found.cluster >= 0)
+    # only rows that look like others become objects
+    places = [
+        seen[in_cluster],
+        *(part for like in (shadow, repeated) for part in (seen[like >= 0], seen[like[like >= 0]])),
+    ]
+    rows = _rows(splits, tables, np.unique(np.concatenate(places)))
     members: list[list[dict[str, Any]]] = [[] for _ in found.leader]
     for place, number in zip(seen[in_cluster].tolist(), found.cluster[in_cluster].tolist(), strict=True):
         members[number].append(rows[place])
     return Alike(
         clusters=tuple(_cluster(group) for group in members),
-        leaks=tuple(
-            {
-                **_shown(rows[place], rows[like]),
-                "like": rows[like]["key"],
-                "like_split": rows[like]["split"],
-            }
-            for place, like in zip(seen[leaks].tolist(), seen[shadow[leaks]].tolist(), strict=True)
-        ),
+        leaks=_each_beside(rows, seen, shadow),
+        repeats=_each_beside(rows, seen, repeated),
         images=len(phash),
         flat=len(phash) - len(seen),
         capped=found.capped,
         accidents=count_accidents(phash[seen], max_distance=max_distance),
     )
+
+
+def _each_beside(
+    rows: dict[int, dict[str, Any]], seen: npt.NDArray[np.int64], like: npt.NDArray[np.int64]
+) -> tuple[dict[str, Any], ...]:
+    """Return what is said of the rows that look like another, and of that one."""
+    found = []
+    for place in np.flatnonzero(like >= 0).tolist():
+        other = rows[int(seen[like[place]])]
+        beside = {"like": other["key"], "like_split": other["split"]}
+        found.append({**_shown(rows[int(seen[place])], other), **beside})
+    return tuple(found)
 
 
 def comparable(label: Any) -> Any:

@@ -108,6 +108,30 @@ class Neighbours:
             np.minimum.at(standing, self.inverse[stay], stay)
         return found
 
+    def repeats(self) -> Indices:
+        """Return for each row the first earlier row that stays and is near it, or -1 where it stays itself (N,).
+
+        As `shadowed`, with the order of rows for ranks: without these rows no two are near each other.
+        """
+        both = np.concatenate([self.pairs, self.pairs[:, ::-1]])
+        both = both[np.argsort(both[:, 0], kind="stable")]
+        nodes, starts = np.unique(both[:, 0], return_index=True)
+        ends = np.r_[starts[1:], len(both)]
+        first = self.first.astype(np.int64)
+        kept = first.copy()  # of each hash, the row that stays for it
+        stays = np.ones(len(first), bool)
+        stays[nodes] = False  # until its turn comes
+        for place in np.argsort(first[nodes], kind="stable").tolist():
+            near = both[starts[place] : ends[place], 1]
+            near = near[stays[near]]
+            if len(near):
+                kept[nodes[place]] = first[near].min()
+            else:
+                stays[nodes[place]] = True
+        found = kept[self.inverse]
+        found[found == np.arange(len(found))] = -1
+        return found
+
 
 def near_clusters(hashes: Hashes, *, max_distance: int = MAX_DISTANCE) -> NearClusters:
     """Group rows whose hashes are within `max_distance` bits of their cluster's leader; see `Neighbours.clusters`.

@@ -199,7 +199,9 @@ def _look_alikes(
     storage: Storage, files: Sequence[ShardFile], policy: DuplicatesConfig, gone: set[Place]
 ) -> tuple[list[Dropped], LookAlikes]:
     """Return the rows that go because they look like another, and what was found, among the rows that still stand."""
-    files = sorted(files, key=lambda file: (HELD_OUT.index(file.split), file.unit))  # the first of a cluster stays
+    files = sorted(
+        files, key=lambda file: (HELD_OUT.index(file.split), file.unit)
+    )  # the first of those that look alike stays
     places, hashes = _hashes(storage, files, gone)
     accidents = count_accidents(hashes, max_distance=policy.max_distance)
     if accidents > MAX_ACCIDENTS and policy.near != "report":
@@ -213,17 +215,13 @@ def _look_alikes(
         return [], LookAlikes(0, 0, 0, accidents, ())
     neighbours = find_neighbours(hashes, max_distance=policy.max_distance)
     rank = np.array([HELD_OUT.index(file.split) for file in files], np.int64)[places[:, 0]]
-    shadow = neighbours.shadowed(rank)
-    leaks = np.flatnonzero(shadow >= 0)
+    kept = neighbours.repeats() if policy.near == "drop" else neighbours.shadowed(rank)
+    goes = np.flatnonzero(kept >= 0)
+    goes = goes[np.argsort(rank[goes] == rank[kept[goes]], kind="stable")]  # leaks first
+    pairs, is_leak = np.stack([goes, kept[goes]], axis=1), rank[goes] != rank[kept[goes]]
+    reasons = [NEAR_LEAK if leak else NEAR_DUPLICATE for leak in is_leak.tolist()]
     cluster = neighbours.clusters().cluster
-    alike = np.flatnonzero(cluster >= 0)
-    pairs, reasons = np.stack([leaks, shadow[leaks]], axis=1), [NEAR_LEAK] * len(leaks)
-    if policy.near == "drop":
-        standing = alike[np.isin(alike, leaks, invert=True)]  # a leak goes in any case, and leads nobody
-        _, first, number = np.unique(cluster[standing], return_index=True, return_inverse=True)
-        beside = np.stack([standing, standing[first[number]]], axis=1)
-        beside = beside[beside[:, 0] != beside[:, 1]]
-        pairs, reasons = np.concatenate([pairs, beside]), reasons + [NEAR_DUPLICATE] * len(beside)
+    alike = int((cluster >= 0).sum())
     shown = len(pairs) if policy.near != "report" else EXAMPLES
     copies = _copies_at(storage, files, places, pairs[:shown])
     named = [
@@ -231,7 +229,9 @@ def _look_alikes(
         for (copy, kept), reason in zip(pairs[:shown].tolist(), reasons[:shown], strict=True)
     ]
     examples = tuple((copy, kept) for copy, kept, reason in named[:EXAMPLES] if reason == NEAR_LEAK)
-    near = LookAlikes(int(cluster.max(initial=-1)) + 1, len(alike), len(leaks), accidents, examples, neighbours.capped)
+    near = LookAlikes(
+        int(cluster.max(initial=-1)) + 1, alike, int(is_leak.sum()), accidents, examples, neighbours.capped
+    )
     return [] if policy.near == "report" else [Dropped(*each) for each in named], near
 
 

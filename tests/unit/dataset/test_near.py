@@ -122,6 +122,24 @@ def test_what_is_left_without_the_shadowed_has_no_near_rows_across_ranks(
             assert are_near(row, near_row)
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), FLIPS), min_size=1, max_size=25), st.integers(0, 4))
+def test_what_is_left_without_the_repeats_has_no_near_rows_and_each_repeat_one_that_stays(
+    drawn: list[tuple[int, list[int]]], distance: int
+) -> None:
+    hashes = [flipped(0x0123456789ABCDEF * (base + 1) % 2**64, bits) for base, bits in drawn]
+    neighbours = find_neighbours(np.array(hashes, np.uint64), max_distance=distance)
+    found = neighbours.repeats()
+    assert found.tolist() == neighbours.shadowed(np.arange(len(hashes))).tolist()
+    stays = [row for row, near_row in enumerate(found.tolist()) if near_row < 0]
+    apart = [(hashes[one] ^ hashes[other]).bit_count() for one in stays for other in stays if one < other]
+    assert min(apart, default=64) > distance
+    for row, near_row in enumerate(found.tolist()):
+        if near_row >= 0:
+            assert near_row in stays
+            assert (hashes[row] ^ hashes[near_row]).bit_count() <= distance
+
+
 def drawn_alike(number: int, seed: int = 0) -> np.ndarray:
     """Return hashes of pictures of one kind: most bits are the same in all, the others go together in groups."""
     draw = np.random.default_rng(seed)

@@ -11,15 +11,19 @@ import pytest
 from PIL import Image
 
 from pipelines.dataset import inspect, near
-from pipelines.dataset.duplicates import find_alike
+from pipelines.dataset.duplicates import HELD_OUT, find_alike
 from pipelines.dataset.leaks import find_leaks
 from pipelines.dataset.reader import Dataset, open_dataset
+from pipelines.dataset.writer import ShardWriter
 from pipelines.errors import DataError
 from pipelines.ingest import finish, stage
 from pipelines.ingest.checks import run_checks
 from pipelines.ingest.config import CheckConfig, DuplicatesConfig, IngestConfig
+from pipelines.ingest.dedupe import find_duplicates
 from pipelines.ingest.plan import plan
 from pipelines.ingest.unit import ingest_unit
+from pipelines.storage import Storage
+from tests.unit.dataset.rows import make_row, make_test_catalog
 
 
 def scene(seed: int, quality: int = 95) -> bytes:
@@ -141,6 +145,44 @@ def test_the_catalog_says_what_went_and_what_looks_alike(source: Path, tmp_path:
     assert found["near"]["examples"] == [
         {"image": "train/cat/2.jpg", "from": "train", "like": "test/cat/near.jpg", "in": "test"}
     ]
+
+
+def write_hashes(root: Path, hashes: list[tuple[str, int]]) -> Dataset:
+    """Return a dataset, not published, with one row for each (split, hash)."""
+    storage = Storage.open(str(root))
+    writer = ShardWriter(storage, "r" * 32 + "-1", 0, "a0")
+    for number, (split, phash) in enumerate(hashes):
+        writer.append(split, {**make_row(number), "phash": phash})
+    return Dataset(
+        storage.uri, 0, make_test_catalog(storage, "r" * 32 + "-1", list(writer.close().files), [], "photos")
+    )
+
+
+def test_what_goes_looks_like_something_that_stays_and_nothing_that_stays_looks_alike(tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    hashes = draw.integers(0, 2**63, 4, dtype=np.uint64)[draw.integers(0, 4, 120)]
+    for _ in range(4):
+        hashes = hashes ^ (np.uint64(1) << draw.integers(0, 64, 120).astype(np.uint64))
+    splits = [("train", "val", "test")[number] for number in draw.integers(0, 3, 120)]
+    dataset = write_hashes(tmp_path / "out", list(zip(splits, hashes.tolist(), strict=True)))
+    by_key = {f"{number}.png": (splits[number], value) for number, value in enumerate(hashes.tolist())}
+    found = find_duplicates(dataset.storage, dataset.shards(), DuplicatesConfig(near="drop"))
+    by_ingest = {each.copy.key: (each.kept.key, each.reason) for each in found.dropped}
+    by_command = {
+        row["key"]: (row["like"], "NEAR_LEAK" if row["split"] != row["like_split"] else "NEAR_DUPLICATE")
+        for row in find_alike(dataset).surplus(across_splits=False)
+    }
+    assert found.near.leaks == sum(reason == "NEAR_LEAK" for _, reason in by_ingest.values())
+    assert len(set(by_ingest.values())) > 5
+    for gone in (by_ingest, by_command):
+        stays = by_key.keys() - gone.keys()
+        apart = [(by_key[one][1] ^ by_key[other][1]).bit_count() for one in stays for other in stays if one < other]
+        assert min(apart) > 4
+        for key, (kept, reason) in gone.items():
+            assert kept in stays
+            assert (by_key[key][1] ^ by_key[kept][1]).bit_count() <= 4
+            assert HELD_OUT.index(by_key[kept][0]) <= HELD_OUT.index(by_key[key][0])
+            assert reason == ("NEAR_DUPLICATE" if by_key[kept][0] == by_key[key][0] else "NEAR_LEAK")
 
 
 def test_hashes_that_were_not_compared_with_all_are_told(
