@@ -17,6 +17,7 @@ from typing_extensions import override
 from pipelines.dataset.inspect import quarantined
 from pipelines.dataset.reader import Dataset
 from pipelines.dataset.tables import decode_table
+from pipelines.dataset.taken import read_taken
 from pipelines.errors import InputError
 from pipelines.ingest.config import PrivacyConfig
 from pipelines.ingest.dedupe import DUPLICATE, LABEL_CONFLICT, LEAK, NEAR_DUPLICATE, NEAR_LEAK
@@ -65,6 +66,7 @@ class PartSource(Source):
         self._inner = inner
         self.carried = tuple(carried)
         self.task = inner.task
+        self.tells_keys = inner.tells_keys
         self._listing = listing
 
     @override
@@ -134,6 +136,8 @@ def find_update(dataset: Dataset, source: Source) -> Update:
     changed_ids = {entry.image_id for entry in compress(listing.entries, news.changed.tolist())}
     standing = standing_rows(dataset, {*changed_ids, *news.gone})
     withheld = {image_id for image_id in changed_ids if image_id in standing and not standing[image_id].is_live}
+    unread = compress(listing.entries, (news.new | news.changed).tolist())
+    withheld |= read_taken(dataset).intersection(entry.image_id for entry in unread)
     entries = tuple(
         entry
         for entry in compress(listing.entries, (news.new | news.changed).tolist())
@@ -148,6 +152,7 @@ def find_update(dataset: Dataset, source: Source) -> Update:
     assert isinstance(plan, KeptSplit)
     plan.check([entry for entry in entries if not entry.reason], part.carried, tells_keys=source.tells_keys)
     _remark_splits(plan, entries, remarks)
+    remark_moved(part, dataset.uri, plan, entries, replaced, remarks)
     vanished = [standing[image_id] for image_id in news.gone if image_id in standing and standing[image_id].is_live]
     gone = [row for row in vanished if _is_listed(row.key, source.uri)]
     if withheld:
@@ -265,6 +270,34 @@ def _is_listed(key: str, uri: str) -> bool:
     """Return whether a listing would name the member if it were there: a pattern leaves out what it does not match."""
     pattern = split_pattern(uri)
     return pattern is None or pattern.matches(key.partition("!/")[0])
+
+
+def remark_moved(
+    source: Source,
+    out: str,
+    plan: SplitPlan,
+    entries: Sequence[Entry],
+    replaced: Mapping[str, StandingRow],
+    remarks: list[str],
+) -> None:
+    """Say which changed images have a group or time of another split now: they stay where they are, and that leaks."""
+    if plan.by not in ("group", "time"):
+        return
+    moved = [
+        (entry.key, replaced[entry.image_id].split, wanted)
+        for entry in entries
+        if not entry.reason and entry.image_id in replaced
+        if (wanted := plan.place(entry, source.carried)) != replaced[entry.image_id].split
+    ]
+    if not moved:
+        return
+    key, stands, wanted = moved[0]
+    example = f" ({key} stands in {stands}, and its {plan.column} in {wanted})" if source.tells_keys else ""
+    remarks.append(
+        f"{len(moved):,} changed {'images have' if len(moved) > 1 else 'image has'} a {plan.column} of another split"
+        f" now{example}: what stands does not move, so held-out figures may be too good;"
+        f" `resnet data exclude {out}` takes images out"
+    )
 
 
 def _remark_splits(plan: SplitPlan, entries: Sequence[Entry], remarks: list[str]) -> None:

@@ -24,6 +24,7 @@ from pipelines.ingest.newcomers import (
     carrying,
     known_listing,
     read_columns,
+    remark_moved,
     standing_rows,
 )
 from pipelines.sources.base import Listing, Source
@@ -80,6 +81,7 @@ def find_refused(dataset: Dataset, source: Source) -> Update | None:
         ]
     ).combine_chunks()
     part = PartSource(source, Listing(entries, {}, listing.faults), columns)
+    remark_moved(part, dataset.uri, plan, entries, replaced, remarks)
     return Update(part, replace(plan, kept=kept), table, replaced, [], len(withheld), tuple(remarks))
 
 
