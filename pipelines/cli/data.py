@@ -79,7 +79,7 @@ def show(dataset: str, samples: int, as_json: bool) -> None:
     reference = f"{facts['uri']}@v{facts['version']}"
     first = "train" if "train" in facts["splits"] else next(iter(facts["splits"]), "train")
     onwards = render.network_step(reference, task=facts["task"], classes=facts["classes"])
-    render.next_steps([f"resnet data files {reference} --split {first}", onwards])
+    render.next_steps([render.command("data", "files", reference, "--split", first), onwards])
 
 
 def _show_splits(facts: dict[str, Any]) -> None:
@@ -111,7 +111,7 @@ def verify(dataset: str, as_json: bool) -> None:
     if not problems:
         if not as_json:
             click.echo(f"{render.clean(opened.ref)}: whole, {opened.catalog['rows']:,} rows")
-            render.next_steps([f"resnet data show {opened.ref}"])
+            render.next_steps([render.command("data", "show", opened.ref)])
         return
     for problem in problems[:_PROBLEMS_SHOWN]:
         render.note(str(problem))
@@ -154,7 +154,7 @@ def check(dataset: str, rules: tuple[str, ...], as_json: bool) -> None:
         if not finding.is_kept:
             click.echo(f"warning: {render.clean(str(finding))}")
     onwards = render.network_step(opened.ref, task=opened.task, classes=opened.classes)
-    render.next_steps(list(dict.fromkeys([f"resnet data sheet {opened.ref}", onwards])))
+    render.next_steps(list(dict.fromkeys([render.command("data", "sheet", opened.ref), onwards])))
 
 
 @command.command("files")
@@ -172,8 +172,8 @@ def files(dataset: str, split: str, as_json: bool) -> None:
     # Paths only, so that the output can be piped; the next commands go to stderr.
     for path in paths:
         click.echo(path)
-    option = f" --split {split}" if split else ""
-    render.note(f"next:\n  resnet data files {dataset}{option} | xargs -r {_READ_WITH_PANDAS}")
+    again = render.command("data", "files", dataset, *(["--split", split] if split else []))
+    render.note(f"next:\n  {again} | tr '\\n' '\\0' | xargs -0 -r {_READ_WITH_PANDAS}")
 
 
 @command.command("compact")
@@ -196,7 +196,7 @@ def compact(dataset: str, purge: bool, as_json: bool) -> None:
         click.echo(f"{render.clean(dataset)}: no patch stands, nothing to write")
     else:
         click.echo(f"{render.clean(dataset)}@v{version}: published, no patch stands")
-        render.next_steps([f"resnet data files {dataset}@v{version}"])
+        render.next_steps([render.command("data", "files", f"{dataset}@v{version}")])
 
 
 @command.command("export")
@@ -217,5 +217,5 @@ def export(dataset: str, out: str, split: str, as_json: bool) -> None:
         return
     click.echo(f"{render.clean(out)}: {written:,} images")
     is_multi = opened.task == "multi"
-    again = f"{out} labels={out}/labels.jsonl" if is_multi else f"{out}/{split or 'train'}"
-    render.next_steps([f"resnet ingest {again}"])
+    again = [out, f"labels={out}/labels.jsonl"] if is_multi else [f"{out}/{split or 'train'}"]
+    render.next_steps([render.command("ingest", *again)])

@@ -80,7 +80,7 @@ def retract(dataset: str, images: tuple[str, ...], table: str, reason: str, as_j
         click.echo("no version's files hold them any more")
         return
     render.table(("version", "of these images in its files"), [(f"v{number}", count) for number, count in held.items()])
-    render.next_steps([f"resnet data compact {opened.uri} --purge"])
+    render.next_steps([render.command("data", "compact", opened.uri, "--purge")])
 
 
 @click.command("duplicates")
@@ -119,13 +119,15 @@ def duplicates(dataset: str, distance: int, across_splits: bool, table: str, pag
     render.pairs(alike.counts())
     if alike.doubt:
         click.echo(f"warning: {alike.doubt}")
-    commands = [f"python -m webbrowser {page}"] if page else [f"resnet data duplicates {dataset} --page alike.html"]
+    commands = (
+        [render.show_page(page)] if page else [render.command("data", "duplicates", dataset, "--page", "alike.html")]
+    )
     if table and surplus:
-        commands.append(f"resnet data exclude {opened.uri} --from {table} --reason near-duplicate")
+        commands.append(render.command("data", "exclude", opened.uri, "--from", table, "--reason", "near-duplicate"))
     elif table:
         click.echo(f"nothing to take out: {render.clean(table)} was not written")
     elif surplus:
-        commands.append(f"resnet data duplicates {dataset} --across-splits --table alike.csv")
+        commands.append(render.command("data", "duplicates", dataset, "--across-splits", "--table", "alike.csv"))
     render.next_steps(commands)
 
 
@@ -170,7 +172,7 @@ def sheet(dataset: str, page: str, numbers: str, as_json: bool) -> None:
             "refused members": sum(profile.refused.values()),
         }
     )
-    render.next_steps([f"python -m webbrowser {page}", f"resnet data duplicates {dataset} --page alike.html"])
+    render.next_steps([render.show_page(page), render.command("data", "duplicates", dataset, "--page", "alike.html")])
 
 
 def _write_table(path: str, rows: list[dict[str, Any]]) -> None:
@@ -201,9 +203,9 @@ def log(dataset: str, as_json: bool) -> None:
     ]
     render.table(("version", "made by", "rows", ""), rows)
     if len(lines) > 1:
-        render.next_steps([f"resnet data diff {opened.uri}@v{opened.version - 1} {opened.ref}"])
+        render.next_steps([render.command("data", "diff", f"{opened.uri}@v{opened.version - 1}", opened.ref)])
     else:
-        render.next_steps([f"resnet data show {opened.ref}"])
+        render.next_steps([render.command("data", "show", opened.ref)])
 
 
 @click.command("diff")
@@ -226,7 +228,7 @@ def diff(old: str, new: str, as_json: bool) -> None:
             click.echo(f"{sign} {row['split']}  {render.clean(str(row['label']))}  {render.clean(row['key'])}")
         if len(rows) > _SHOWN:
             click.echo(f"{sign} ... and {len(rows) - _SHOWN:,} more; --json names all")
-    render.next_steps([f"resnet data show {new}"])
+    render.next_steps([render.command("data", "show", new)])
 
 
 @click.command("gc")
@@ -249,7 +251,7 @@ def gc(dataset: str, older_than_hours: float, as_json: bool) -> None:
         f"{render.clean(opened.uri)}: {len(done.deleted):,} files deleted ({done.freed_bytes:,} bytes),"
         f" {len(done.dead)} unfinished runs declared dead"
     )
-    render.next_steps([f"resnet data verify {opened.uri}"])
+    render.next_steps([render.command("data", "verify", opened.uri)])
 
 
 @click.command("purge")
@@ -264,13 +266,13 @@ def purge(dataset: str, as_json: bool) -> None:
 
     uri, version = parse_ref(dataset)
     if version is None:
-        raise InputError(f"{dataset} names no version", mend=f"resnet data log {dataset} lists them")
+        raise InputError(f"{dataset} names no version", mend=f"{render.command('data', 'log', dataset)} lists them")
     deleted = collect.purge(Storage.open(uri), version)
     if as_json:
         render.as_json({"dataset": uri, "version": version, "deleted": deleted})
         return
     click.echo(f"{render.clean(uri)}@v{version}: purged, {len(deleted):,} files deleted")
-    render.next_steps([f"resnet data log {uri}"])
+    render.next_steps([render.command("data", "log", uri)])
 
 
 def purge_earlier(uri: str) -> dict[str, Any]:
@@ -299,11 +301,11 @@ def _publish(opened: Dataset, changes: list[Change], done: str, as_json: bool) -
     name = render.clean(Path(opened.uri).name)
     if version is None:
         click.echo(f"{name}: {_images(len(changes))} as wanted already, nothing was published")
-        render.next_steps([f"resnet data show {opened.ref}"])
+        render.next_steps([render.command("data", "show", opened.ref)])
         return
     click.echo(f"{name}: {_images(len(changes))} {done}, published as v{version}")
     from pipelines.dataset.reader import open_dataset
 
     now = open_dataset(f"{opened.uri}@v{version}")
     onwards = render.network_step(now.ref, task=now.task, classes=now.classes)
-    render.next_steps([f"resnet data diff {opened.ref} {now.ref}", onwards])
+    render.next_steps([render.command("data", "diff", opened.ref, now.ref), onwards])

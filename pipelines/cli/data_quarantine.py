@@ -60,13 +60,13 @@ def list_refused(dataset: str, accepted: bool, as_json: bool) -> None:
         code = groups[0].reason
         render.next_steps(
             [
-                f"resnet data quarantine show {opened.ref} --page refused.html",
-                f"resnet data quarantine retry {opened.uri}",
-                f"resnet data quarantine accept {opened.uri} --code {code} --reason WHY",
+                render.command("data", "quarantine", "show", opened.ref, "--page", "refused.html"),
+                render.command("data", "quarantine", "retry", opened.uri),
+                render.command("data", "quarantine", "accept", opened.uri, "--code", code, "--reason", "WHY"),
             ]
         )
     else:
-        render.next_steps([f"resnet data show {opened.ref}"])
+        render.next_steps([render.command("data", "show", opened.ref)])
 
 
 @command.command("show")
@@ -104,7 +104,9 @@ def show(dataset: str, members: tuple[str, ...], page: str, as_json: bool) -> No
     if not rows:
         click.echo(f"{render.clean(opened.ref)}: nothing was refused")
     render.next_steps(
-        [f"python -m webbrowser {page}"] if page else [f"resnet data quarantine show {opened.ref} --page refused.html"]
+        [render.show_page(page)]
+        if page
+        else [render.command("data", "quarantine", "show", opened.ref, "--page", "refused.html")]
     )
 
 
@@ -140,12 +142,14 @@ def retry(dataset: str, overrides: tuple[str, ...], as_json: bool) -> None:
     if now.version == opened.version:
         click.echo(f"{name}: {before:,} refused, and none of them passes now; nothing was published")
         render.next_steps(
-            [f"resnet data quarantine list {opened.ref}"] if before else [f"resnet data show {opened.ref}"]
+            [render.command("data", "quarantine", "list", opened.ref)]
+            if before
+            else [render.command("data", "show", opened.ref)]
         )
         return
     click.echo(f"{name}: {before - left:,} of {before:,} pass now, published as v{now.version}; {left:,} stay refused")
     onwards = render.network_step(now.ref, task=now.task, classes=now.classes)
-    render.next_steps([f"resnet data diff {opened.ref} {now.ref}", onwards])
+    render.next_steps([render.command("data", "diff", opened.ref, now.ref), onwards])
 
 
 @command.command("accept")
@@ -186,7 +190,7 @@ def accept(
         click.echo(f"{name}: nothing is refused that is not accepted already")
         return
     click.echo(f"{name}: {number:,} accepted as lost, published as v{version}")
-    render.next_steps([f"resnet data quarantine list {opened.uri}@v{version}"])
+    render.next_steps([render.command("data", "quarantine", "list", f"{opened.uri}@v{version}")])
 
 
 def _named(rows: Sequence[Row], members: Sequence[str], where: str) -> list[Row]:
@@ -198,7 +202,9 @@ def _named(rows: Sequence[Row], members: Sequence[str], where: str) -> list[Row]
     found = [row for row in rows if row["key"] in members or row["image_id"] in members]
     unknown = set(members) - {row["key"] for row in found} - {row["image_id"] for row in found}
     if unknown:
-        raise InputError(f"{min(unknown)} was not refused in {where}", mend=f"resnet data quarantine list {where}")
+        raise InputError(
+            f"{min(unknown)} was not refused in {where}", mend=render.command("data", "quarantine", "list", where)
+        )
     return found
 
 

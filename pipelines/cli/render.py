@@ -84,9 +84,19 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def command(*words: str) -> str:
+    """Return a command of `resnet`, quoted for a shell."""
+    return shlex.join(["resnet", *words])
+
+
+def show_page(page: str) -> str:
+    """Return the command that opens a page, quoted for a shell."""
+    return shlex.join(["python", "-m", "webbrowser", page])
+
+
 def network_step(reference: str, *, task: str, classes: Sequence[str]) -> str:
     """Return the command that goes on with a dataset: training, where its images have one label each."""
-    return f"resnet train {reference}" if task == "single" and classes else f"resnet data sheet {reference}"
+    return command("train", reference) if task == "single" and classes else command("data", "sheet", reference)
 
 
 def next_steps(commands: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -230,8 +231,8 @@ class Dataset:
                 f"{len(patched)} of {len(shards)} shards of split {split!r} in {self.ref} are patched;"
                 " other tools would read rows that no longer count",
                 where=self.storage.address(patched[0]),
-                mend=f"`resnet data compact {self.uri}` writes them anew;"
-                f" `resnet data export {self.ref} --out FOLDER` gives plain files",
+                mend=f"`resnet data compact {shlex.quote(self.uri)}` writes them anew;"
+                f" `resnet data export {shlex.quote(self.ref)} --out FOLDER` gives plain files",
             )
         return [self.storage.address(file.path) for file in shards]
 
@@ -273,7 +274,8 @@ class Dataset:
     def _faults(self, path: str, group: int | None = None) -> Iterator[None]:
         """Turn what pyarrow and storage raise into errors that name the shard."""
         part = path if group is None else f"row group {group} of {path}"
-        mend = f"`resnet data verify {self.ref}` lists all damage; restore the file from a backup or ingest again"
+        verify = f"`resnet data verify {shlex.quote(self.ref)}`"
+        mend = f"{verify} lists all damage; restore the file from a backup or ingest again"
         try:
             yield
         except NotFound as error:
@@ -310,7 +312,7 @@ def open_dataset(reference: str, *, stage_format: str | None = DATASET_FORMAT) -
     if catalog is None:
         raise InputError(
             f"there is no dataset at {storage.uri}: no catalog is published there",
-            mend=f"make one: resnet ingest SOURCE --out {uri}",
+            mend=f"make one: resnet ingest SOURCE --out {shlex.quote(uri)}",
         )
     return Dataset(storage.uri, int(catalog["version"]), catalog)
 

@@ -6,13 +6,22 @@ A first ingest makes version 1. An append reads what a dataset has not and joins
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipelines.dataset.catalog import DATASET_FORMAT, Catalog, Rebase, next_run_id, publish_version, read_version
+from pipelines.dataset.catalog import (
+    DATASET_FORMAT,
+    Catalog,
+    Rebase,
+    format_ref,
+    next_run_id,
+    publish_version,
+    read_version,
+)
 from pipelines.errors import InputError
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.plan import STAGE, as_first, earlier_keys, make_plan, open_images
@@ -157,7 +166,7 @@ def _retry(
     if standing is None or source.name not in standing["sources"]:
         raise InputError(
             f"{store.uri} holds nothing of {source.name} that could be tried again",
-            mend=f"resnet ingest {source.uri} --out {store.uri}" + (" --append" if standing else ""),
+            mend=shlex.join(["resnet", "ingest", source.uri, "--out", store.uri, *(["--append"] if standing else [])]),
         )
     update = find_refused(Dataset(store.uri, standing["version"], standing), source)
     if update is None:
@@ -379,17 +388,18 @@ def _result(plan: Plan, catalog: Catalog, *, skipped: bool, **rate: float) -> In
     reasons = {name.partition(".")[2]: number for name, number in counts.items() if name.startswith("quarantined.")}
     if reasons:
         figures["reasons"] = ", ".join(f"{reason} {number}" for reason, number in reasons.items())
-    commands: tuple[str, ...] = (f"resnet data show {plan.out}", f"resnet train {plan.out}")
+    out = shlex.quote(plan.out)
+    commands: tuple[str, ...] = (f"resnet data show {out}", f"resnet train {out}")
     if not catalog["classes"]:
-        commands = (f"resnet data relabel {plan.out} LABELS.csv", commands[0])
+        commands = (f"resnet data relabel {out} LABELS.csv", commands[0])
     elif catalog["task"] != "single":
-        commands = (commands[0], f"resnet data sheet {plan.out}")
+        commands = (commands[0], f"resnet data sheet {out}")
     if counts["quarantined"] > counts.get("accepted", 0):
-        commands = (*commands, f"resnet data quarantine list {plan.out}")
+        commands = (*commands, f"resnet data quarantine list {out}")
     if not skipped and (difference := catalog.get("difference")):
         figures |= {name: difference[name] for name in _NEWS if difference[name]}
-        commands = (f"resnet data diff {plan.out}@v{difference['parent']} {plan.out}", *commands)
+        commands = (f"resnet data diff {shlex.quote(format_ref(plan.out, difference['parent']))} {out}", *commands)
         if gone := catalog["sheet"].get("gone"):
-            exclude = f"resnet data exclude {plan.out} --from {plan.out}/{gone} --reason 'gone from the source'"
-            commands = (exclude, *commands)
+            table = shlex.quote(f"{plan.out}/{gone}")
+            commands = (f"resnet data exclude {out} --from {table} --reason 'gone from the source'", *commands)
     return IngestResult(plan.stage, plan.out, plan.key, skipped, figures, commands, version=int(catalog["version"]))

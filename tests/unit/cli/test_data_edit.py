@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,35 @@ def test_gc_and_purge(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{uri}@v1: purged" in said(capsys, "purge", f"{uri}@v1")
     assert run_command(["data", "purge", uri]) == 2
     assert "names no version" in capsys.readouterr().err
+
+
+def test_next_commands_can_be_pasted_where_a_folder_has_a_space(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = Storage.open(tmp_path / "my data")
+    ingest(storage, {0: range(12)})
+    uri, page, out = storage.uri, str(tmp_path / "my page.html"), str(tmp_path / "my files")
+    assert run_command(["data", "files", uri]) == 0
+    assert f"resnet data files '{uri}' | tr '\\n' '\\0' | xargs -0 -r python" in capsys.readouterr().err
+    for words in (
+        ("show", uri),
+        ("verify", uri),
+        ("check", uri, "min_images_per_class=1"),
+        ("export", uri, "--out", out),
+        ("sheet", uri, "--page", page),
+        ("duplicates", uri, "--page", page),
+        ("quarantine", "list", uri),
+        ("quarantine", "show", uri, "--page", page),
+        ("exclude", uri, "0.png", "--reason", "x"),
+        ("diff", f"{uri}@v1", uri),
+        ("log", uri),
+        ("compact", uri),
+        ("retract", uri, "3.png"),
+        ("gc", uri),
+    ):
+        _, steps, commands = said(capsys, *words).partition("next:\n")
+        assert steps, words
+        for command in commands.splitlines():
+            split = shlex.split(command)
+            assert split[0] in ("resnet", "python"), words
+            assert any(word.startswith((uri, page, out)) for word in split), words

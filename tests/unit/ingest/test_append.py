@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -252,6 +253,19 @@ def test_what_another_pattern_covers_is_not_gone(tmp_path: Path) -> None:
     dataset, read = grow(photos, tmp_path / "out")
     assert read == []
     assert sorted(dataset.catalog["difference"]["gone_keys"]) == ["2024-01/cat/0000.jpg", "2025-01/cat/0000.jpg"]
+
+
+def test_next_commands_can_be_pasted_where_a_folder_has_a_space(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "my out"
+    ingest(folder, out)
+    (folder / "cat" / "0000.jpg").unlink()
+    result = stage.run(config_of(folder, out, append=True), Reader())
+    assert len(result.next_commands) == 4
+    for command in result.next_commands:
+        assert any(word.startswith(str(out)) for word in shlex.split(command)), command
+    with pytest.raises(InputError) as caught:
+        stage.run(config_of(folder, tmp_path / "no out", retry_failed=True), Reader())
+    assert caught.value.mend == f"resnet ingest {folder} --out '{tmp_path}/no out'"
 
 
 def test_a_member_that_comes_back_as_it_was_is_not_read(folder: Path, out: Path) -> None:
