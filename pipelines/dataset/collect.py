@@ -32,6 +32,7 @@ from pipelines.dataset.catalog import (
 from pipelines.dataset.reader import Dataset, open_dataset
 from pipelines.dataset.rewrite import rewrite_touched
 from pipelines.dataset.shards import read_shard_list, write_shard_list
+from pipelines.dataset.taken import TAKEN, write_taken
 from pipelines.errors import AlreadyExists, DataError, InputError
 from pipelines.storage import Storage, StoredFile
 
@@ -111,7 +112,8 @@ def clean_run(storage: Storage, run_id: str) -> list[str]:
 def compact(reference: str) -> int | None:
     """Write every patched shard anew and publish the result; return the version, or None where no patch stood.
 
-    Rows, their order and all fingerprints stay as they are. When another version is published meanwhile it starts
+    Rows, their order and all fingerprints stay as they are; of images that were taken out the ids are kept, so that
+    an append does not bring them back. When another version is published meanwhile it starts
     again from that one.
     """
     while True:
@@ -126,6 +128,8 @@ def compact(reference: str) -> int | None:
         lists = [_compacted_list(dataset, run_id, f"{attempt}-{n}", entry) for n, entry in enumerate(entries)]
         catalog = {**dataset.catalog, "stage": "compact", "key": key, "shard_lists": lists, "patches": []}
         catalog["splits"] = _with_bytes(dataset, catalog)
+        if taken := write_taken(dataset, run_id):
+            catalog[TAKEN] = taken
         catalog.pop("sheet", None)  # it may show images that are no longer there
         try:
             return publish_version(dataset.storage, run_id, catalog, base=dataset.version)
@@ -165,7 +169,7 @@ def named_files(storage: Storage, catalog: Mapping[str, Any]) -> set[str]:
     """Return every file that a dataset's catalog names, by itself or through its shard lists."""
     named = {entry["path"] for entry in [*catalog["shard_lists"], *catalog["patches"]]}
     named |= set(catalog.get("sheet", {}).values())
-    named |= {entry["path"] for entry in catalog.get("audits", [])}
+    named |= {entry["path"] for entry in [*catalog.get("audits", []), *catalog.get(TAKEN, [])]}
     named |= {entry["path"] for entry in listings_of(catalog)}
     for entry in catalog["shard_lists"]:
         shards, quarantine = read_shard_list(storage, entry)

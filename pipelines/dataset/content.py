@@ -151,6 +151,7 @@ def append_catalog(
         **{name: _added(standing[name], addition[name]) for name in _ADD_UP if name in standing and name in addition},
         **{name: {**standing[name], **addition.get(name, {})} for name in _PER_SOURCE if name in standing},
         **{name: [*standing.get(name, []), *addition[name]] for name in ("audits",) if name in addition},
+        **({"taken_out": standing["taken_out"]} if "taken_out" in standing else {}),
         "shard_lists": [*standing["shard_lists"], *addition["shard_lists"]],
         "patches": [*standing["patches"], *addition["patches"]],
     }

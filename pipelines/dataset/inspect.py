@@ -18,6 +18,7 @@ from pipelines.dataset.reader import Dataset, open_dataset
 from pipelines.dataset.receipt import ShardFile
 from pipelines.dataset.schema import QUARANTINE_SCHEMA, with_later_columns
 from pipelines.dataset.tables import open_parquet
+from pipelines.dataset.taken import TAKEN
 from pipelines.dataset.writer import row_fingerprint
 from pipelines.errors import DataError, InputError, NotFound
 from pipelines.storage import Storage
@@ -143,7 +144,13 @@ def verify(dataset: Dataset) -> Iterator[Problem]:
 
 def _verify_files(dataset: Dataset) -> Iterator[Problem]:
     catalog = dataset.catalog
-    tables = [*catalog["shard_lists"], *catalog["patches"], *listings_of(catalog), *catalog.get("audits", [])]
+    tables = [
+        *catalog["shard_lists"],
+        *catalog["patches"],
+        *listings_of(catalog),
+        *catalog.get("audits", []),
+        *catalog.get(TAKEN, []),
+    ]
     for entry in tables:
         yield from _verify_bytes(dataset.storage, entry["path"], entry["bytes"], entry["sha256"])
     try:

@@ -1,0 +1,70 @@
+"""Images that somebody took out: their ids alone are kept when `compact` deletes their rows, so that they stay out."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.dataset.reader import Dataset
+from pipelines.dataset.tables import decode_table, encode_table
+from pipelines.errors import AlreadyExists, DataError
+
+TAKEN = "taken_out"
+"""Field of a catalog: the tables of these ids."""
+
+_SCHEMA = pa.schema([pa.field("image_id", pa.string())])
+
+
+def write_taken(dataset: Dataset, run_id: str) -> list[dict[str, Any]]:
+    """Write the ids of a dataset's rows that are out and have no other row; return what the catalog says of them all.
+
+    A row that a changed image took the place of has another, and is not among them.
+    """
+    standing = list(dataset.catalog.get(TAKEN, []))
+    dead: set[str] = set()
+    for file in dataset.shards():
+        changes = dataset.overrides.get(file.path, {})
+        rows = [row for row, change in changes.items() if not change.get("live", True)]
+        if rows:
+            dead.update(dataset.written_rows(file, ["image_id"]).column("image_id").take(rows).to_pylist())
+    if dead:
+        wanted = pa.array(sorted(dead), pa.string())
+        for split in dataset.splits:
+            ids = dataset.table(split, ["image_id"]).column("image_id")
+            dead.difference_update(ids.filter(pc.is_in(ids, value_set=wanted)).to_pylist())
+    if not dead:
+        return standing
+    data = encode_table(pa.table({"image_id": sorted(dead)}, schema=_SCHEMA))
+    digest = hashlib.sha256(data).hexdigest()
+    path = f"data/{run_id}/_taken-{digest[:16]}.parquet"
+    with contextlib.suppress(AlreadyExists):  # the name is the content
+        dataset.storage.create(path, data)
+    return [*standing, {"path": path, "sha256": digest, "bytes": len(data), "rows": len(dead)}]
+
+
+def read_taken(dataset: Dataset) -> set[str]:
+    """Return the ids of images that were taken out before their rows were deleted.
+
+    Raises:
+        DataError: a table is not what was written.
+    """
+    ids: set[str] = set()
+    for entry in dataset.catalog.get(TAKEN, []):
+        ids.update(_read(dataset, entry))
+    return ids
+
+
+def _read(dataset: Dataset, entry: Mapping[str, Any]) -> list[str]:
+    data = dataset.storage.read(entry["path"])
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise DataError(
+            f"{dataset.storage.address(entry['path'])} is not what was written: its SHA-256 differs",
+            mend="restore the file from a backup",
+        )
+    found: list[str] = decode_table(data, entry["path"]).column("image_id").to_pylist()
+    return found
