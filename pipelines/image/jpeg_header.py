@@ -10,6 +10,8 @@ from pipelines.image.ifd import BadDirectory, read_directory, read_layout, read_
 JPEG_FRAME_MARKERS = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 JPEG_PLAIN_MARKERS = frozenset({0xC0, 0xC1, 0xC2})
 JPEG_PROGRESSIVE_MARKERS = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+JFIF_BYTES = 14
+"""A shorter JFIF segment is none to libjpeg, which then goes by the component ids."""
 TAG_MPO_IMAGES = 0xB001
 FEW_BYTES = 16_384
 
@@ -112,7 +114,7 @@ def _note_jpeg_segment(marker: int, body: bytes, found: _JpegFindings) -> None:
         found.height, found.width = body[1] << 8 | body[2], body[3] << 8 | body[4]
         found.component_ids = body[6 : 6 + 3 * body[5] : 3]
     elif marker == 0xE0:
-        found.has_jfif = found.has_jfif or body[:5] == b"JFIF\0"
+        found.has_jfif = found.has_jfif or (body[:5] == b"JFIF\0" and len(body) >= JFIF_BYTES)
     elif marker == 0xEE and body[:5] == b"Adobe" and len(body) >= 12:
         found.adobe_transform = body[11]
     elif marker == 0xE1 and body[:6] == b"Exif\0\0":

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from pipelines.image.animated_header import gif_blocks, webp_chunks
 from pipelines.image.ifd import field_sizes
-from pipelines.image.jpeg_header import JPEG_FRAME_MARKERS
+from pipelines.image.jpeg_header import JFIF_BYTES, JPEG_FRAME_MARKERS
 from pipelines.image.png_header import PNG_SIGNATURE
 
 JPEG_TABLE_MARKERS = frozenset({0xC4, 0xDB, 0xDD})
@@ -142,7 +142,7 @@ def _jpeg_segment(data: bytes, marker: int, start: int, end: int) -> _Part:
     body = data[start + 4 : end]
     if marker == 0xDA or marker in JPEG_TABLE_MARKERS or marker in JPEG_FRAME_MARKERS:
         return _Part("", start, end)
-    if marker == 0xE0 and body[:5] == b"JFIF\0":
+    if marker == 0xE0 and body[:5] == b"JFIF\0" and len(body) >= JFIF_BYTES:
         return _Part("JFIF", start, end, JFIF_SEGMENT)
     if marker == 0xEE and body[:5] == b"Adobe" and len(body) >= 12:
         return _Part("Adobe", start, end, ADOBE_SEGMENT + body[11:12])

@@ -110,7 +110,7 @@ UNSIGNED = np.linspace(0, 2**32 - 1, 64 * 48).astype(np.uint32).reshape(48, 64)
 NARROW = (10**9 + np.arange(64 * 48) % 256).astype(np.uint32).reshape(48, 64)
 RANGED["32-bit unsigned TIFF"] = (lambda: tiff32(UNSIGNED, 1), UNSIGNED, (0, 2.0**32 - 1))
 RANGED["32-bit unsigned TIFF in a narrow range"] = (lambda: tiff32(NARROW, 1), NARROW, (1e9, 1e9 + 255))
-RANGED["32-bit signed TIFF"] = (lambda: tiff32(SIGNED.astype(np.int32), 2), SIGNED, (-900, 2_000))
+RANGED["32-bit signed TIFF, big-endian"] = (lambda: tiff32(SIGNED.astype(np.int32), 2, ">"), SIGNED, (-900, 2_000))
 
 
 @pytest.mark.parametrize("kind", RANGED)

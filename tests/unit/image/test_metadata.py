@@ -59,6 +59,19 @@ def test_stripped_pngs_have_their_pixels_and_nothing_else() -> None:
     np.testing.assert_array_equal(decode_image(stripped).pixels, decode_image(data).pixels)
 
 
+def test_a_jfif_segment_that_is_none_to_the_decoder_becomes_none() -> None:
+    """Without JFIF a decoder goes by the component ids, here R, G and B, with it by YCbCr."""
+    rgb = factories.encode(factories.make_pixels(), "JPEG", keep_rgb=True, subsampling=0)
+    frame = rgb.index(b"\xff\xdb")
+    short = rgb[:2] + b"\xff\xe0\0\x0bJFIF\0\1\1\0\0" + rgb[frame:]
+    pixels = decode_image(short).pixels
+    assert np.abs(pixels.astype(int) - factories.make_pixels()).mean() < 20
+    stripped = strip_blocks(short, "JPEG")
+    assert stripped == rgb[:2] + rgb[frame:]
+    np.testing.assert_array_equal(decode_image(stripped).pixels, pixels)
+    assert [block.kind for block in list_blocks(short, "JPEG")] == ["APP0"]
+
+
 def test_places_that_a_decoder_skips_are_not_kept() -> None:
     for data in planted.png_with_more_data():
         assert strip_blocks(data, "PNG") is None
