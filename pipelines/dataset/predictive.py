@@ -7,9 +7,8 @@ scale from 0 (says nothing of any class) to 1 (gives a class away), and beside i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,11 @@ MIN_IMAGES = 5
 
 SHUFFLES = 100
 SHUFFLED_ROWS = 50_000
-"""Chance is measured on that many rows spread over the dataset, and for more falls with the root of their number."""
+"""Of a larger dataset each class has so many images, divided by the number of classes, in a shuffle. That is all of a
+rare class, of which chance makes most; for the others it is corrected by the standard deviation of their number."""
 
 _MAX_CELLS = 20_000_000
+"""Names times classes up to which a table of them is counted whole."""
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -88,16 +89,28 @@ class Classes:
         return Classes([names[n] for n in order], rows, place, index[kept])
 
     def sampled(self, limit: int) -> Classes:
-        """Return the classes of at most `limit` rows, spread over all."""
-        step = max(1, -(-len(self.rows) // limit))
-        kept = self.place % step == 0
-        return Classes(self.names, self.rows[::step], self.place[kept] // step, self.index[kept])
+        """Return the classes with at most `limit` images each, spread over all, among the same `rows`."""
+        order = np.argsort(self.index, kind="stable")
+        sizes = np.bincount(self.index, minlength=len(self.names))
+        number = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # within the class
+        kept = order[number % np.repeat(-(-sizes // limit), sizes) == 0] if len(order) else order
+        return Classes(self.names, self.rows, self.place[kept], self.index[kept])
 
     def shuffled(self) -> Iterator[Classes]:
         """Yield the classes with the labels of rows shuffled among the rows, the same way every time."""
         draw = np.random.default_rng(0)
+        places, place = np.unique(self.place, return_inverse=True)
         for _ in range(SHUFFLES):
-            yield Classes(self.names, self.rows, draw.permutation(len(self.rows))[self.place], self.index)
+            if len(places) == len(self.rows):
+                drawn = draw.permutation(len(self.rows))
+            else:
+                drawn = draw.choice(len(self.rows), len(places), replace=False)
+            yield Classes(self.names, self.rows, drawn[place], self.index)
+
+    def spread(self) -> Floats:
+        """Return the standard deviation of each class's share of a number by chance, up to a common factor (K,)."""
+        inside = np.bincount(self.index, minlength=len(self.names)).astype(np.float64)
+        return 1 / np.sqrt(np.maximum(inside * (len(self.rows) - inside), 1))
 
 
 def find_predictive(properties: Mapping[str, Any], labels: pa.Array | pa.ChunkedArray) -> dict[str, Prediction]:
@@ -110,18 +123,18 @@ def find_predictive(properties: Mapping[str, Any], labels: pa.Array | pa.Chunked
     classes = Classes.of(labels)
     if len(classes.names) < 2:
         return dict.fromkeys(properties, Prediction(0.0, "", 0.0))
-    found = {name: _Property.of(values, classes.rows).shares(classes) for name, values in properties.items()}
-    sample = classes.sampled(SHUFFLED_ROWS)
-    prepared = {name: _Property.of(values, sample.rows) for name, values in properties.items()}
+    prepared = {name: _Property.of(values, classes.rows) for name, values in properties.items()}
+    is_small = len(classes.rows) <= SHUFFLED_ROWS
+    sample = classes if is_small else classes.sampled(max(MIN_IMAGES, SHUFFLED_ROWS // len(classes.names)))
+    scale = classes.spread() / sample.spread()
     chance = dict.fromkeys(prepared, 0.0)
     for shuffled in sample.shuffled():
         for name, values in prepared.items():
-            chance[name] = max(chance[name], float(values.shares(shuffled).max()))
-    scale = math.sqrt(len(sample.rows) / len(classes.rows))
+            shares = values.shares(shuffled) * (1.0 if values.ranks is None else scale)
+            chance[name] = max(chance[name], float(shares.max()))
+    found = {name: values.shares(classes) for name, values in prepared.items()}
     return {
-        name: Prediction(
-            round(float(shares.max()), 4), classes.names[int(shares.argmax())], round(scale * chance[name], 4)
-        )
+        name: Prediction(round(float(shares.max()), 4), classes.names[int(shares.argmax())], round(chance[name], 4))
         for name, shares in found.items()
     }
 
@@ -133,6 +146,8 @@ class _Property:
     ranks: Floats | None
     codes: Indices | None
     num_codes: int = 0
+    sizes: Indices = field(default_factory=lambda: np.empty(0, np.int64))
+    """Rows with each name."""
 
     @staticmethod
     def of(values: Any, rows: Indices) -> _Property:
@@ -145,7 +160,8 @@ class _Property:
         column = column.take(pa.array(rows)).cast(pa.string()).fill_null("")
         encoded = (column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column).dictionary_encode()
         codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-        return _Property(None, codes, len(encoded.dictionary))
+        sizes = np.bincount(codes, minlength=len(encoded.dictionary))
+        return _Property(None, codes, len(encoded.dictionary), sizes)
 
     def shares(self, classes: Classes) -> Floats:
         """Return the share of each class (K,), 0 where a class has no row or all of them."""
@@ -157,14 +173,24 @@ class _Property:
             auc = (sums - inside * (inside + 1) / 2) / np.maximum(inside * (total - inside), 1)
             return np.where(is_known, np.abs(2 * auc - 1), 0.0)
         assert self.codes is not None
-        if self.num_codes < 2 or self.num_codes * number > _MAX_CELLS:
+        if self.num_codes < 2:
             return np.zeros(number)
-        cells = self.codes[classes.place] * number + classes.index
-        table = np.bincount(cells, minlength=self.num_codes * number).reshape(self.num_codes, number)
-        with_code = np.bincount(self.codes, minlength=self.num_codes).astype(np.float64)[:, None]
+        cells, counts = _count(self.codes[classes.place] * number + classes.index, self.num_codes * number)
+        # the sum of (found - expected)^2 / rows with the name over all names, of which most may have none of a class
+        squares = counts.astype(np.float64) ** 2 / self.sizes[cells // number]
+        spread = np.bincount(cells % number, weights=squares, minlength=number) - inside**2 / total
         prior = inside / total
-        spread = ((table - with_code * prior) ** 2 / with_code).sum(0)
-        return np.where(is_known, np.sqrt(spread / np.maximum(total * prior * (1 - prior), 1e-12)), 0.0)
+        share = np.sqrt(np.maximum(spread, 0) / np.maximum(total * prior * (1 - prior), 1e-12))
+        return np.where(is_known, share, 0.0)
+
+
+def _count(cells: Indices, number: int) -> tuple[Indices, Indices]:
+    """Return the cells that occur, ascending, and how often each does."""
+    if number > _MAX_CELLS:
+        return np.unique(cells, return_counts=True)
+    table = np.bincount(cells, minlength=number)
+    found = np.flatnonzero(table)
+    return found, table[found]
 
 
 def as_numbers(column: pa.ChunkedArray) -> Floats | None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.dataset import predictive
 from pipelines.dataset.predictive import as_numbers, find_predictive
 
 LABELS = pa.array(["a"] * 6 + ["b"] * 6)
@@ -52,6 +53,41 @@ def test_what_has_nothing_to_do_with_labels_is_rarely_taken_for_a_sign(seed: int
     values = [f"v{each}" for each in draw.integers(0, 40, 300)] if is_name else draw.random(300)
     found = find_predictive({"x": values}, labels)["x"]
     assert found.share < 1.6 * found.chance
+
+
+def test_chance_knows_the_rare_classes_of_a_large_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(3)
+    number = np.concatenate([np.repeat(np.arange(100), 5), np.full(19_500, 100)])
+    labels = pa.array([f"c{each:03d}" for each in number])
+    values = {"noise": draw.random(20_000), "site": [f"s{each}" for each in draw.integers(0, 3, 20_000)]}
+    whole = find_predictive(values, labels)
+    monkeypatch.setattr(predictive, "SHUFFLED_ROWS", 2_000)
+    found = find_predictive(values, labels)
+    assert whole["noise"].share > 0.5  # five images lie anyhow
+    for name in values:
+        assert found[name].share == whole[name].share
+        assert found[name].chance == pytest.approx(whole[name].chance, rel=0.15)
+        assert found[name].excess == 0.0
+
+
+def test_chance_falls_with_the_size_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(4)
+    labels = pa.array([f"c{each}" for each in draw.integers(0, 4, 20_000)])
+    values = {"noise": draw.random(20_000), "site": [f"s{each}" for each in draw.integers(0, 30, 20_000)]}
+    whole = find_predictive(values, labels)
+    monkeypatch.setattr(predictive, "SHUFFLED_ROWS", 2_000)
+    found = find_predictive(values, labels)
+    for name in values:
+        assert found[name].chance == pytest.approx(whole[name].chance, rel=0.4)
+
+
+def test_many_names_are_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = pa.array([f"c{number // 100}" for number in range(400)])
+    values = {"scanner": [f"s{number // 50}" for number in range(400)]}
+    whole = find_predictive(values, labels)["scanner"]
+    assert whole.share == 1.0
+    monkeypatch.setattr(predictive, "_MAX_CELLS", 10)
+    assert find_predictive(values, labels)["scanner"] == whole
 
 
 def test_identifiers_give_nothing_away_beyond_chance() -> None:
