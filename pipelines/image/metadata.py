@@ -104,7 +104,7 @@ def _unlisted_parts(data: bytes) -> Iterator[_Part]:
 def _jpeg_parts(data: bytes) -> Iterator[_Part]:
     """Walk the whole file, the segments between scans too (ITU-T T.81, annex B)."""
     yield _Part("", 0, 2)
-    position = 2
+    position, restarts = 2, False
     while position + 4 <= len(data):
         marker = data[position + 1]
         if data[position] != 0xFF or marker == 0xFF:
@@ -119,7 +119,9 @@ def _jpeg_parts(data: bytes) -> Iterator[_Part]:
             position += 2
         else:
             end = min(position + 2 + (data[position + 2] << 8 | data[position + 3]), len(data))
-            end = _scan_end(data, end) if marker == 0xDA else end
+            if marker == 0xDD:
+                restarts = any(data[position + 4 : end])
+            end = _scan_end(data, end, restarts=restarts) if marker == 0xDA else end
             yield _jpeg_segment(data, marker, position, end)
             position = end
     if data[position : position + 2] == b"\xff\xd9":  # the end marker as the very last bytes
@@ -129,10 +131,17 @@ def _jpeg_parts(data: bytes) -> Iterator[_Part]:
         yield _Part("trailing", position, len(data))
 
 
-def _scan_end(data: bytes, position: int) -> int:
-    """Return where the entropy-coded bytes end: at the first marker that is neither a stuffed FF nor a restart."""
+def _scan_end(data: bytes, position: int, *, restarts: bool) -> int:
+    """Return where the entropy-coded bytes end: at the first marker that is neither a stuffed FF nor a restart.
+
+    Restarts count where an interval was declared, from 0 to 7 and again. Any other is data: a decoder skips it silently
+    between the last block and the end, so that each could hold three bits.
+    """
+    awaited = 0xD0
     while (position := data.find(b"\xff", position)) >= 0 and position + 1 < len(data):
-        if data[position + 1] != 0 and not 0xD0 <= data[position + 1] <= 0xD7:
+        if restarts and data[position + 1] == awaited:
+            awaited = 0xD0 | (awaited + 1 & 7)
+        elif data[position + 1] != 0:
             return position
         position += 2
     return len(data)

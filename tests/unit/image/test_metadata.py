@@ -80,6 +80,27 @@ def test_places_that_a_decoder_skips_are_not_kept() -> None:
     assert not decode_image(behind_the_scan).is_strict
 
 
+@pytest.mark.parametrize("progressive", [False, True], ids=["baseline", "progressive"])
+@pytest.mark.parametrize("interval", [0, 4], ids=["undeclared", "declared"])
+def test_restart_markers_that_say_something_are_not_kept(interval: int, progressive: bool) -> None:
+    """A decoder takes any of them after the last block without a complaint: three bits each."""
+    pixels = factories.make_pixels()
+    data = factories.encode(pixels, "JPEG", restart_marker_blocks=interval, progressive=progressive)
+    digits = "".join(f"{byte:08b}" for byte in b"SECRET")
+    told = b"".join(bytes([0xFF, 0xD0 | int(digits[place : place + 3], 2)]) for place in range(0, len(digits), 3))
+    tells = data[:-2] + told + data[-2:]
+    assert decode_image(tells).is_strict
+    stripped = strip_blocks(tells, "JPEG")
+    assert stripped is not None
+    assert told not in stripped
+    assert len(stripped) <= len(data) + 2  # one of them may be the next in turn
+    np.testing.assert_array_equal(decode_image(stripped).pixels, decode_image(data).pixels)
+    plain = strip_blocks(data, "JPEG")
+    assert plain is not None
+    np.testing.assert_array_equal(decode_image(plain).pixels, decode_image(data).pixels)
+    assert decode_image(plain).is_strict
+
+
 def test_a_declared_profile_stays() -> None:
     for make, image_format in ((planted.jpeg, "JPEG"), (planted.png, "PNG")):
         kept = strip_blocks(make(64, 48), image_format, keep_profile=True)
