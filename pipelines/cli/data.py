@@ -46,10 +46,9 @@ def show(dataset: str, samples: int, as_json: bool) -> None:
     from pipelines.dataset.reader import open_dataset
 
     facts = inspect.show(dataset, samples=samples)
-    refused = read_quarantine(open_dataset(dataset))
-    facts["quarantine"] = [
-        {name: row[name] for name in ("source", "key", "label", "reason", "message")} for row in refused
-    ]
+    told = ("source", "key", "label", "reason", "message")
+    refused = read_quarantine(open_dataset(dataset), columns=told)
+    facts["quarantine"] = [{name: row[name] for name in told} for row in refused]
     if as_json:
         render.as_json(facts)
         return

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from pipelines.dataset.quarantine import Row
 
 _SHOWN = 30
+_WORDS = (
+    "source", "key", "occurrence", "image_id", "label", "split", "reason", "message", "bytes_sha256", "size_bytes",
+)  # fmt: skip
+"""All that is known of a refused member but its thumbnail, which may be 10 KB."""
 EXAMPLES = (
     "resnet data quarantine list datasets/photos",
     "resnet data quarantine show datasets/photos --page refused.html",
@@ -38,7 +42,7 @@ def list_refused(dataset: str, accepted: bool, as_json: bool) -> None:
     from pipelines.dataset.reader import open_dataset
 
     opened = open_dataset(dataset)
-    rows = read_quarantine(opened, accepted=accepted)
+    rows = read_quarantine(opened, accepted=accepted, columns=_WORDS)
     groups = group(rows)
     if as_json:
         facts = [
@@ -126,14 +130,14 @@ def retry(dataset: str, overrides: tuple[str, ...], as_json: bool) -> None:
     from pipelines.ingest import stage
     from pipelines.ingest.config import IngestConfig
 
-    opened = open_dataset(dataset)
-    names = sorted({row["source"] for row in read_quarantine(opened)})
-    before = len(read_quarantine(opened))
-    for name in names:
+    opened = open_dataset(_newest(dataset))
+    names = [row["source"] for row in read_quarantine(opened, columns=["source"])]
+    before = len(names)
+    for name in sorted(set(names)):
         given = {"source": opened.catalog["locations"][name], "source_name": name, "out": opened.uri}
         stage.run(load_config(IngestConfig, None, overrides, {**given, "retry_failed": True}))
     now = open_dataset(opened.uri)
-    left = len(read_quarantine(now))
+    left = len(read_quarantine(now, columns=["source"]))
     if as_json:
         version = now.version if now.version != opened.version else None
         render.as_json({"dataset": opened.uri, "version": version, "retried": before, "refused": left})
@@ -162,7 +166,10 @@ def retry(dataset: str, overrides: tuple[str, ...], as_json: bool) -> None:
 def accept(
     dataset: str, members: tuple[str, ...], codes: tuple[str, ...], everything: bool, reason: str, as_json: bool
 ) -> None:
-    """Accept refused members as lost: checks and lists no longer count them. Recorded in a version of its own."""
+    """Accept refused members as lost: checks and lists no longer count them. Recorded in a version of its own.
+
+    A key names the members of all sources that have it, an image id one member.
+    """
     from pipelines.dataset import quarantine
     from pipelines.dataset.reader import open_dataset
 
@@ -170,8 +177,8 @@ def accept(
         raise InputError(
             "nothing is named to be accepted", mend="name members, --code TRUNCATED for all of a reason, or --all"
         )
-    opened = open_dataset(dataset)
-    rows = quarantine.read_quarantine(opened)
+    opened = open_dataset(_newest(dataset))
+    rows = quarantine.read_quarantine(opened, columns=_WORDS)
     known = sorted({row["reason"] for row in rows})
     if unknown := sorted(set(codes) - set(known)):
         raise InputError(f"nothing was refused as {unknown[0]}", mend=f"reasons are {', '.join(known) or 'none'}")
@@ -190,7 +197,25 @@ def accept(
         click.echo(f"{name}: nothing is refused that is not accepted already")
         return
     click.echo(f"{name}: {number:,} accepted as lost, published as v{version}")
+    for member in sorted(names):
+        if len(sources := sorted({row["source"] for row in rows if row["key"] == member})) > 1:
+            words = f"{member} is of {len(sources)} sources ({', '.join(sources)}); an image id names one member"
+            click.echo(render.clean(words))
     render.next_steps([render.command("data", "quarantine", "list", f"{opened.uri}@v{version}")])
+
+
+def _newest(dataset: str) -> str:
+    """Return the address of a dataset whose newest version is meant.
+
+    Raises:
+        InputError: a version is named, and what is decided of it would be published after the newest.
+    """
+    from pipelines.dataset.catalog import parse_ref
+
+    uri, version = parse_ref(dataset)
+    if version is not None:
+        raise InputError(f"{dataset} names a version, and only the newest goes on", mend=f"name the dataset: {uri}")
+    return uri
 
 
 def _named(rows: Sequence[Row], members: Sequence[str], where: str) -> list[Row]:
@@ -209,8 +234,8 @@ def _named(rows: Sequence[Row], members: Sequence[str], where: str) -> list[Row]
 
 
 def _plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return rows as JSON values; a thumbnail is only said to be there."""
-    return [{**row, "thumbnail": None if row["thumbnail"] is None else len(row["thumbnail"])} for row in rows]
+    """Return rows as JSON values; of a thumbnail that was read, its bytes."""
+    return [{**row, "thumbnail": len(row["thumbnail"])} if row.get("thumbnail") else row for row in rows]
 
 
 def _example(rows: Sequence[Row]) -> str:

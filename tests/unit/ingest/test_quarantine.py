@@ -277,6 +277,8 @@ def test_the_commands_list_and_show(template: Path, tmp_path: Path, capsys: pyte
     assert run_command(["data", "quarantine", "list", out, "--json"]) == 0
     groups = json.loads(capsys.readouterr().out)["groups"]
     assert [each["members"] for each in groups] == [3, 1, 1]
+    assert groups[0]["examples"][0]["bytes_sha256"]
+    assert "thumbnail" not in groups[0]["examples"][0]  # none is read for a list
     assert run_command(["data", "quarantine", "show", out, "cat/08.png"]) == 0
     shown = capsys.readouterr().out
     assert "TOO_SMALL  cat/08.png" in shown
@@ -286,6 +288,29 @@ def test_the_commands_list_and_show(template: Path, tmp_path: Path, capsys: pyte
     assert "dog/03.png" in html
     assert html.count("<img") == 1  # of the small one; the others do not decode
     assert "://" not in html.replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize("words", [("retry",), ("accept", "--all", "--reason", "x")], ids=["retry", "accept"])
+def test_what_is_published_after_the_newest_names_no_version(
+    words: tuple[str, ...], root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["data", "quarantine", words[0], f"{root}/out@v1", *words[1:]]) == 2
+    assert f"out@v1 names a version, and only the newest goes on\n  mend:  name the dataset: {root}/out" in (
+        capsys.readouterr().err
+    )
+    assert open_dataset(str(root / "out")).version == 1
+
+
+def test_a_key_of_two_sources_is_accepted_in_both(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "other/cat").mkdir(parents=True)
+    (root / "other/cat/07.png").write_bytes(b"no image either, and long enough to be none")
+    picture(2000).save(root / "other/cat/01.png")
+    config = IngestConfig(source=str(root / "other"), out=str(root / "out"), append=True, max_quarantined_fraction=0.9)
+    stage.run(config, in_process)
+    assert run_command(["data", "quarantine", "accept", str(root / "out"), "cat/07.png", "--reason", "x"]) == 0
+    shown = capsys.readouterr().out
+    assert "out: 2 accepted as lost, published as v3" in shown
+    assert "cat/07.png is of 2 sources (other, set); an image id names one member" in shown
 
 
 def test_retry_from_the_command_line(root: Path, template: Path, capsys: pytest.CaptureFixture[str]) -> None:
