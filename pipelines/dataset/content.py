@@ -19,6 +19,8 @@ EXAMPLES_KEPT = 50
 """Examples (of leaks, of conflicting labels) that a joined catalog keeps of each of its two."""
 
 _ADD_UP = ("ignored", "flags", "duplicates")
+_RATES = ("accidents",)
+"""Figures among them that do not add up; the most is kept."""
 _PER_SOURCE = ("origins",)
 
 
@@ -158,13 +160,15 @@ def append_catalog(
 
 
 def _added(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Return counts added up and examples in one list, some of each."""
+    """Return counts added up, the larger of two rates, and examples in one list, some of each."""
     joined = dict(one)
     for name, value in other.items():
         if isinstance(value, dict) and name != "policy":
             joined[name] = _added(one.get(name, {}), value)
         elif isinstance(value, list):
             joined[name] = [*one.get(name, [])[:EXAMPLES_KEPT], *value[:EXAMPLES_KEPT]]
+        elif name in _RATES:
+            joined[name] = max(one.get(name, 0.0), value)
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             joined[name] = one.get(name, 0) + value
         else:

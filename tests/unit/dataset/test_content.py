@@ -69,3 +69,17 @@ def test_what_cannot_be_joined_is_refused(storage):
     addition = {**standing, "sources": {"two": "k"}, "split": {"by": "hash", "seed": 1}}
     with pytest.raises(InputError, match=r"the dataset has split \{'by': 'hash', 'seed': 0\}"):
         append_catalog(standing, addition)
+
+
+def test_of_rates_the_larger_one_is_kept(storage):
+    ingest(storage, {0: range(20)}, key="a" * 32, source="one")
+    one = open_dataset(storage.uri).catalog
+    found = [
+        {"label_conflicts": 2, "near": {"leaks": 3, "accidents": accidents, "examples": []}}
+        for accidents in (0.06, 0.08, 0.01)
+    ]
+    catalog = {**one, "duplicates": found[0]}
+    for number, duplicates in enumerate(found[1:]):
+        addition = {**one, "sources": {f"other{number}": "b" * 32}, "duplicates": duplicates}
+        catalog = append_catalog(catalog, addition)
+    assert catalog["duplicates"] == {"label_conflicts": 6, "near": {"leaks": 9, "accidents": 0.08, "examples": []}}
