@@ -19,10 +19,10 @@ EXAMPLES = (
 
 
 def _check_start(config: TrainConfig) -> None:
-    """Refuse weights that do not fit, where there is a dataset to judge by."""
+    """Refuse a network or weights that do not fit, where there is a dataset to judge by."""
     from pipelines.runner.target import is_dataset
 
-    if config.init.source and config.dataset and is_dataset(config.dataset):
+    if config.dataset and is_dataset(config.dataset):
         from pipelines.train import stage
 
         stage.check(config)

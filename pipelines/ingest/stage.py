@@ -142,13 +142,17 @@ def _append(
 ) -> IngestResult:
     """Read what a dataset has not of a source, and make that its next version."""
     from pipelines.dataset.reader import Dataset
-    from pipelines.ingest.append import run_key
+    from pipelines.ingest.append import is_news, run_key
     from pipelines.ingest.newcomers import find_update
 
     update = find_update(Dataset(store.uri, standing["version"], standing), source)
     run_id = next_run_id(store, run_key(plan.key, standing, source.name, update))
     join, rate = _read_update(config, plan, store, run_id, source, standing, update, run_units)
-    return _publish(plan, store, run_id, join(standing, standing["version"]), rate, join=join)
+    catalog = join(standing, standing["version"])
+    if not is_news(catalog, standing, source.name):
+        logger.info("ingest: nothing of %s differs from what stands: nothing was published", source.name)
+        return _result(plan, standing, skipped=True)
+    return _publish(plan, store, run_id, catalog, rate, join=join)
 
 
 def _retry(
@@ -299,7 +303,7 @@ def _collect(
             done_bytes += sizes[int(receipt["unit"])]
             mb_per_s = done_bytes / 1e6 / max(time.monotonic() - started_s, 1e-9)
             refused = {"quarantined": f"{budget.refused:,}"} if budget.refused else {}
-            progress.advance(int(receipt["members"]), **{"MB/s": f"{mb_per_s:.1f}"}, **refused)
+            progress.advance(int(receipt["members"]), **{"MB/s": f"{mb_per_s:.3g}"}, **refused)
             if budget.is_spent:
                 break  # no later unit can mend it, and `Budget.check` says what it was
     return done

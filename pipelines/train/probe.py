@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 from pipelines.errors import DataError
+from pipelines.progress import Progress
 from pipelines.stage_output import StageResult
 from pipelines.storage import Storage
 from pipelines.tracking import TrackingConfig
@@ -120,17 +121,19 @@ def find_rate(config: TrainConfig, *, steps: int = 200) -> tuple[StageResult, li
     set_training(parts.state.network, parts.frozen)
     points: list[RangePoint] = []
     mean = 0.0
-    for number, batch in enumerate(islice(_endless(parts), steps)):
-        factor = LOWEST * (HIGHEST / LOWEST) ** (number / max(1, steps - 1))
-        loss = parts.step(batch, factor).tolist()[0] / batch.global_rows
-        parts.state.cursor.step += 1
-        if not math.isfinite(loss):
-            break
-        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
-        smooth = mean / (1 - _SMOOTHING ** (number + 1))
-        points.append(RangePoint(factor * config.optimizer.lr, loss, smooth))
-        if smooth > _ENOUGH * min(point.smooth for point in points):
-            break
+    with Progress(steps, label="find-lr", unit="steps") as progress:
+        for number, batch in enumerate(islice(_endless(parts), steps)):
+            progress.advance()
+            factor = LOWEST * (HIGHEST / LOWEST) ** (number / max(1, steps - 1))
+            loss = parts.step(batch, factor).tolist()[0] / batch.global_rows
+            parts.state.cursor.step += 1
+            if not math.isfinite(loss):
+                break
+            mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
+            smooth = mean / (1 - _SMOOTHING ** (number + 1))
+            points.append(RangePoint(factor * config.optimizer.lr, loss, smooth))
+            if smooth > _ENOUGH * min(point.smooth for point in points):
+                break
     lowest = min(points, key=lambda point: point.smooth, default=None)
     if lowest is None or lowest.smooth > 0.98 * points[0].smooth:
         raise DataError(

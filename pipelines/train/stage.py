@@ -175,11 +175,16 @@ def _refuse_early(config: TrainConfig, plan: TrainPlan) -> None:
     """Refuse what is known to fail before Ray and its workers are started."""
     if config.use_gpu is True and not (config.ray.address or os.environ.get("RAY_ADDRESS")):
         capacity.check_gpu(use_gpu=True)
+    from pipelines.dataset.reader import open_dataset
+    from pipelines.train.feed import input_shape
+    from pipelines.train.network import settle_spec
+
+    dataset = open_dataset(plan.dataset)
+    settle_spec(starting_spec(config, plan.initial), dataset.classes, input_shape(dataset))
     if plan.initial:
-        from pipelines.dataset.reader import open_dataset
         from pipelines.train.transfer import refuse_misfit
 
-        refuse_misfit(config, plan.initial, open_dataset(plan.dataset))
+        refuse_misfit(config, plan.initial, dataset)
     from pipelines.dataset.order import make_lanes, sharing_efficiency
 
     lanes, ghosts = make_lanes(config.global_batch_size, ghost_size_of(starting_spec(config, plan.initial)))

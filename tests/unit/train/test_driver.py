@@ -15,7 +15,7 @@ from pipelines.errors import ConfigError, DataError, InputError
 from pipelines.package.load import load_package
 from pipelines.ray_runtime import RaySession
 from pipelines.storage import Storage
-from pipelines.train import group
+from pipelines.train import group, stage
 from pipelines.train.checkpoint import load_checkpoint
 from pipelines.train.follow import Follower
 from pipelines.train.group import choose_gpu
@@ -188,3 +188,11 @@ def test_workers_that_share_a_batch_unevenly_are_warned_of(dataset: str, caplog:
         "48 workers share the 64 lanes of a batch unevenly and are busy 67% of the time;"
         " a number that divides 64 would keep all of them busy"
     )
+
+
+def test_a_network_that_does_not_fit_is_refused_before_anything_is_written(dataset: str, tmp_path: Path) -> None:
+    model = {"depth": 19, "stem": "cifar"}
+    config = make_config(dataset, model=model, out=str(tmp_path / "run"))
+    with pytest.raises(ConfigError, match="model.depth is 19"):
+        stage.run(config)
+    assert not (tmp_path / "run").exists()
