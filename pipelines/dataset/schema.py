@@ -35,8 +35,8 @@ _AFTER_LABEL = [
     pa.field("brightness", pa.float32()),  # mean of the grey picture, 0 (black) to 1 (white)
     pa.field("contrast", pa.float32()),  # standard deviation of the grey picture, 0 to 1 (0.5 is the most possible)
     pa.field("sharpness", pa.float32()),  # 0 (flat or out of focus) to 1 (edges everywhere)
-    # sums are of the pixels handed to the encoder, or of those stored where the source's bytes are kept; of JPEGs kept so
-    # from 256 px an estimate: the sums of the decoder's reduction, scaled to all pixels
+    # sums are of the pixels handed to the encoder, or of those stored where the source's bytes are kept; of JPEGs kept
+    # so from 256 px an estimate: the sums of the decoder's reduction, scaled to all pixels
     pa.field("channel_sum", pa.list_(pa.float64())),  # 3 sums over the pixels of value / 255
     pa.field("channel_square_sum", pa.list_(pa.float64())),  # 3 sums of (value / 255) squared, likewise
     pa.field("flags", pa.list_(pa.string())),  # remarks that did not stop the image, for example exif_invalid
