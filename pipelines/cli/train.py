@@ -60,6 +60,8 @@ def command(
     """
     from pipelines.train.config import TrainConfig
 
+    if find_lr:
+        _check_range(find_lr, smoke=smoke)
     resolved = options.resolve("train", TrainConfig, config, overrides, dataset=dataset, out=out, dry_run=dry_run)
     if dry_run:
         _check_start(resolved)
@@ -73,6 +75,18 @@ def command(
     render.result(stage.run(resolved), as_json=as_json)
 
 
+def _check_range(picture: str, *, smoke: bool) -> None:
+    """Refuse a range test that cannot be drawn, or another look at the same time."""
+    from pathlib import Path
+
+    from pipelines.errors import ConfigError
+
+    if smoke:
+        raise ConfigError("--smoke and --find-lr are two looks at a training", mend="give one of them, then the other")
+    if Path(picture).suffix.lower() != ".png":
+        raise ConfigError(f"--find-lr draws a PNG, and {picture} is none", mend="--find-lr range.png")
+
+
 def _probe(config: TrainConfig, picture: str, *, as_json: bool) -> None:
     """Look at the training before it is run: two steps of everything, or the range test."""
     from pipelines.train import probe
@@ -82,11 +96,8 @@ def _probe(config: TrainConfig, picture: str, *, as_json: bool) -> None:
         return
     from pathlib import Path
 
-    from pipelines.errors import ConfigError
     from pipelines.plots.rate_range import rate_range
 
-    if Path(picture).suffix.lower() != ".png":
-        raise ConfigError(f"--find-lr draws a PNG, and {picture} is none", mend="--find-lr range.png")
     result, points = probe.find_rate(config)
     rates, losses = [point.lr for point in points], [point.smooth for point in points]
     Path(picture).write_bytes(rate_range(rates, losses, probe.suggested_rate(points)).data)

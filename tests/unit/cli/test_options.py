@@ -45,3 +45,18 @@ def test_a_file_in_the_home_folder(
     monkeypatch.setenv("HOME", str(tmp_path))
     assert run_command(["describe", "resnet18", "--svg", "~/net.svg"]) == 0
     assert f"drawn: {tmp_path}/net.svg" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--smoke", "--find-lr", "{tmp}/x.png"), "--smoke and --find-lr are two looks at a training"),
+        (("--find-lr", "{tmp}/x.svg"), "--find-lr draws a PNG, and"),
+    ],
+    ids=["both", "no-png"],
+)
+def test_a_range_test_that_cannot_be_is_refused_before_anything_is_ingested(
+    words: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["train", str(tmp_path), *(word.format(tmp=tmp_path) for word in words)]) == 2
+    assert message in capsys.readouterr().err
