@@ -1,7 +1,7 @@
 """The one `Preprocess` specification: what ingest stores and what a network sees, from raw files or stored rows."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.image.decode import DEFAULT_BACKGROUND, Pixels, ValueRange, decode_image
@@ -64,10 +64,6 @@ class Preprocess:
             value_range=None if given is None else (float(given[0]), float(given[1])),
             is_decoding_scaled=bool(values.get("is_decoding_scaled", False)),
         )
-
-    def with_evaluation(self, evaluation: Geometry) -> "Preprocess":
-        """Return a copy with another evaluation geometry, e.g. for a network trained at another size."""
-        return replace(self, evaluation=evaluation)
 
 
 def check_value_range(value_range: ValueRange) -> None:

@@ -8,8 +8,6 @@ from pipelines.image.jpeg_header import read_jpeg_header
 from pipelines.image.png_header import PNG_SIGNATURE, read_png_header
 from pipelines.image.tiff_header import read_tiff_header
 
-ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
-
 FORMAT_BY_EXTENSION = {
     "jpg": "JPEG", "jpeg": "JPEG", "jpe": "JPEG", "jfif": "JPEG", "mpo": "JPEG", "png": "PNG", "apng": "PNG",
     "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "dib": "BMP", "tif": "TIFF", "tiff": "TIFF", "avif": "AVIF",
