@@ -183,6 +183,8 @@ def compact(dataset: str, purge: bool, as_json: bool) -> None:
     """Write the shards on which patches stand anew, as the next version; rows and fingerprints stay."""
     from pipelines.dataset import collect
 
+    if purge:
+        _refuse_idle_purge(dataset)
     version = collect.compact(dataset)
     gone = data_edit.purge_earlier(dataset) if purge else {}
     if as_json:
@@ -196,6 +198,22 @@ def compact(dataset: str, purge: bool, as_json: bool) -> None:
     else:
         click.echo(f"{render.clean(dataset)}@v{version}: published, no patch stands")
         render.next_steps([render.command("data", "files", f"{dataset}@v{version}")])
+
+
+def _refuse_idle_purge(reference: str) -> None:
+    """Refuse to delete a dataset's history where nobody took anything out of it."""
+    from pipelines.dataset.reader import open_dataset
+    from pipelines.dataset.taken import TAKEN
+    from pipelines.errors import InputError
+
+    opened = open_dataset(reference)
+    is_out = any(not change.get("live", True) for rows in opened.overrides.values() for change in rows.values())
+    if not is_out and not opened.catalog.get(TAKEN):
+        raise InputError(
+            f"no image was taken out of {opened.ref}: --purge would delete its history and nothing else",
+            mend=f"{render.command('data', 'retract', opened.uri, 'IMAGE')} first, or delete one version:"
+            f" {render.command('data', 'purge', f'{opened.uri}@v1')}",
+        )
 
 
 @command.command("export")
@@ -216,5 +234,5 @@ def export(dataset: str, out: str, split: str, as_json: bool) -> None:
         return
     click.echo(f"{render.clean(out)}: {written:,} images")
     is_multi = opened.task == "multi"
-    again = [out, f"labels={out}/labels.jsonl"] if is_multi else [f"{out}/{split or 'train'}"]
+    again = [out, f"labels={out}/labels.jsonl"] if is_multi else [f"{out}/{split}" if split else out]
     render.next_steps([render.command("ingest", *again)])

@@ -108,3 +108,11 @@ def test_next_commands_can_be_pasted_where_a_folder_has_a_space(
             split = shlex.split(command)
             assert split[0] in ("resnet", "python"), words
             assert any(word.startswith((uri, page, out)) for word in split), words
+
+
+def test_history_is_not_deleted_for_nothing(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["data", "compact", uri, "--purge"]) == 2
+    assert "no image was taken out" in capsys.readouterr().err
+    said(capsys, "exclude", uri, image_id(3), "--reason", "blurred")
+    said(capsys, "compact", uri)
+    assert "2 earlier versions purged" in said(capsys, "compact", uri, "--purge")
