@@ -27,7 +27,7 @@ capped; so all pairs together are at most twice that many for a hash."""
 _LOOK_EVERY = 32
 """Steps after which those are left out that can get no more pairs."""
 
-_FEWEST, _FEWEST_PAIRS = 200, 30
+_FEW, _FEWEST_PAIRS, _FEWEST_PAIRS_OF_FEW = 200, 30, 8
 _SAMPLED, _COMPARED = 300, 30_000
 
 BLOCKS = ((0, 11), (11, 11), (22, 11), (33, 11), (44, 10), (54, 10))
@@ -158,14 +158,14 @@ def count_accidents(hashes: Hashes, *, max_distance: int = MAX_DISTANCE) -> floa
     Pictures that are all drawn alike (digits on black) share most bits, and many are within 4 bits of each other though
     nothing but the drawing is the same. Of copies few pairs are 5 to 8 bits apart, and fewer 9 to 12; of pictures that
     happen to resemble each other many are, and more the further. In that case their growth over distance is continued
-    down to `max_distance`. On CIFAR-10's 50,000 photographs it is 0.01, on 1,800 digits of 8 x 8 pixels 12. With fewer
-    than 200 hashes, or 30 pairs at 5 to 8 bits, nothing can be said, and it is 0.
+    down to `max_distance`. On CIFAR-10's 50,000 photographs it is 0.01, on 1,800 digits of 8 x 8 pixels 12. With
+    fewer than 15 pairs at 5 to 8 bits, of less than 200 hashes fewer than 4, nothing can be said, and it is 0.
 
     Args:
         hashes: one per row (N,); 300 of them, spread over all, are compared with at most 30,000.
         max_distance: bits up to which pictures count as look-alikes.
     """
-    if len(hashes) < _FEWEST:
+    if not len(hashes):
         return 0.0
     others = hashes[:: -(-len(hashes) // _COMPARED)]
     sample = others[:: max(1, len(others) // _SAMPLED)][:_SAMPLED]
@@ -173,7 +173,8 @@ def count_accidents(hashes: Hashes, *, max_distance: int = MAX_DISTANCE) -> floa
     for value in sample:
         counts += np.bincount(np.bitwise_count(others ^ value), minlength=65)
     close, further = int(counts[5:9].sum()), int(counts[9:13].sum())
-    if close < _FEWEST_PAIRS or further < 2 * close:  # a valley lies between copies and all others
+    fewest = _FEWEST_PAIRS if len(hashes) >= _FEW else _FEWEST_PAIRS_OF_FEW  # each pair of the sample counts twice
+    if close < fewest or further < 2 * close:  # a valley lies between copies and all others
         return 0.0
     growth = (further / close) ** 0.25  # a bit
     return float(close * growth ** (max_distance - 8) / len(sample) * len(hashes) / len(others))

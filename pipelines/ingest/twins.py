@@ -137,7 +137,8 @@ def _look_alikes(theirs: Tables, ours: Tables, max_distance: int, dead: Set[Plac
     standing_hash, standing_place = _hashes(theirs)
     new_hash, new_place = _hashes(ours)
     unique, number = np.unique(new_hash, return_inverse=True)
-    if count_accidents(standing_hash, max_distance=max_distance) > MAX_ACCIDENTS:
+    # the newcomers too, since few that stand tell little
+    if count_accidents(np.concatenate([standing_hash, new_hash]), max_distance=max_distance) > MAX_ACCIDENTS:
         return  # the hash cannot tell these pictures apart: good newcomers would be refused
     standing_unique, standing_number = np.unique(standing_hash, return_inverse=True)
     new, other = near_join(unique, standing_unique, max_distance=max_distance)

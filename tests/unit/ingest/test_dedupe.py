@@ -234,6 +234,18 @@ def test_pictures_that_are_all_drawn_alike_are_not_taken_for_copies(tmp_path: Pa
         )
 
 
+@pytest.mark.parametrize("standing", [20, 150])
+def test_few_pictures_that_are_drawn_alike_refuse_no_newcomers(standing: int, tmp_path: Path) -> None:
+    digits = write_digits(tmp_path / "set", standing)
+    config = IngestConfig(source=str(digits), out=str(tmp_path / "out"))
+    stage.run(config, lambda job, units: (ingest_unit(unit, job) for unit in units))
+    write_digits(tmp_path / "set", standing + 50)
+    config = IngestConfig(source=str(digits), out=str(tmp_path / "out"), append=True)
+    stage.run(config, lambda job, units: (ingest_unit(unit, job) for unit in units))
+    counts = open_dataset(str(tmp_path / "out")).catalog["counts"]
+    assert (counts["written"], counts["quarantined"]) == (standing + 50, 0)
+
+
 def test_the_default_policy_keeps_the_keys_of_before(source: Path) -> None:
     key = plan(IngestConfig(source=str(source))).key
     assert plan(IngestConfig(source=str(source), duplicates=DuplicatesConfig(exact="one_side"))).key == key
