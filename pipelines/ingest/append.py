@@ -38,6 +38,7 @@ from pipelines.ingest.newcomers import (
     standing_rows,
 )
 from pipelines.ingest.report import write_sheet
+from pipelines.ingest.standing import FOLLOWED
 from pipelines.ingest.thumbnail import make_thumbnail
 from pipelines.ingest.twins import QUARANTINED, Place, Twin, find_twins, judge
 from pipelines.storage import Storage
@@ -57,6 +58,25 @@ def run_key(key: str, standing: Catalog, name: str, update: Update) -> str:
     listing = standing.get("origins", {}).get(name, {}).get("listing", {}).get("path", "")
     parts = ["append", key, standing["sources"][name], listing, update.digest()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def is_news(catalog: Catalog, standing: Catalog, name: str) -> bool:
+    """Return whether the catalog of an append says anything that the one before it did not, but for the listing.
+
+    A version for every time that files are touched would bury those that matter. Without one the new listing is not
+    kept; the run's receipts are, so that the same append reads nothing again until `gc` takes them.
+    """
+    if "listing" not in standing.get("origins", {}).get(name, {}):
+        return True
+    said = catalog["difference"]
+    if any(said[kind] for kind in ("added", "changed", "gone", "withheld")):
+        return True
+    same = ("fingerprint", "counts", "locations", "classes")
+    if any(catalog[field] != standing[field] for field in same):
+        return True
+    if any(catalog["config"].get(field) != standing["config"].get(field) for field in FOLLOWED):
+        return True
+    return bool(catalog["origins"][name]["settings"] != standing["origins"][name].get("settings"))
 
 
 @dataclass(frozen=True)
@@ -94,6 +114,9 @@ class Joining:
         changes = [Change(image_id, "live", False, SUPERSEDED) for image_id in superseded]
         if changes:
             standing = add_patch(base, self.run_id, resolve_changes(base, changes))
+            counts = standing["counts"]
+            fewer = {name: counts[name] - len(changes) for name in ("members", "written")}  # each member counts once
+            standing = {**standing, "counts": {**counts, **fewer}}
         standing = self._released(standing)
         grows = {self.name: self.known_key} if self.known_key else None
         catalog = append_catalog(standing, addition, grows=grows)
@@ -271,7 +294,9 @@ def _counts(counts: dict[str, int], reasons: dict[str, str]) -> dict[str, int]:
     changed = dict(counts)
     changed["written"] -= len(reasons)
     for reason in reasons.values():
-        if reason in QUARANTINED:
+        if reason in (UNCHANGED, WITHHELD):
+            changed["members"] -= 1  # it counts as the row that stands
+        elif reason in QUARANTINED:
             changed["quarantined"] += 1
             changed[f"quarantined.{reason}"] = changed.get(f"quarantined.{reason}", 0) + 1
         else:

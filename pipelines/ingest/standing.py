@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 SHARED = ("image", "privacy", "split", "task")
 """Fields that a dataset has for all its sources."""
-_FOLLOWED = ("duplicates", "checks")
+FOLLOWED = ("duplicates", "checks")
 """Fields that hold as they were last given, and may be given anew."""
 _IDENTITY = ("source", "source_name")
 
@@ -48,7 +48,7 @@ def settled(config: IngestConfig) -> IngestConfig:
         if name in IngestConfig.model_fields:
             held = _held(IngestConfig, standing["config"], name)
             values[name] = _settle(name, values[name], given.get(name), held, standing, taken)
-    own = {name: standing["config"][name] for name in _FOLLOWED if name in standing["config"]}
+    own = {name: standing["config"][name] for name in FOLLOWED if name in standing["config"]}
     own |= standing.get("origins", {}).get(name_of(config), {}).get("settings", {})
     for name, held in own.items():
         if name in values and name not in given and values[name] != held:
@@ -70,7 +70,7 @@ def own_settings(config: IngestConfig) -> dict[str, Any]:
     return {
         name: values[name]
         for name, field in IngestConfig.model_fields.items()
-        if not is_runtime(field) and name not in (*SHARED, *_FOLLOWED, *_IDENTITY)
+        if not is_runtime(field) and name not in (*SHARED, *FOLLOWED, *_IDENTITY)
     }
 
 

@@ -191,12 +191,34 @@ def test_a_touched_member_that_did_not_change_adds_no_row(folder: Path, out: Pat
     key = next(iter(by_key(before)))
     os.utime(folder / key, (1, 1))
     dataset, read = grow(folder, out)
-    assert read == [key]
-    assert rows(dataset) == rows(before)
-    assert dataset.fingerprint == before.fingerprint
+    assert (dataset.version, read) == (1, [key])  # nothing differs, so nothing is published
+    assert grow(folder, out)[1] == []
+    factories.write_class_folder(folder / "cat", {"new": 1}, seed=500)
+    dataset, read = grow(folder, out)
+    assert sorted(read) == sorted([key, "cat/new/0000.jpg"])
+    assert rows(before).items() <= rows(dataset).items()
     assert dataset.catalog["difference"]["unchanged"] == 1
     assert dataset.catalog["patches"] == []
+    assert dataset.catalog["counts"]["members"] == dataset.catalog["counts"]["written"] == 41
     assert grow(folder, out)[1] == []
+
+
+def test_each_member_counts_once_however_often_it_is_read(folder: Path, out: Path) -> None:
+    for number, name in enumerate(("0001.jpg", "0002.jpg")):
+        (folder / "cat" / name).write_bytes(b"no image, but enough to be read as one")
+        dataset, _ = grow(folder, out, max_quarantined_fraction=1.0)
+        assert dataset.catalog["counts"]["quarantined"] == number + 1
+    counts, version = dataset.catalog["counts"], dataset.version
+    for time in (10, 20):
+        for path in folder.rglob("*.jpg"):
+            os.utime(path, (time, time))
+        dataset, read = grow(folder, out, max_quarantined_fraction=1.0)
+        assert (len(read), dataset.version, dataset.catalog["counts"]) == (40, version, counts)
+    (folder / "cat/0003.jpg").write_bytes(factories.make_jpeg(900, 32, 32))
+    dataset, _ = grow(folder, out, max_quarantined_fraction=1.0)
+    assert dataset.version == version + 1
+    assert dataset.catalog["counts"] == counts
+    assert dataset.catalog["counts"]["written"] == dataset.catalog["rows"] == 40
 
 
 def test_content_that_comes_back_is_read_again(folder: Path, out: Path) -> None:
