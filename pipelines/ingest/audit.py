@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,9 @@ from pipelines.ingest.privacy import Box
 from pipelines.ingest.stored import StoredImage
 from pipelines.sources.base import Member
 from pipelines.storage import Storage
+
+MAX_TABLE_BYTES = 64 * 2**20
+"""At which a table is closed and another one begun; it is in memory while it is written."""
 
 AUDIT_SCHEMA = pa.schema(
     [
@@ -49,20 +53,25 @@ def write_unit_audit(store: Storage, run_id: str, unit: int, attempt: str, rows:
 
 
 def merge_audits(store: Storage, run_id: str, receipts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Write the audits of all units as one table, named by its content; return what the catalog says of it.
+    """Write the audits of all units as few tables, named by their content; return what the catalog says of them.
 
     Empty where no privacy rule applied. The units' own files are left for `clean_run`.
     """
-    paths = [receipt["audit"] for receipt in receipts if receipt.get("audit")]
-    if not paths:
-        return []
+    paths = (receipt["audit"] for receipt in receipts if receipt.get("audit"))
+    return [_merge(store, run_id, itertools.chain([path], paths)) for path in paths]
+
+
+def _merge(store: Storage, run_id: str, paths: Iterator[str]) -> dict[str, Any]:
+    """Write one table of the audits that come next, until it is large enough."""
     sink, rows = io.BytesIO(), 0
     with open_writer(sink, AUDIT_SCHEMA) as writer:
         for path in paths:
             table = open_parquet(store, path).read()
             writer.write_table(table)
             rows += table.num_rows
-    return [_write(store, run_id, sink.getvalue(), rows)]
+            if sink.tell() >= MAX_TABLE_BYTES:
+                break
+    return _write(store, run_id, sink.getvalue(), rows)
 
 
 def without_rows(

@@ -21,11 +21,13 @@ from pipelines.errors import ConfigError, DataError, InputError
 from pipelines.image.decode import decode_image
 from pipelines.image.header import RefusedImage
 from pipelines.ingest import stage
+from pipelines.ingest.audit import merge_audits, write_unit_audit
 from pipelines.ingest.config import ImageConfig, IngestConfig, PrivacyConfig
 from pipelines.ingest.privacy import Box, hide_regions, read_regions
 from pipelines.ingest.stored import make_stored_image
 from pipelines.ingest.unit import IngestJob, ingest_unit
 from pipelines.sources.base import Unit
+from pipelines.storage import Storage
 from tests import factories, planted
 
 STRIP = PrivacyConfig(strip_metadata=True)
@@ -255,6 +257,29 @@ def test_warnings_and_errors_name_no_image_where_a_rule_applies(
     messages.append(str(unnamed.value))
     assert ("John" in "".join(messages)) is not is_private
     assert ("north" in messages[2]) is not is_private
+
+
+@pytest.mark.parametrize(("limit", "tables"), [(2**20, 1), (1, 5)], ids=["one", "many"])
+def test_audits_are_merged_into_tables_of_bounded_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, tables: int
+) -> None:
+    monkeypatch.setattr("pipelines.ingest.audit.MAX_TABLE_BYTES", limit)
+    store = Storage.open(tmp_path)
+    row = {"is_encoded": True, "removed": [], "regions": [], "region_method": None}
+    receipts = [
+        {
+            "audit": write_unit_audit(
+                store, "run", unit, "a", [{"image_id": f"{unit}-{number}", **row} for number in "xy"]
+            )
+        }
+        for unit in range(5)
+    ]
+    entries = merge_audits(store, "run", [*receipts, {}])
+    assert len(entries) == len({entry["path"] for entry in entries}) == tables
+    read = [row["image_id"] for entry in entries for row in pq.read_table(tmp_path / entry["path"]).to_pylist()]
+    assert read == [f"{unit}-{number}" for unit in range(5) for number in "xy"]
+    assert sum(entry["rows"] for entry in entries) == 10
+    assert merge_audits(store, "run", [{}]) == []
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:
