@@ -24,9 +24,9 @@ from pipelines.dataset.catalog import (
 )
 from pipelines.errors import InputError
 from pipelines.ingest.config import IngestConfig
-from pipelines.ingest.plan import STAGE, as_first, earlier_keys, make_plan, open_images
+from pipelines.ingest.plan import STAGE, make_plan, open_images
 from pipelines.ingest.review import not_given, review, tell_unchecked
-from pipelines.ingest.standing import check_location, differing, own_settings, settled
+from pipelines.ingest.standing import check_location, holds_another, is_by_earlier, own_settings, settled
 from pipelines.progress import Progress
 from pipelines.sources.addresses import split_pattern
 from pipelines.sources.base import Listing, Source, Unit
@@ -91,10 +91,10 @@ def run(config: IngestConfig, run_units: RunUnits | None = None) -> IngestResult
                 tell_unchecked(config, standing, plan.out)
             return _result(plan, standing, skipped=True)
         if not config.append:
-            if _is_by_earlier(config, source, standing):
+            if is_by_earlier(config, source, standing):
                 logger.info("ingest: it was made by an earlier release, and stands; --append takes in what is new")
                 return _result(plan, standing, skipped=True)
-            raise _holds_another(config, store, source, standing)
+            raise holds_another(config, store, source, standing)
         check_location(config, standing, source.name, source.uri)
         source.task = standing["task"] if config.task == "auto" else config.task
     _check_whole(config, source, source.listing())
@@ -237,8 +237,9 @@ def _do_units(
     if receipts:
         logger.info("ingest: %d of %d units stand from an earlier run", len(receipts), len(units))
     job = IngestJob(source, store.uri, run_id, config.image, split_plan, config.privacy)
+    kept = {"units_kept": len(receipts)} if receipts else {}
     budget = Budget(config, source.listing().entries, store)
-    return receipts, _run_missing(config, job, missing, receipts, budget, run_units)
+    return receipts, {**_run_missing(config, job, missing, receipts, budget, run_units), **kept}
 
 
 def _publish(
@@ -342,30 +343,6 @@ def _check_whole(config: IngestConfig, source: Source, listing: Listing) -> None
             where=f"for example {', '.join(sorted(classes)[:3])}" if source.tells_keys else "",
             mend="is another column the label? label_column=NAME for Parquet, or a table (labels=) with a column label",
         )
-
-
-def _is_by_earlier(config: IngestConfig, source: Source, standing: Catalog) -> bool:
-    """Return whether a dataset holds this content with these settings, made by a release that had fewer of them."""
-    return standing["sources"].get(source.name) in earlier_keys(config, source)
-
-
-def _holds_another(config: IngestConfig, store: Storage, source: Source, standing: Catalog) -> InputError:
-    names = ", ".join(standing["sources"])
-    if source.name in standing["sources"]:
-        now, first = differing(config, standing), differing(as_first(config), standing)
-        given = [text for text in now if text in first]
-        by = " by an earlier release" if given != now else ""
-        made = f"with other settings: {', '.join(given)}" if given else "from other content or with other settings"
-        append = "leave these settings out and add --append" if given else "add --append"
-        return InputError(
-            f"{store.uri} holds a dataset of {source.name} made{by} {made}",
-            where=f"it was read from {standing['locations'].get(source.name, 'elsewhere')}",
-            mend=f"{append} to read what is new or changed, or choose another --out",
-        )
-    return InputError(
-        f"{store.uri} holds a dataset of {names}, not of {source.name}",
-        mend="add --append to add it to that dataset, or choose another --out",
-    )
 
 
 def _dropped(catalog: Catalog) -> dict[str, int]:
