@@ -18,22 +18,35 @@ SEPARATOR = "|"
 
 def make_names(values: Iterable[Any]) -> tuple[str, ...]:
     """Return the names in a list as a set would hold them, in one order; empty ones and null are left out."""
-    return tuple(sorted({str(value).strip() for value in values if value is not None} - {""}))
+    return tuple(sorted({_name(value) for value in values} - {""}))
 
 
 def read_label(value: Any, separator: str = "") -> Label:
     """Return the label in a cell of a table: a list is several, and so is text with a separator.
 
+    Names lose the white space around them. What is null, empty or not a number (NaN) is no label.
+
     Raises:
-        InputError: it is neither text, a number nor a list of them.
+        InputError: it is neither text, a number nor a list of them, or bytes that are no UTF-8.
     """
-    if value is None or value == "":
-        return None
     if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(each, (list, dict)) for each in value)):
         raise InputError(f"label {value!r} is no name", mend="give a name, or a list of names")
     if isinstance(value, (list, tuple)):
         return make_names(value)
-    return make_names(str(value).split(separator)) if separator else str(value)
+    name = _name(value)
+    return make_names(name.split(separator)) if separator and name else name or None
+
+
+def _name(value: Any) -> str:
+    """Return a name as text, "" for none."""
+    if value is None or value != value:  # only NaN, of whatever type, differs from itself
+        return ""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError as error:
+            raise InputError(f"label {value!r} is no text in UTF-8", mend="write labels as text") from error
+    return str(value).strip()
 
 
 def names_of(label: Label) -> tuple[str, ...]:
