@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import logging
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -63,7 +64,7 @@ class SplitPlan:
         if self.by == "time":
             return self._split_at(read_time(value, self.clock))
         if self.by == "group":
-            return self._split_below(split_hash(self.seed, f"group\0{value}" if value else image_id), NO_LABEL)
+            return self._split_below(split_hash(self.seed, _group_of(value) or image_id), NO_LABEL)
         if self.given and given_split != "train":
             return given_split or "train"
         return self._split_below(split_hash(self.seed, image_id), label if isinstance(label, str) else NO_LABEL)
@@ -215,12 +216,22 @@ def _column_values(entries: Sequence[Entry], carried: Sequence[str], column: str
     return [entry.carried[place] for entry in entries]
 
 
+def _group_of(value: str | None) -> str:
+    """Return what a group's hash is made of; empty without one.
+
+    As of labels, spaces around it and the way in which an accent is written (Unicode NFC) make no other group.
+    """
+    name = unicodedata.normalize("NFC", value).strip() if value else ""
+    return f"group\0{name}" if name else ""
+
+
 def _group_plan(entries: Sequence[Entry], config: SplitConfig, carried: Sequence[str]) -> SplitPlan:
     values = _column_values(entries, carried, config.group, "group")
     sizes: Counter[int] = Counter()
-    for entry, value in zip(entries, values, strict=True):
-        sizes[split_hash(config.seed, f"group\0{value}" if value else entry.image_id)] += 1
-    alone = sum(not value for value in values)
+    groups = [_group_of(value) for value in values]
+    for entry, group in zip(entries, groups, strict=True):
+        sizes[split_hash(config.seed, group or entry.image_id)] += 1
+    alone = sum(not group for group in groups)
     if alone:
         logger.warning("%d of %d images have no %s: each is a group of its own", alone, len(entries), config.group)
     hashes = sorted(sizes)

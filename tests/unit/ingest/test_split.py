@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
@@ -185,6 +186,19 @@ def test_groups_stay_whole_and_newcomers_move_nobody(sizes: list[int], seed: int
     again = SplitPlan.from_json(json.loads(json.dumps(plan.to_json())))
     newcomer = listed[0]._replace(image_id="f" * 32, key="new.jpg")
     assert places(again, [*listed, newcomer]) == {**where, "new.jpg": where[listed[0].key] if names else "train"}
+
+
+def test_a_group_is_one_however_it_is_written() -> None:
+    names = [f"J\u00f6rg {number}" for number in range(60)]
+    forms = [str, lambda name: f" {name}\u00a0", lambda name: unicodedata.normalize("NFD", name)]
+    values = [form(name) for form in forms for name in names]
+    listed = with_values(entries([f"{i}.jpg" for i in range(len(values))]), values)
+    plan = make_split_plan(listed, SplitConfig(group="column"), CARRIED)
+    where = list(places(plan, listed).values())
+    assert where[:60] == where[60:120] == where[120:]
+    assert Counter(where[:60]) == {"train": 48, "val": 6, "test": 6}
+    blank = listed[0]._replace(carried=("x", " \t"))
+    assert plan.place(blank, CARRIED) == plan.place(blank._replace(carried=("x", None)), CARRIED)  # none at all
 
 
 def test_images_without_a_group_are_told(caplog: pytest.LogCaptureFixture) -> None:
