@@ -17,6 +17,7 @@ from pipelines.errors import ConfigError, DataError
 from pipelines.ingest.config import CheckConfig
 
 _SHOWN = 3
+_EXAMPLE = "for example min_images_per_class=10 or max_near_leak_fraction=0.01"
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def read_rules(words: Sequence[str], dataset: Dataset) -> list[CheckConfig]:
             given.append({"rule": rule, "property": of, "bound": float(bound)})
         except ValueError:
             what = f"the bound {bound!r} of {name} is no number" if separator else f"{word!r} is no rule=bound"
-            raise ConfigError(what, mend="for example min_images_per_class=10") from None
+            raise ConfigError(what, mend=_EXAMPLE) from None
     if not words:
         given = dataset.catalog["config"].get("checks", [])
     if not given:
@@ -87,8 +88,12 @@ def _validated(values: dict[str, object]) -> CheckConfig:
     except ValidationError as error:
         fault = error.errors()[0]
         known = get_args(CheckConfig.model_fields["rule"].annotation)
-        what = f"there is no rule {values['rule']!r}" if fault["loc"] == ("rule",) else fault["msg"]
-        raise ConfigError(what, mend=f"rules are {', '.join(known)}") from error
+        if fault["loc"] == ("rule",):
+            raise ConfigError(f"there is no rule {values['rule']!r}", mend=f"rules are {', '.join(known)}") from error
+        if fault["loc"] == ("bound",):
+            what = f"the bound {values['bound']} of {values['rule']} is no number from 0 on"
+            raise ConfigError(what, mend=_EXAMPLE) from error
+        raise ConfigError(fault["msg"].removeprefix("Value error, "), mend=_EXAMPLE) from error
 
 
 def hold(rules: Sequence[CheckConfig], dataset: Dataset) -> list[str]:

@@ -169,7 +169,7 @@ class CheckConfig(StrictModel):
     ]
     """What is measured. Imbalance: largest class by smallest; leaks: share of val and test images that train has too,
     by bytes or by looks; predictive property: how well something besides the picture tells a class from all others."""
-    bound: float = Field(ge=0)
+    bound: float = Field(ge=0, allow_inf_nan=False)
     """The least or the most that is allowed; images, a ratio, or a share of 0 to 1."""
     level: Literal["error", "warn"] = "error"
     """`error`: a dataset that fails is not published; `warn`: it is, and says so."""

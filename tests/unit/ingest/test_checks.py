@@ -202,7 +202,12 @@ def test_a_standing_dataset_is_checked_from_the_command_line(
         ("min_images=3", "there is no rule 'min_images'"),
         ("min_images_per_class", "'min_images_per_class' is no rule=bound"),
         ("max_class_imbalance=few", "the bound 'few' of max_class_imbalance is no number"),
+        ("max_class_imbalance=inf", "the bound inf of max_class_imbalance is no number from 0 on"),
+        ("max_class_imbalance=nan", "the bound nan of max_class_imbalance is no number from 0 on"),
+        ("max_class_imbalance=-1", "the bound -1.0 of max_class_imbalance is no number from 0 on"),
         ("max_unlabelled_fraction=7", "bound is 7; max_unlabelled_fraction is a share of 0 to 1"),
     ):
         assert run_command(["data", "check", out, wrong]) == 2
-        assert words in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert words in told
+        assert ("rules are" if "no rule 'min" in words else "for example min_images_per_class=10") in told
