@@ -88,12 +88,12 @@ def retract(dataset: str, images: tuple[str, ...], table: str, reason: str, as_j
 @click.option("--distance", default=4, show_default=True, type=click.IntRange(0, 4), help="Bits of 64 that may differ.")
 @click.option("--across-splits", is_flag=True, help="Take out only what stands in a less held-out split too.")
 @click.option(
-    "--table", default="", type=options.OutputFile(), metavar="FILE.csv", help="Write the images to take out."
+    "--table", default="", callback=options.writable, metavar="FILE.csv", help="Write the images to take out."
 )
 @click.option(
     "--page",
     default="",
-    type=options.OutputFile(),
+    callback=options.writable,
     metavar="FILE.html",
     help="Write the clusters as a page with images.",
 )
@@ -137,12 +137,12 @@ def duplicates(dataset: str, distance: int, across_splits: bool, table: str, pag
     "--page",
     default="sheet.html",
     show_default=True,
-    type=options.OutputFile(),
+    callback=options.writable,
     metavar="FILE.html",
     help="The page to write.",
 )
 @click.option(
-    "--numbers", default="", type=options.OutputFile(), metavar="FILE.json", help="Write the figures as JSON too."
+    "--numbers", default="", callback=options.writable, metavar="FILE.json", help="Write the figures as JSON too."
 )
 @options.as_json
 def sheet(dataset: str, page: str, numbers: str, as_json: bool) -> None:

@@ -79,7 +79,7 @@ def list_refused(dataset: str, accepted: bool, as_json: bool) -> None:
 @click.option(
     "--page",
     default="",
-    type=options.OutputFile(),
+    callback=options.writable,
     metavar="FILE.html",
     help="Write all that was refused as a page with thumbnails.",
 )

@@ -26,7 +26,7 @@ _MIB = 1 << 20
 @click.option("--image-size", default=0, metavar="PX", help="Side of the images; else the package's, 32 or 224.")
 @click.option("--batch-size", default=32, show_default=True, type=click.IntRange(2), help="Images of a training step.")
 @click.option("--layers", "with_layers", is_flag=True, help="Also every layer.")
-@click.option("--svg", default="", type=options.OutputFile(), metavar="FILE", help="Draw the network into FILE.")
+@click.option("--svg", default="", callback=options.writable, metavar="FILE", help="Draw the network into FILE.")
 @click.option("--tracking", default="", metavar="URI", help="The MLflow store of a models:/ address.")
 @options.as_json
 def command(

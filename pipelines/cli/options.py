@@ -17,35 +17,30 @@ F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound="StrictModel")
 
 
-class OutputFile(click.ParamType):
-    """A file to write into a folder that is there; refused before any work is done for it."""
+def writable(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    """Return the path of a file to write, a leading ~ expanded; the callback of options that name one.
 
-    name = "file"
+    Raises:
+        InputError: it is a folder, or its folder is missing or cannot be written to; no work was done yet.
+    """
+    import os
+    import shlex
 
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the path, a leading ~ expanded; the empty one stays.
+    from pipelines.errors import InputError
 
-        Raises:
-            InputError: it is a folder, or its folder is missing or cannot be written to.
-        """
-        import os
-        import shlex
-
-        from pipelines.errors import InputError
-
-        path = Path(value).expanduser()
-        if not value:
-            return value
-        if path.is_dir():
-            raise InputError(f"{value} cannot be written: it is a folder", mend="name a file in it")
-        if not path.parent.is_dir():
-            raise InputError(
-                f"{value} cannot be written: there is no folder {path.parent}",
-                mend=f"mkdir -p {shlex.quote(str(path.parent))}, or name a file in a folder that is there",
-            )
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise InputError(f"{value} cannot be written: permission denied", mend="name another file")
-        return str(path)
+    if not value:
+        return value
+    path = Path(value).expanduser()
+    if path.is_dir():
+        raise InputError(f"{value} cannot be written: it is a folder", mend="name a file in it")
+    if not path.parent.is_dir():
+        raise InputError(
+            f"{value} cannot be written: there is no folder {path.parent}",
+            mend=f"mkdir -p {shlex.quote(str(path.parent))}, or name a file in a folder that is there",
+        )
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"{value} cannot be written: permission denied", mend="name another file")
+    return str(path)
 
 
 overrides = click.argument("overrides", nargs=-1, metavar="[key=value ...]", type=str)

@@ -38,7 +38,7 @@ def _check_start(config: TrainConfig) -> None:
 @click.option(
     "--find-lr",
     default="",
-    type=options.OutputFile(),
+    callback=options.writable,
     metavar="FILE.png",
     help="Range test of the learning rate; draws it into FILE.",
 )

@@ -13,7 +13,9 @@ from pipelines.config.strict import is_runtime
 from pipelines.dataset.catalog import DATASET_FORMAT, Catalog, format_ref, read_version
 from pipelines.errors import ConfigError, InputError
 from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.plan import as_first, earlier_keys
 from pipelines.sources.addresses import base_of, default_name
+from pipelines.sources.base import Source
 from pipelines.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -74,13 +76,29 @@ def own_settings(config: IngestConfig) -> dict[str, Any]:
     }
 
 
-def differing(config: IngestConfig, standing: Catalog) -> list[str]:
-    """Return the settings of all sources in which a dataset differs from a config, NAME=VALUE as it has them."""
-    values = config.model_dump(mode="json")
-    found: dict[str, Any] = {}
-    for name in SHARED:
-        _compare(name, values[name], _held(IngestConfig, standing["config"], name), found)
-    return [f"{name}={json.dumps(value)}" for name, value in found.items()]
+def is_by_earlier(config: IngestConfig, source: Source, standing: Catalog) -> bool:
+    """Return whether a dataset holds this content with these settings, made by a release that had fewer of them."""
+    return standing["sources"].get(source.name) in earlier_keys(config, source)
+
+
+def holds_another(config: IngestConfig, store: Storage, source: Source, standing: Catalog) -> InputError:
+    """Return the refusal of a source for a dataset that holds another, or the same one made otherwise."""
+    names = ", ".join(standing["sources"])
+    if source.name in standing["sources"]:
+        now, first = _differing(config, standing), _differing(as_first(config), standing)
+        given = [text for text in now if text in first]
+        by = " by an earlier release" if given != now else ""
+        made = f"with other settings: {', '.join(given)}" if given else "from other content or with other settings"
+        append = "leave these settings out and add --append" if given else "add --append"
+        return InputError(
+            f"{store.uri} holds a dataset of {source.name} made{by} {made}",
+            where=f"it was read from {standing['locations'].get(source.name, 'elsewhere')}",
+            mend=f"{append} to read what is new or changed, or choose another --out",
+        )
+    return InputError(
+        f"{store.uri} holds a dataset of {names}, not of {source.name}",
+        mend="add --append to add it to that dataset, or choose another --out",
+    )
 
 
 def check_location(config: IngestConfig, standing: Catalog, name: str, uri: str) -> None:
@@ -108,6 +126,15 @@ def _held(model: type[BaseModel], values: Mapping[str, Any], name: str) -> Any:
         call_default_factory=True
     )  # fmt: skip
     return first.model_dump(mode="json") if isinstance(first, BaseModel) else first
+
+
+def _differing(config: IngestConfig, standing: Catalog) -> list[str]:
+    """Return the settings of all sources in which a dataset differs from a config, NAME=VALUE as it has them."""
+    values = config.model_dump(mode="json")
+    found: dict[str, Any] = {}
+    for name in SHARED:
+        _compare(name, values[name], _held(IngestConfig, standing["config"], name), found)
+    return [f"{name}={json.dumps(value)}" for name, value in found.items()]
 
 
 def _compare(path: str, value: Any, held: Any, found: dict[str, Any]) -> None:
