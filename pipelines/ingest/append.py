@@ -40,7 +40,7 @@ from pipelines.ingest.newcomers import (
 from pipelines.ingest.report import write_sheet
 from pipelines.ingest.standing import FOLLOWED
 from pipelines.ingest.thumbnail import make_thumbnail
-from pipelines.ingest.twins import QUARANTINED, Place, Twin, find_twins, judge
+from pipelines.ingest.twins import QUARANTINED, Place, Twin, find_contested, find_twins, judge
 from pipelines.storage import Storage
 
 MAX_THUMBNAILS = 200
@@ -171,8 +171,10 @@ class Joining:
         The row that a changed image replaces does not count; but it stays where the new one does not come in.
         """
         policy, replaced = self.config.duplicates, written - surplus
+        read_again = {entry.image_id for entry in self.update.source.listing().entries}
+        contested = find_contested(base, fresh, read_again=read_again) if policy.conflicts == "quarantine" else []
         while True:
-            twins = find_twins(base, fresh, max_distance=policy.max_distance, left_out=replaced)
+            twins = contested + find_twins(base, fresh, max_distance=policy.max_distance, left_out=replaced)
             twins = [twin for twin in twins if twin.row["image_id"] not in surplus]
             refused = judge(twins, policy)
             staying = replaced - {str(twin.row["image_id"]) for twin in refused}

@@ -15,7 +15,9 @@ import pyarrow.compute as pc
 from pipelines.dataset.duplicates import FLAT_CONTRAST, HELD_OUT, comparable
 from pipelines.dataset.near import MAX_ACCIDENTS, count_accidents
 from pipelines.dataset.near_join import near_join
+from pipelines.dataset.quarantine import read_quarantine
 from pipelines.dataset.reader import Dataset
+from pipelines.dataset.writer import names_in
 from pipelines.ingest.config import DuplicatesConfig
 from pipelines.ingest.dedupe import DUPLICATE, LABEL_CONFLICT, LEAK, NEAR_DUPLICATE
 
@@ -42,6 +44,7 @@ class Twin:
         other_key: key of the image that stands.
         other_label: its label.
         reason: why the newcomer does not come in; empty while it does.
+        stands: False where the other was refused for its label, so that it has no row (and `other` no position).
     """
 
     place: Place
@@ -51,6 +54,7 @@ class Twin:
     other_key: str = ""
     other_label: Any = None
     reason: str = ""
+    stands: bool = True
 
     @property
     def crosses(self) -> bool:
@@ -65,6 +69,8 @@ class Twin:
     @property
     def message(self) -> str:
         """Why it is refused, in words."""
+        if not self.stands:
+            return f"it has the bytes of {self.other_key}, which was refused since it stands under another label"
         like = "has the bytes of" if self.distance is None else f"is {self.distance} of 64 bits of the hash away from"
         stands = f"{self.other_key}, which stands in {self.other[0]}"
         if self.reason == LABEL_CONFLICT:
@@ -93,6 +99,49 @@ def find_twins(
     found = [*_copies(theirs, ours, dead)]
     found += _look_alikes(theirs, ours, max_distance, dead)
     return _named(standing, newcomers, found)
+
+
+def find_contested(standing: Dataset, newcomers: Dataset, *, read_again: Set[str]) -> list[Twin]:
+    """Return the newcomers whose bytes were refused under another label, so that a conflict does not resolve itself.
+
+    It is resolved by mending labels and reading both again, or by accepting one of them as lost.
+
+    Args:
+        standing: the dataset.
+        newcomers: their rows, as a dataset of their own.
+        read_again: image_ids whose refusal no longer counts, since the newcomers' run read them.
+    """
+    contested: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    columns = ("image_id", "key", "split", "label", "reason", "bytes_sha256")
+    for row in read_quarantine(standing, columns=columns):
+        if row["reason"] == LABEL_CONFLICT and row["image_id"] not in read_again:
+            contested[row["bytes_sha256"]].append(row)
+    wanted, found = pa.array(list(contested), pa.string()), list[Twin]()
+    for split in newcomers.splits if contested else ():
+        table = newcomers.table(split, _ROW)
+        hits = pc.indices_nonzero(pc.is_in(table.column("source_sha256"), value_set=wanted))
+        for place, row in zip(hits.to_pylist(), table.take(hits).to_pylist(), strict=True):
+            twins = (
+                Twin(
+                    (split, place),
+                    (other["split"], -1),
+                    None,
+                    row,
+                    other["key"],
+                    _label_of(other, standing),
+                    stands=False,
+                )
+                for other in contested[row["source_sha256"]]
+            )
+            found += [twin for twin in twins if twin.is_conflict][:1]
+    return found
+
+
+def _label_of(row: dict[str, Any], dataset: Dataset) -> Any:
+    """Return the label of a quarantine row as rows hold it."""
+    if row["label"] is None or dataset.task != "multi":
+        return row["label"]
+    return names_in(row["label"], dataset.task)
 
 
 def judge(twins: list[Twin], policy: DuplicatesConfig) -> list[Twin]:
