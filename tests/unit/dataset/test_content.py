@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.dataset.content import append_catalog, make_classes
+from pipelines.dataset.content import EXAMPLES_KEPT, append_catalog, make_classes
 from pipelines.dataset.reader import open_dataset
 from pipelines.errors import InputError
 from pipelines.storage import Storage
@@ -83,3 +83,16 @@ def test_of_rates_the_larger_one_is_kept(storage):
         addition = {**one, "sources": {f"other{number}": "b" * 32}, "duplicates": duplicates}
         catalog = append_catalog(catalog, addition)
     assert catalog["duplicates"] == {"label_conflicts": 6, "near": {"leaks": 9, "accidents": 0.08, "examples": []}}
+
+
+def test_examples_of_both_are_kept_and_do_not_grow_without_end(storage):
+    ingest(storage, {0: range(20)}, key="a" * 32, source="one")
+    catalog = open_dataset(storage.uri).catalog
+    catalog = {**catalog, "duplicates": {"near": {"leaks": 80, "examples": [f"one {n}" for n in range(80)]}}}
+    for name in ("two", "three", "four"):
+        found = {"near": {"leaks": 80, "examples": [f"{name} {n}" for n in range(80)]}}
+        catalog = append_catalog(catalog, {**catalog, "sources": {name: "b" * 32}, "duplicates": found})
+        examples = catalog["duplicates"]["near"]["examples"]
+        assert len(examples) == 2 * EXAMPLES_KEPT
+        assert {"one 0", f"{name} 0"} <= set(examples)
+    assert catalog["duplicates"]["near"]["leaks"] == 320

@@ -319,6 +319,22 @@ def test_pixels_of_a_box_do_not_correlate_with_what_was_there(
         assert distinct <= (1 if method == "fill" else 25)
 
 
+@pytest.mark.parametrize("size_px", [0, 250], ids=["kept size", "an eighth"])
+def test_boxes_of_a_photo_that_could_be_decoded_at_a_scale_are_where_they_are_said(size_px: int) -> None:
+    photo, boxes = factories.make_jpeg(1, 2_000, 1_600), [Box(800, 400, 800, 600)]
+    config = ImageConfig(size_px=size_px, mode="fit")
+    plain = decode_image(make_stored_image(photo, "a.jpg", config).data).pixels
+    hidden = make_stored_image(photo, "a.jpg", config, PrivacyConfig(region_column="boxes"), boxes)
+    pixels = decode_image(hidden.data).pixels
+    assert pixels.shape == plain.shape
+    per = 2_000 / pixels.shape[1]
+    left, top, right, bottom = (round(value / per) for value in (800, 400, 1_600, 1_000))
+    assert pixels[top + 3 : bottom - 3, left + 3 : right - 3].max() < 20
+    outside = np.ones(pixels.shape[:2], bool)
+    outside[top - 8 : bottom + 8, left - 8 : right + 8] = False
+    assert np.abs(pixels[outside].astype(int) - plain[outside]).mean() < 4
+
+
 @pytest.mark.parametrize("method", ["fill", "pixelate", "blur"])
 @pytest.mark.parametrize("side", [1, 3, 8, 40, 200])
 def test_no_box_is_too_small_or_too_large_to_hide(method: Any, side: int) -> None:

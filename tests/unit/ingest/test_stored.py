@@ -175,8 +175,15 @@ def test_large_jpegs_that_keep_their_bytes_are_measured_on_a_reduction() -> None
     np.testing.assert_allclose(half.channel_sum, whole.channel_sum, rtol=0.005)
     assert (half.phash ^ whole.phash).bit_count() <= 4
     assert make_stored_image(factories.make_jpeg(1, 300, 255), "a.jpg", config).pixels.shape == (255, 300, 3)
+    two = factories.encode(
+        factories.make_pixels(1, 600, 400),
+        "MPO",
+        save_all=True,
+        append_images=[Image.fromarray(factories.make_pixels(2, 600, 400))],
+    )
     for other, settings in (
         (factories.make_jpeg(1, 600, 400, exif_orientation=3), config),
+        (two, config),
         (data + b"tail", config),
         (data, ImageConfig(size_px=0, keep_bytes=False)),
         (data, ImageConfig(size_px=0, scaled_decoding=False)),
