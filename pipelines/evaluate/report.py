@@ -13,6 +13,12 @@ from pipelines.plots.thumbnail import make_picture, make_thumbnail
 
 _MAX_CLASSES = 200
 
+UNSURE = (
+    "whether images look like one in this dataset's train split cannot be judged, since the perceptual hash takes many"
+    " of these pictures for each other: only the same bytes count as leaked"
+)
+"""Said where look-alikes are left out."""
+
 
 def make_figures(summary: Summary, classes: Sequence[str]) -> dict[str, Picture]:
     """Return the pictures of an evaluation by file name without suffix."""
@@ -31,6 +37,7 @@ def make_page(
     model: str,
     dataset: str,
     split: str,
+    is_sure: bool = True,
 ) -> bytes:
     """Return `mistakes.html`: a self-contained page.
 
@@ -42,6 +49,7 @@ def make_page(
         model: name of the model, shown.
         dataset: reference of the dataset, shown.
         split: name of the split, shown.
+        is_sure: whether the perceptual hash tells the dataset's pictures apart.
     """
     metrics = summary.metrics
     page = Page(
@@ -62,11 +70,13 @@ def make_page(
     )
     if leaked := metrics.get("leaked_rows", 0):
         section.note(
-            f"{leaked:,} of these images stand in training too, or look like one there; without them"
+            f"{leaked:,} of these images stand in this dataset's train split too, or look like one there; without them"
             f" {metrics['top1_without_leaks']:.2%} are right (95% interval {metrics['top1_without_leaks_low']:.1%} to"
             f" {metrics['top1_without_leaks_high']:.1%}).",
             warn=True,
         )
+    if not is_sure:
+        section.note(UNSURE[0].upper() + UNSURE[1:] + ".", warn=True)
     _add_mistakes(page, mistakes, images)
     page.section("Where it errs").figures(
         [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from pipelines.storage import Storage
 
 if TYPE_CHECKING:
     from pipelines.evaluate.predict import Answers
+
+logger = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions.parquet"
 PAGE = "mistakes.html"
@@ -58,7 +61,7 @@ def _evaluate(config: EvaluateConfig, inputs: Inputs, planned: Plan, out: Storag
     from pipelines.evaluate.mistakes import worst_mistakes
     from pipelines.evaluate.predict import predict_split
     from pipelines.evaluate.record import record
-    from pipelines.evaluate.report import make_figures, make_page
+    from pipelines.evaluate.report import UNSURE, make_figures, make_page
     from pipelines.evaluate.summary import summarize
     from pipelines.package.load import load_resolved
     from pipelines.package.predictor import Predictor
@@ -72,8 +75,10 @@ def _evaluate(config: EvaluateConfig, inputs: Inputs, planned: Plan, out: Storag
             f"no row of split {config.split!r} in {dataset.ref} has a label: there is nothing to measure against",
             mend="evaluate on a split with labels",
         )
-    leaked = find_leaks(dataset, config.split).either
-    summary = summarize(answers, num_bins=config.num_bins, leaked=leaked)
+    leaks = find_leaks(dataset, config.split)
+    if not leaks.is_sure:
+        logger.warning("evaluate: %s", UNSURE)
+    summary = summarize(answers, num_bins=config.num_bins, leaked=leaks.either)
     mistakes = worst_mistakes(answers, config.num_mistakes)
     figures = make_figures(summary, answers.classes)
     page = make_page(
@@ -84,6 +89,7 @@ def _evaluate(config: EvaluateConfig, inputs: Inputs, planned: Plan, out: Storag
         model=inputs.package.ref,
         dataset=dataset.ref,
         split=config.split,
+        is_sure=leaks.is_sure,
     )
     for name, picture in figures.items():
         out.put(f"figures/{name}.{picture.extension}", picture.data)
@@ -103,6 +109,7 @@ def _evaluate(config: EvaluateConfig, inputs: Inputs, planned: Plan, out: Storag
         },
         "classes": list(answers.classes),
         "metrics": summary.metrics,
+        **({} if leaks.is_sure else {"warnings": [UNSURE]}),
         "per_class": summary.per_class,
         "confusion": summary.confusion,
         "reliability": summary.reliability,

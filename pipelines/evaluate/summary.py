@@ -21,7 +21,7 @@ class Summary:
 
     Attributes:
         metrics: name to value; fractions are 0 to 1. `top1_low` and `top1_high` are the 95% interval of `top1`;
-            `leaked_rows` are labelled rows that stand in training too, or look like one there.
+            `leaked_rows` are labelled rows that stand in the dataset's train split too, or look like one there.
         per_class: one entry a class, in class order.
         confusion: counts; row is the true class, column the predicted one.
         reliability: bins of confidence.

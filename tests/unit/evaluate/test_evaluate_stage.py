@@ -6,6 +6,7 @@ import io
 import shutil
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.dataset import leaks
 from pipelines.errors import ConfigError, InputError
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.plan import plan
@@ -55,7 +57,9 @@ def test_catalog_files_and_figures_agree(world: Path, done: tuple[Path, Evaluate
     assert result.figures["leaked_rows"] == 27
     assert catalog["metrics"]["top1_without_leaks_low"] == 0
     assert catalog["metrics"]["top1_without_leaks_high"] == 1
-    assert "27 of these images stand in training too, or look like one there" in (out / "mistakes.html").read_text()
+    assert "27 of these images stand in this dataset's train split too, or" in unescape(
+        (out / "mistakes.html").read_text()
+    )
     assert np.sum(catalog["confusion"]) == 27
     assert np.trace(catalog["confusion"]) == catalog["metrics"]["correct_rows"]
     assert sum(each["count"] for each in catalog["reliability"]) == 27
@@ -71,6 +75,19 @@ def test_catalog_files_and_figures_agree(world: Path, done: tuple[Path, Evaluate
         assert first[mistake["image_id"]]["predicted"] == mistake["predicted"] != mistake["label"]
     for name in ("figures/confusion.png", "figures/reliability.png"):
         assert (out / name).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_where_the_hash_tells_nothing_apart_it_is_said(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(leaks, "MAX_ACCIDENTS", -1.0)  # of no pictures are there fewer accidents
+    result = run(config(world, out=str(tmp_path / "out")))
+    catalog = read_json(tmp_path / "out/_catalog.json")
+    assert catalog["metrics"]["leaked_rows"] == result.figures["leaked_rows"] == 18  # with the same bytes
+    (told,) = catalog["warnings"]
+    assert told.startswith("whether images look like one in this dataset's train split cannot be judged")
+    assert f"evaluate: {told}" in caplog.messages
+    assert f"{told[1:]}." in unescape((tmp_path / "out/mistakes.html").read_text())
 
 
 def test_page_is_self_contained_and_shows_every_mistake(done: tuple[Path, EvaluateResult]) -> None:
