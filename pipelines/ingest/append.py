@@ -21,8 +21,10 @@ from pipelines.dataset.quarantine import release
 from pipelines.dataset.reader import Dataset
 from pipelines.dataset.receipt import QuarantineFile
 from pipelines.dataset.rewrite import drop_rows, rewrite_touched
+from pipelines.dataset.schema import QUARANTINE_SCHEMA
 from pipelines.dataset.shards import read_shard_list, write_shard_list
 from pipelines.dataset.stored_images import stored_images
+from pipelines.dataset.tables import encode_table
 from pipelines.dataset.writer import label_text, write_quarantine
 from pipelines.ingest.audit import without_rows
 from pipelines.ingest.config import IngestConfig
@@ -191,7 +193,7 @@ class Joining:
         files, quarantine = read_shard_list(self.store, entry)
         name = hashlib.sha256(json.dumps(sorted(reasons.items())).encode()).hexdigest()[:8]
         if leaks := [twin for twin in refused if twin.reason in QUARANTINED]:
-            quarantine = [*quarantine, self._quarantine(fresh, f"{self.run_id}-leaks-{name}", leaks)]
+            quarantine = [*quarantine, self._quarantine(fresh, leaks)]
         places = _places(fresh, reasons)
         dropped = Counter(path for path, _ in places)
         left = [file for file in files if dropped[file.path] < file.rows]  # one that loses all rows need not be read
@@ -215,7 +217,8 @@ class Joining:
         shard_list = write_shard_list(self.store, self.run_id, files, quarantine)
         return {**addition, "counts": counts, "shard_lists": [{"run_id": self.run_id, **shard_list}]}
 
-    def _quarantine(self, fresh: Dataset, name: str, leaks: Sequence[Twin]) -> QuarantineFile:
+    def _quarantine(self, fresh: Dataset, leaks: Sequence[Twin]) -> QuarantineFile:
+        """Write refused newcomers as a file named by its content: beside another version they may be told otherwise."""
         thumbnails = self._thumbnails(fresh, leaks[:MAX_THUMBNAILS])
         sizes = {entry.image_id: entry.size for entry in self.update.source.listing().entries}
         rows = [
@@ -231,7 +234,9 @@ class Joining:
             }
             for leak in leaks
         ]
-        return write_quarantine(self.store, f"quarantine/{name}.parquet", len(self.update.source.units()), rows)
+        digest = hashlib.sha256(encode_table(pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA))).hexdigest()
+        path = f"quarantine/{self.run_id}-leaks-{digest[:16]}.parquet"
+        return write_quarantine(self.store, path, len(self.update.source.units()), rows)
 
     def _thumbnails(self, fresh: Dataset, leaks: Sequence[Twin]) -> dict[Place, bytes | None]:
         """Return pictures of refused newcomers, from the rows that they would have had."""

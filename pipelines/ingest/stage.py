@@ -198,14 +198,13 @@ def _read_update(
     run_units: RunUnits | None,
 ) -> tuple[Joining, dict[str, float]]:
     """Read some members of a source; return what joins them to the version that stands, and how fast it went."""
-    from pipelines.dataset.content import SAME_ON_APPEND
     from pipelines.ingest.append import Joining
     from pipelines.ingest.finish import build_catalog
     from pipelines.ingest.listed import write_listing
 
     receipts, rate = _do_units(config, store, run_id, update.source, update.split_plan, run_units)
     own = build_catalog(config, plan, store, run_id, update.source, receipts, update.split_plan, appends=True)
-    own |= {name: standing[name] for name in SAME_ON_APPEND}
+    own["preprocess"] = standing["preprocess"]  # the run's own largest image says nothing of the dataset
     origin = {"listing": write_listing(store, run_id, update.listing), "settings": own_settings(config)}
     own["origins"] = {source.name: origin}
     known_key = standing["sources"].get(source.name)

@@ -157,8 +157,8 @@ def _settle(path: str, value: Any, given: Any, held: Any, standing: Catalog, tak
             )
             for name in value
         }
-    settled_as = {"split.by": standing["split"]["by"], "task": standing["task"]}  # what `auto` came to
-    if value == held or (given is not None and given == settled_as.get(path)):
+    came_to = {"split.by": standing["split"]["by"], "task": standing["task"]}.get(path) if held == "auto" else None
+    if value == held or (given is not None and given == came_to):
         return held
     if given is not None:
         raise ConfigError(

@@ -379,6 +379,28 @@ def test_settings_are_the_datasets(folder: Path, more: Path, tmp_path: Path, cap
     assert dataset.catalog["config"]["image"]["size_px"] == 16
 
 
+def test_an_unlabelled_dataset_takes_no_labels(folder: Path, more: Path, tmp_path: Path) -> None:
+    ingest(folder, tmp_path / "out", task="unlabelled", **SMALL_SPLIT)
+    with pytest.raises(ConfigError, match=r'task is "single", and the dataset has "unlabelled"'):
+        grow(more, tmp_path / "out", task="single")
+    dataset, _ = grow(more, tmp_path / "out")
+    assert {label for _, label in by_key(dataset).values()} == {None}
+
+
+def test_a_run_with_another_task_is_not_joined(out: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    (flat / "a.jpg").write_bytes(factories.make_jpeg(700, 32, 32))
+
+    def as_multi(job: IngestJob, units: Sequence[Unit]) -> Iterator[dict[str, Any]]:
+        job.source.task = "multi"
+        yield from Reader()(job, units)
+
+    with pytest.raises(InputError, match="the dataset has task 'single' and this run 'multi'"):
+        stage.run(config_of(flat, out, append=True), as_multi)
+    assert open_dataset(str(out)).version == 1
+
+
 def test_an_append_needs_a_place(more: Path) -> None:
     with pytest.raises(ConfigError, match="append=true, and no dataset is named"):
         stage.run(load_config(IngestConfig, inputs={"source": str(more), "append": True}), Reader())
