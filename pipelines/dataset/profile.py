@@ -70,7 +70,7 @@ def make_profile(dataset: Dataset) -> Profile:
     """Return the profile of a version's live rows; only small columns are read, and no row becomes an object."""
     rows = read_properties(dataset)
     values = {**rows.numbers, "cropped_fraction": _cropped(dataset, rows)}
-    refused = read_quarantine(dataset)
+    refused = read_quarantine(dataset, columns=["source", "key", "reason", "label"])
     return Profile(
         properties={
             name: np.quantile(of, [0, 0.05, 0.5, 0.95, 1]).round(4).tolist() for name, of in values.items() if len(of)

@@ -32,6 +32,9 @@ _MIN_MEAN_EXPECTED = 5.0
 
 Row = dict[str, Any]
 
+WORDS = tuple(name for name in QUARANTINE_SCHEMA.names if name != "thumbnail")
+"""All that is known of a refused member but its thumbnail, which may be 10 KB."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -144,6 +147,7 @@ def accept(reference: str, reason: str, *, wanted: Callable[[Row], bool]) -> tup
 
     Budgets, checks and later lists no longer count them; the rows stay, with the reason. When another version is
     published meanwhile it starts again from that one. Without any such member nothing is published.
+    `wanted` is asked of the `WORDS` of each.
 
     Raises:
         InputError: no reason is given.
@@ -152,7 +156,7 @@ def accept(reference: str, reason: str, *, wanted: Callable[[Row], bool]) -> tup
         raise InputError("a loss is accepted without a reason", mend="say why: --reason 'scanner was broken that day'")
     while True:
         dataset = open_dataset(reference)
-        ids = {_identity(row) for row in read_quarantine(dataset) if wanted(row)}
+        ids = {_identity(row) for row in read_quarantine(dataset, columns=WORDS) if wanted(row)}
         if not ids:
             return None, 0
         key = hashlib.sha256(json.dumps(["accept", dataset.version, sorted(ids), reason]).encode()).hexdigest()[:32]

@@ -16,7 +16,7 @@ from PIL import Image
 from pipelines.cli.main import run_command
 from pipelines.dataset import inspect
 from pipelines.dataset.catalog import PublishConflict, list_versions
-from pipelines.dataset.quarantine import accept, find_bias, group, read_quarantine
+from pipelines.dataset.quarantine import WORDS, accept, find_bias, group, read_quarantine
 from pipelines.dataset.reader import Dataset, open_dataset
 from pipelines.errors import InputError
 from pipelines.ingest import stage
@@ -131,6 +131,20 @@ def test_an_append_that_reads_a_mended_member_takes_it_out_of_the_quarantine(roo
     picture(2003).save(root / "set/dog/03.png")
     stage.run(IngestConfig(source=str(root / "set"), out=str(root / "out"), append=True, moved=True), in_process)
     assert "dog/03.png" in keys(checked(root))
+
+
+def test_accepting_reads_no_thumbnails_and_keeps_them(root: Path) -> None:
+    seen: set[str] = set()
+
+    def wanted(row: dict[str, Any]) -> bool:
+        seen.update(row)
+        return True
+
+    before = [row["thumbnail"] for row in read_quarantine(checked(root))]
+    assert any(before)
+    assert accept(str(root / "out"), "lost", wanted=wanted) == (2, 5)
+    assert seen == {*WORDS}
+    assert [row["thumbnail"] for row in read_quarantine(checked(root), accepted=True)] == before
 
 
 def test_an_append_that_reads_a_mended_member_takes_it_out_of_what_was_accepted_as_lost(root: Path) -> None:
