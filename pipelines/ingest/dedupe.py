@@ -143,8 +143,7 @@ def find_duplicates(storage: Storage, files: Sequence[ShardFile], policy: Duplic
 
 def _exact_groups(storage: Storage, files: Sequence[ShardFile]) -> list[list[Copy]]:
     """Return the groups of rows with equal source bytes, the copy that stays first."""
-    tables = [open_parquet(storage, file.path).read(columns=["source_sha256"]) for file in files]
-    heads = [_heads(table.column("source_sha256").to_pylist()) for table in tables]
+    heads = [_heads(storage, file) for file in files]
     values, counts = np.unique(np.concatenate(heads) if heads else np.array([], np.uint64), return_counts=True)
     repeated = values[counts > 1]
     groups: dict[str, list[Copy]] = defaultdict(list)
@@ -164,7 +163,9 @@ def _copies(storage: Storage, file: ShardFile, rows: npt.NDArray[np.int64]) -> I
         yield values.pop("source_sha256"), Copy(**values, split=file.split, shard=file.path, row=row)
 
 
-def _heads(hashes: Sequence[str]) -> npt.NDArray[np.uint64]:
+def _heads(storage: Storage, file: ShardFile) -> npt.NDArray[np.uint64]:
+    """Return the first 8 bytes of the hash of every row of a shard; whole hashes take eight times as much memory."""
+    hashes = open_parquet(storage, file.path).read(columns=["source_sha256"]).column("source_sha256").to_pylist()
     return np.fromiter((int(text[:16], 16) for text in hashes), dtype=np.uint64, count=len(hashes))
 
 
