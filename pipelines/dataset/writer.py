@@ -165,7 +165,7 @@ def label_text(label: str | Sequence[str] | None) -> str | None:
 
 def names_in(text: str | None, task: str) -> list[str]:
     """Return the class names in a label as `label_text` wrote it, for a dataset's task."""
-    if text is None:
+    if not text:
         return []
     return text.split("|") if task == "multi" else [text]
 

@@ -30,7 +30,7 @@ from pipelines.ingest.standing import check_location, holds_another, is_by_earli
 from pipelines.progress import Progress
 from pipelines.sources.addresses import split_pattern
 from pipelines.sources.base import Listing, Source, Unit
-from pipelines.sources.labels import names_of
+from pipelines.sources.labels import SEPARATOR, names_of
 from pipelines.sources.names import outside_splits
 from pipelines.stage_output import RUN, Plan, StageResult, open_run
 from pipelines.storage import Storage
@@ -335,6 +335,11 @@ def _check_whole(config: IngestConfig, source: Source, listing: Listing) -> None
             mend="fetch it again, or take what is readable with allow_broken_archive=true",
         )
     classes = {name for entry in listing.entries for name in names_of(entry.label)}
+    if source.task == "multi" and (joined := sorted(name for name in classes if SEPARATOR in name)):
+        raise InputError(
+            f"{source.uri} has a class {joined[0]!r}, and {SEPARATOR} stands between the labels of one image",
+            mend=f"if these are several labels: label_separator='{SEPARATOR}'; else rename the class",
+        )
     if len(classes) > MAX_CLASSES:
         raise InputError(
             f"{source.uri} has {len(classes):,} classes in {len(listing.entries):,} images;"

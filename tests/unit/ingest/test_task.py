@@ -21,6 +21,7 @@ from pipelines.dataset.export import export
 from pipelines.dataset.patch import publish_patch
 from pipelines.dataset.profile import make_profile
 from pipelines.dataset.reader import Dataset, open_dataset
+from pipelines.dataset.writer import label_text, names_in
 from pipelines.errors import ConfigError, InputError
 from pipelines.ingest import stage
 from pipelines.ingest.config import IngestConfig
@@ -180,6 +181,16 @@ def test_a_refused_image_keeps_its_labels(flat: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
     dataset = ingest(flat, tmp_path / "out", labels=str(tmp_path / "labels.jsonl"))
     assert [row["label"] for row in inspect.quarantined(dataset)] == ["a|b"]
+
+
+def test_no_name_of_several_holds_what_stands_between_them(flat: Path, tmp_path: Path) -> None:
+    keys = sorted(path.name for path in flat.iterdir())
+    lines = [json.dumps({"key": key, "labels": ["a|b", "c"]}) for key in keys]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"has a class 'a\|b', and \| stands between the labels of one image"):
+        ingest(flat, tmp_path / "out", labels=str(tmp_path / "t.jsonl"))
+    assert label_text(()) == ""
+    assert names_in("", "multi") == []
 
 
 def test_a_task_that_is_asked_for(tmp_path: Path, flat: Path) -> None:
