@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.dataset.catalog import Catalog, PublishConflict, format_ref, next_run_id, published_version
+from pipelines.dataset.catalog import Catalog, PublishConflict, format_ref, next_run_id
 from pipelines.dataset.quarantine import read_quarantine
 from pipelines.dataset.reader import Dataset
-from pipelines.dataset.receipt import read_receipts
 from pipelines.ingest.append import Joining
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.listed import make_table
@@ -88,20 +87,28 @@ def find_refused(dataset: Dataset, source: Source) -> Update | None:
 def retry_run_id(store: Storage, config: IngestConfig, standing: Catalog, source: Source, update: Update) -> str:
     """Return the run id of a retry: that of one that was killed, else a new one.
 
-    A retry that ended without anything to publish leaves its receipts; the next one reads again, since what failed by
-    time or memory may pass today.
+    After one that ended without anything to publish (`end_retry`) the next one reads again, since what failed by time
+    or memory may pass today.
     """
     settings = config.model_dump(mode="json", exclude={"out", "ray"})
     parts = ["retry", standing["sources"][source.name], standing["version"], settings, update.digest()]
     parts.append(source.listing_digest())
-    units = len(update.source.units())
     number = 0
     while True:
         key = hashlib.sha256(json.dumps([*parts, number]).encode()).hexdigest()[:32]
         run_id = next_run_id(store, key)
-        if len(read_receipts(store, run_id)) < units or published_version(store, run_id) is not None:
+        if not store.exists(_end_path(run_id)):
             return run_id
         number += 1
+
+
+def end_retry(store: Storage, run_id: str) -> None:
+    """Note that a retry came to its end and published nothing; until `gc` it is not gone on with."""
+    store.put(_end_path(run_id), b"")
+
+
+def _end_path(run_id: str) -> str:
+    return f"_work/{run_id}/ended"
 
 
 @dataclass(frozen=True)

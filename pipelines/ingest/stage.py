@@ -165,7 +165,7 @@ def _retry(
 ) -> IngestResult:
     """Read what a dataset holds as refused of a source once more, and make what passes its next version."""
     from pipelines.dataset.reader import Dataset
-    from pipelines.ingest.retry import FREE, Retrying, find_refused, retry_run_id
+    from pipelines.ingest.retry import FREE, Retrying, end_retry, find_refused, retry_run_id
 
     if standing is None or source.name not in standing["sources"]:
         raise InputError(
@@ -182,6 +182,7 @@ def _retry(
     catalog = join(standing, standing["version"])
     is_same = catalog["fingerprint"] == standing["fingerprint"]
     if is_same and catalog["counts"]["quarantined"] == standing["counts"]["quarantined"]:
+        end_retry(store, run_id)
         logger.warning("none of %d refused members passes now: nothing was published", len(join.image_ids))
         return _result(plan, standing, skipped=True)
     return _publish(plan, store, run_id, catalog, rate, join=join)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from pipelines.dataset.corrections import exclusions
 from pipelines.dataset.patch import publish_patch
 from pipelines.dataset.quarantine import read_quarantine
 from pipelines.dataset.reader import Dataset, open_dataset
-from pipelines.ingest import append
+from pipelines.ingest import append, stage
+from pipelines.ingest.unit import IngestJob
+from pipelines.sources.base import Unit
 from tests import factories
-from tests.unit.ingest.test_append import SMALL_SPLIT, by_key, grow, ingest, rows
+from tests.unit.ingest.test_append import SMALL_SPLIT, Reader, by_key, config_of, grow, ingest, rows
 
 ALL_MAY_GO = {"max_quarantined_fraction": 1.0}
 
@@ -135,3 +138,28 @@ def test_what_a_rule_left_out_of_a_large_shard_is_tried_again(
     dataset, read = retry(more, out)
     assert set(read) == refused
     assert set(by_key(dataset)) - set(by_key(leaking)) == {one}
+
+
+def test_a_retry_that_was_killed_after_its_last_unit_reads_nothing_again(folder: Path, out: Path) -> None:
+    new = factories.make_jpeg(900, 32, 32)
+    (folder / "cat/new.jpg").write_bytes(new[:300])
+    grow(folder, out, **ALL_MAY_GO)
+    (folder / "cat/new.jpg").write_bytes(new)
+
+    def killed(job: IngestJob, units: Sequence[Unit]) -> Iterator[dict[str, Any]]:
+        yield from Reader()(job, units)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(config_of(folder, out, retry_failed=True), killed)
+    dataset, read = retry(folder, out)
+    assert read == []
+    assert "cat/new.jpg" in by_key(dataset)
+
+
+def test_a_retry_after_one_that_ended_without_success_reads_again(folder: Path, out: Path) -> None:
+    (folder / "cat/new.jpg").write_bytes(factories.make_jpeg(900, 32, 32)[:300])
+    grow(folder, out, **ALL_MAY_GO)
+    for _ in range(3):
+        dataset, read = retry(folder, out)
+        assert (dataset.version, read) == (2, ["cat/new.jpg"])
