@@ -17,19 +17,25 @@ from pipelines.errors import AlreadyExists, DataError
 TAKEN = "taken_out"
 """Field of a catalog: the tables of these ids."""
 
+RULED_OUT = ("LEAK", "NEAR_LEAK", "DUPLICATE", "NEAR_DUPLICATE", "LABEL_CONFLICT", "unchanged", "withheld")
+"""Reasons in patches by which an ingest's own rules leave rows out that never counted; nobody decided about those."""
+
 _SCHEMA = pa.schema([pa.field("image_id", pa.string())])
 
 
 def write_taken(dataset: Dataset, run_id: str) -> list[dict[str, Any]]:
     """Write the ids of a dataset's rows that are out and have no other row; return what the catalog says of them all.
 
-    A row that a changed image took the place of has another, and is not among them.
+    A row that a changed image took the place of has another, and is not among them; nor is one that never counted.
     """
+    ruled_out = ruled_out_rows(dataset)
     standing = list(dataset.catalog.get(TAKEN, []))
     dead: set[str] = set()
     for file in dataset.shards():
         changes = dataset.overrides.get(file.path, {})
-        rows = [row for row, change in changes.items() if not change.get("live", True)]
+        rows = [
+            row for row, change in changes.items() if not change.get("live", True) and (file.path, row) not in ruled_out
+        ]
         if rows:
             dead.update(dataset.written_rows(file, ["image_id"]).column("image_id").take(rows).to_pylist())
     if dead:
@@ -57,6 +63,20 @@ def read_taken(dataset: Dataset) -> set[str]:
     for entry in dataset.catalog.get(TAKEN, []):
         ids.update(_read(dataset, entry))
     return ids
+
+
+def ruled_out_rows(dataset: Dataset) -> set[tuple[str, int]]:
+    """Return (shard, row) of the rows that a run's own rules took out, as a patch on shards too large to write anew."""
+    found = set[tuple[str, int]]()
+    for entry in dataset.catalog["patches"]:
+        table = decode_table(dataset.storage.read(entry["path"]), entry["path"])
+        for row in table.filter(pc.field("field") == "live").select(["shard", "row", "new", "reason"]).to_pylist():
+            place = row["shard"], row["row"]
+            if row["new"] == "false" and row["reason"] in RULED_OUT:
+                found.add(place)
+            else:
+                found.discard(place)
+    return found
 
 
 def _read(dataset: Dataset, entry: Mapping[str, Any]) -> list[str]:

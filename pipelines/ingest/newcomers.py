@@ -16,11 +16,9 @@ from typing_extensions import override
 
 from pipelines.dataset.inspect import quarantined
 from pipelines.dataset.reader import Dataset
-from pipelines.dataset.tables import decode_table
-from pipelines.dataset.taken import read_taken
+from pipelines.dataset.taken import read_taken, ruled_out_rows
 from pipelines.errors import InputError
 from pipelines.ingest.config import PrivacyConfig
-from pipelines.ingest.dedupe import DUPLICATE, LABEL_CONFLICT, LEAK, NEAR_DUPLICATE, NEAR_LEAK
 from pipelines.ingest.listed import compare, make_table, read_listing
 from pipelines.ingest.privacy import carried_columns
 from pipelines.ingest.split import SplitPlan
@@ -30,8 +28,6 @@ from pipelines.sources.base import Entry, Listing, Member, Source, Unit
 logger = logging.getLogger(__name__)
 
 SUPERSEDED, UNCHANGED, WITHHELD = "superseded", "unchanged", "withheld"
-RULED_OUT = (LEAK, NEAR_LEAK, DUPLICATE, NEAR_DUPLICATE, LABEL_CONFLICT, UNCHANGED, WITHHELD)
-"""Reasons in patches by which rows of a run do not count from its first version on."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +166,7 @@ def standing_rows(dataset: Dataset, image_ids: set[str]) -> dict[str, StandingRo
     found: dict[str, StandingRow] = {}
     wanted = pa.array(sorted(image_ids), pa.string())
     compared = compared_columns(dataset)
-    ruled_out = _ruled_out(dataset) if image_ids else set()
+    ruled_out = ruled_out_rows(dataset) if image_ids else set()
     for file in dataset.shards() if image_ids else ():
         ids = dataset.written_rows(file, ["image_id"]).column("image_id")
         hits = pc.indices_nonzero(pc.is_in(ids, value_set=wanted))
@@ -185,20 +181,6 @@ def standing_rows(dataset: Dataset, image_ids: set[str]) -> dict[str, StandingRo
             if is_live or row["image_id"] not in found:
                 values = row_values(row, compared)
                 found[row["image_id"]] = StandingRow(row["image_id"], row["key"], file.split, is_live, values)
-    return found
-
-
-def _ruled_out(dataset: Dataset) -> set[tuple[str, int]]:
-    """Return (shard, row) of the rows that a run's own rules took out, as a patch on shards too large to write anew."""
-    found = set[tuple[str, int]]()
-    for entry in dataset.catalog["patches"]:
-        table = decode_table(dataset.storage.read(entry["path"]), entry["path"])
-        for row in table.filter(pc.field("field") == "live").select(["shard", "row", "new", "reason"]).to_pylist():
-            place = row["shard"], row["row"]
-            if row["new"] == "false" and row["reason"] in RULED_OUT:
-                found.add(place)
-            else:
-                found.discard(place)
     return found
 
 

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pipelines.dataset.catalog import Catalog, PublishConflict, format_ref, next_run_id
 from pipelines.dataset.quarantine import read_quarantine
 from pipelines.dataset.reader import Dataset
+from pipelines.dataset.taken import read_taken
 from pipelines.ingest.append import Joining
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.listed import make_table
@@ -57,6 +58,7 @@ def find_refused(dataset: Dataset, source: Source) -> Update | None:
         logger.warning("%d refused members of %s are no longer in it: they stay refused", gone, source.name)
     standing = standing_rows(dataset, {entry.image_id for entry in entries})
     withheld = {image_id for image_id, row in standing.items() if not row.is_live}
+    withheld |= read_taken(dataset).intersection(entry.image_id for entry in entries)
     if withheld:
         logger.warning("refused members whose images were taken out before stay refused: %d", len(withheld))
     entries = tuple(entry for entry in entries if entry.image_id not in withheld)

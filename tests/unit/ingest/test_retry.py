@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from pipelines.dataset import collect
 from pipelines.dataset.corrections import exclusions
 from pipelines.dataset.patch import publish_patch
 from pipelines.dataset.quarantine import read_quarantine
 from pipelines.dataset.reader import Dataset, open_dataset
-from pipelines.ingest import append, stage
+from pipelines.dataset.taken import RULED_OUT
+from pipelines.ingest import append, dedupe, newcomers, stage
 from pipelines.ingest.unit import IngestJob
 from pipelines.sources.base import Unit
 from tests import factories
@@ -106,13 +108,16 @@ def test_a_member_that_came_back_as_it_was_leaves_the_quarantine_and_adds_no_row
     assert read_quarantine(dataset) == []
 
 
+@pytest.mark.parametrize("is_compacted", [False, True])
 def test_an_image_that_was_taken_out_is_not_brought_back(
-    folder: Path, out: Path, caplog: pytest.LogCaptureFixture
+    folder: Path, out: Path, caplog: pytest.LogCaptureFixture, is_compacted: bool
 ) -> None:
     data = (folder / "cat/0000.jpg").read_bytes()
     (folder / "cat/0000.jpg").write_bytes(data[:300])
     damaged, _ = grow(folder, out, **ALL_MAY_GO)
     publish_patch(str(out), exclusions(damaged, ["cat/0000.jpg"], "", "consent withdrawn"))
+    if is_compacted:
+        collect.compact(str(out))
     (folder / "cat/0000.jpg").write_bytes(data)
     dataset, read = retry(folder, out)
     assert read == []
@@ -120,8 +125,9 @@ def test_an_image_that_was_taken_out_is_not_brought_back(
     assert "refused members whose images were taken out before stay refused: 1" in caplog.text
 
 
+@pytest.mark.parametrize("is_compacted", [False, True])
 def test_what_a_rule_left_out_of_a_large_shard_is_tried_again(
-    folder: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_compacted: bool
 ) -> None:
     """A patch takes it out, as if a person had; but nobody did, and with its twin gone it is no leak any more."""
     monkeypatch.setattr(append, "MAX_REWRITE_BYTES", -1)
@@ -135,6 +141,8 @@ def test_what_a_rule_left_out_of_a_large_shard_is_tried_again(
     refused = {row["key"] for row in read_quarantine(leaking)}
     one = min(refused)
     publish_patch(str(out), exclusions(leaking, [copies[one]], "", "the copy shall stay"))
+    if is_compacted:
+        collect.compact(str(out))
     dataset, read = retry(more, out)
     assert set(read) == refused
     assert set(by_key(dataset)) - set(by_key(leaking)) == {one}
@@ -163,3 +171,8 @@ def test_a_retry_after_one_that_ended_without_success_reads_again(folder: Path, 
     for _ in range(3):
         dataset, read = retry(folder, out)
         assert (dataset.version, read) == (2, ["cat/new.jpg"])
+
+
+def test_rules_have_the_names_that_patches_know() -> None:
+    rules = {dedupe.LEAK, dedupe.NEAR_LEAK, dedupe.DUPLICATE, dedupe.NEAR_DUPLICATE, dedupe.LABEL_CONFLICT}
+    assert {*rules, newcomers.UNCHANGED, newcomers.WITHHELD} == set(RULED_OUT)
