@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shlex
 import shutil
@@ -21,9 +22,9 @@ from pipelines.dataset.corrections import exclusions
 from pipelines.dataset.fingerprint import merge
 from pipelines.dataset.patch import Change, publish_patch
 from pipelines.dataset.reader import Dataset, open_dataset
-from pipelines.errors import ConfigError, InputError
+from pipelines.errors import ConfigError, DataError, InputError
 from pipelines.image.decode import decode_image
-from pipelines.ingest import append, stage
+from pipelines.ingest import append, newcomers, stage, twins
 from pipelines.ingest import plan as ingest_plan
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.unit import IngestJob, ingest_unit
@@ -347,6 +348,21 @@ def test_look_alikes_in_another_split_are_leaks(folder: Path, more: Path, out: P
     assert all("bits of the hash away from" in message for message in messages)
 
 
+def test_where_the_hash_says_nothing_only_the_same_bytes_leak(
+    folder: Path, more: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    monkeypatch.setattr(twins, "MAX_ACCIDENTS", -1.0)  # of no pictures are there fewer accidents
+    for number, key in enumerate(sorted(by_key(open_dataset(str(out))))):
+        Image.open(folder / key).save(more / "cat" / f"like{number:02d}.png")
+        shutil.copy(folder / key, more / "cat" / f"copy{number:02d}.jpg")
+    dataset, _ = grow(more, out)
+    refused = [row["key"] for row in inspect.quarantined(dataset)]
+    assert refused
+    assert all(key.startswith("cat/copy") for key in refused)
+
+
 def test_large_shards_get_a_patch_instead(
     folder: Path, more: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -495,16 +511,21 @@ def test_a_dataset_without_a_listing_is_compared_by_keys(
     assert grow(folder, out)[1] == ["cat/0000.jpg"]
 
 
-def test_a_refused_newcomer_does_not_stop_an_append(folder: Path, out: Path) -> None:
+def test_refused_newcomers_within_the_budget_do_not_stop_an_append(folder: Path, out: Path) -> None:
     (folder / "cat" / "bad.jpg").write_bytes(b"text")
-    dataset, read = grow(folder, out, max_quarantined_fraction=1.0)
-    assert read == ["cat/bad.jpg"]
+    with pytest.raises(DataError, match=r"1 of 1 images cannot be used \(NOT_IMAGE 1\); 10.0% are allowed"):
+        grow(folder, out)
+    assert open_dataset(str(out)).version == 1
+    factories.write_class_folder(folder / "cat", {"new": 9}, seed=500)
+    dataset, read = grow(folder, out)
+    assert len(read) == 10
+    assert dataset.catalog["rows"] == 49
     assert dataset.catalog["counts"]["quarantined.NOT_IMAGE"] == 1
     assert grow(folder, out)[1] == []
     (folder / "cat" / "bad.jpg").write_bytes(factories.make_jpeg(77, 32, 32))
     dataset, read = grow(folder, out)
     assert read == ["cat/bad.jpg"]
-    assert dataset.catalog["rows"] == 41
+    assert dataset.catalog["rows"] == 50
 
 
 def test_columns_are_the_datasets(folder: Path, tmp_path: Path) -> None:
@@ -735,6 +756,7 @@ def test_newcomers_go_by_the_policy_for_duplicates(
     dataset, _ = grow(more, out, duplicates=policy)
     stand = {key: split for key, (split, _) in by_key(dataset).items() if key in copies}
     if kept == "own split":
+        assert 0 < len(stand) < len(copies)
         assert all(split == places[copies[key]][0] for key, split in stand.items())
     assert {"none": 0, "all": 40}.get(kept, len(stand)) == len(stand)
     assert bool(dataset.catalog["difference"]["leaks"]) == leaks
@@ -773,3 +795,41 @@ def test_a_picture_that_changes_places_is_no_leak(folder: Path, out: Path) -> No
     assert dataset.catalog["difference"]["leaks"] == 0
     assert dataset.catalog["difference"]["changed"] == 2
     assert by_key(dataset) == places
+
+
+def test_where_a_changed_image_is_refused_its_row_counts_for_others(folder: Path, out: Path) -> None:
+    """One takes the content of a test image and leaks; another takes that one's old content, which therefore stays."""
+    before = open_dataset(str(out))
+    places = by_key(before)
+    one = next(key for key, (split, _) in places.items() if split == "train")
+    twin, other = [key for key, (split, _) in places.items() if split == "test"][:2]
+    first, second = (folder / one).read_bytes(), (folder / twin).read_bytes()
+    (folder / one).write_bytes(second)
+    (folder / other).write_bytes(first)
+    dataset, read = grow(folder, out)
+    assert sorted(read) == sorted([one, other])
+    assert {row["key"] for row in inspect.quarantined(dataset)} == {one, other}
+    assert rows(dataset) == rows(before)
+
+
+def test_the_row_that_stands_is_the_live_one_wherever_it_lies(folder: Path, out: Path) -> None:
+    key = "cat/0000.jpg"
+    (folder / key).write_bytes(factories.make_jpeg(900, 32, 32))
+    dataset, _ = grow(folder, out)
+    (image_id,) = dict(rows(dataset).items() - rows(open_dataset(f"{out}@v1")).items())
+    lists = dataset.catalog["shard_lists"]
+    turned = Dataset(dataset.uri, dataset.version, {**dataset.catalog, "shard_lists": lists[::-1]})
+    found = [newcomers.standing_rows(each, {image_id})[image_id] for each in (dataset, turned)]
+    assert [row.is_live for row in found] == [True, True]
+    assert json.loads(found[0].values[0]) == rows(dataset)[image_id][2]
+    assert found[0] == found[1]
+
+
+def test_only_some_refused_newcomers_get_a_picture(
+    folder: Path, more: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(append, "MAX_THUMBNAILS", 3)
+    copied(folder, more)
+    pictures = [row["thumbnail"] for row in inspect.quarantined(grow(more, out)[0])]
+    assert len(pictures) > 3
+    assert sum(picture is not None for picture in pictures) == 3
