@@ -59,7 +59,8 @@ class LabelTable:
 def read_labels(address: str, *, column: str = "", separator: str = "") -> LabelTable:
     """Read a table of labels.
 
-    Labels that differ only in how their accents are written (NFC, NFD) are one label, in its NFC form.
+    Labels that differ only in how their accents are written (NFC, NFD) or in white space around them are one label, in
+    its NFC form without the space.
 
     Args:
         address: a CSV, TSV, JSONL or Parquet file with a column `key` (or file, filename, file_name, path: the image's
@@ -126,23 +127,27 @@ def _repeated(first: LabelRow, again: LabelRow, number: int) -> tuple[LabelRow, 
 
 
 def _merged_twins(rows: Mapping[str, LabelRow]) -> tuple[dict[str, LabelRow], tuple[str, ...]]:
-    """Give labels that look alike their composed form (Unicode NFC); labels without such a twin stay as written."""
+    """Give labels that look alike one form: NFC, no space around it; labels without such a twin stay as written."""
     written = {name for row in rows.values() for name in names_of(row.label)}
-    forms = Counter(unicodedata.normalize("NFC", label) for label in written)
+    forms = Counter(map(_form, written))
     twins = sorted(label for label, number in forms.items() if number > 1)
     if not twins:
         return dict(rows), ()
     merged = {key: row._replace(label=_twin(row.label, forms)) for key, row in rows.items()}
     return merged, tuple(
-        f"label {label!r} is written in {forms[label]} ways (NFC, NFD): taken as one" for label in twins
+        f"label {label!r} is written in {forms[label]} ways (accents, white space): taken as one" for label in twins
     )
 
 
 def _twin(label: Label, forms: Mapping[str, int]) -> Label:
     if not isinstance(label, str):
         return label and make_names(_twin(name, forms) for name in label)
-    composed = unicodedata.normalize("NFC", label)
-    return composed if forms[composed] > 1 else label
+    form = _form(label)
+    return form if forms[form] > 1 else label
+
+
+def _form(label: str) -> str:
+    return unicodedata.normalize("NFC", label.strip() or label)
 
 
 class LabelledSource(Source):

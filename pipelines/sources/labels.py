@@ -18,13 +18,14 @@ SEPARATOR = "|"
 
 def make_names(values: Iterable[Any]) -> tuple[str, ...]:
     """Return the names in a list as a set would hold them, in one order; empty ones and null are left out."""
-    return tuple(sorted({_name(value) for value in values} - {""}))
+    return tuple(sorted({_text(value).strip() for value in values} - {""}))
 
 
 def read_label(value: Any, separator: str = "") -> Label:
     """Return the label in a cell of a table: a list is several, and so is text with a separator.
 
-    Names lose the white space around them. What is null, empty or not a number (NaN) is no label.
+    One name stays as it is written, those of a list lose the white space around them. What is null, empty or not a
+    number (NaN) is no label.
 
     Raises:
         InputError: it is neither text, a number nor a list of them, or bytes that are no UTF-8.
@@ -33,12 +34,12 @@ def read_label(value: Any, separator: str = "") -> Label:
         raise InputError(f"label {value!r} is no name", mend="give a name, or a list of names")
     if isinstance(value, (list, tuple)):
         return make_names(value)
-    name = _name(value)
-    return make_names(name.split(separator)) if separator and name else name or None
+    text = _text(value)
+    return make_names(text.split(separator)) if separator and text else text or None
 
 
-def _name(value: Any) -> str:
-    """Return a name as text, "" for none."""
+def _text(value: Any) -> str:
+    """Return what stands in a cell as text, "" for none."""
     if value is None or value != value:  # only NaN, of whatever type, differs from itself
         return ""
     if isinstance(value, bytes):
@@ -46,7 +47,7 @@ def _name(value: Any) -> str:
             value = value.decode()
         except UnicodeDecodeError as error:
             raise InputError(f"label {value!r} is no text in UTF-8", mend="write labels as text") from error
-    return str(value).strip()
+    return str(value)
 
 
 def names_of(label: Label) -> tuple[str, ...]:

@@ -101,6 +101,7 @@ CASES = {
     "M04 twins": Case(
         f"{A},caf\u00e9\n{B},cafe\u0301\n", {A: "caf\u00e9", B: "caf\u00e9"}, warning="'café' is written in 2 ways"
     ),
+    "M04 twins by space": Case(f"{A},cat \n{B}, cat\n", {A: "cat", B: "cat"}, warning="'cat' is written in 2 ways"),
     "M05 byte order mark": Case(f"\ufeff{A},a\n{B},b\n", {A: "a", B: "b"}),
     "M07 quoted newline": Case(f'{A},"two\r\nlines"\r\n{B},b\r\n', {A: "two\r\nlines", B: "b"}),
     "M08 NUL in a label": Case(f"{A},a\0b\n{B},b\n", {B: "b"}, ((A, "NUL"),)),
