@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
@@ -278,7 +279,7 @@ def remark_moved(
     remarks.append(
         f"{len(moved):,} changed {'images have' if len(moved) > 1 else 'image has'} a {plan.column} of another split"
         f" now{example}: what stands does not move, so held-out figures may be too good;"
-        f" `resnet data exclude {out}` takes images out"
+        f" `resnet data exclude {shlex.quote(out)}` takes images out"
     )
 
 
