@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -47,7 +48,7 @@ class Follower:
     def poll(self) -> None:
         """Look once at what has appeared."""
         # A run that diverged goes back and does epochs again: theirs are then other records.
-        while self._handed and read_record(self._run, self._handed[-1].epoch) != self._handed[-1]:
+        while self._handed and not _is_same(read_record(self._run, self._handed[-1].epoch), self._handed[-1]):
             self._next_epoch = self._handed.pop().epoch
         while (record := read_record(self._run, self._next_epoch)) is not None:
             self._next_epoch += 1
@@ -71,3 +72,10 @@ class Follower:
         # After a restart the run stands behind what was shown; the line then waits until it is caught up.
         self._progress.advance(max(0, int(note["images"]) - self._images), **extra)
         self._images = max(self._images, int(note["images"]))
+
+
+def _is_same(standing: EpochRecord | None, handed: EpochRecord) -> bool:
+    """Return whether a record says what was handed on; one that a replaced worker wrote again has other times."""
+    if standing is None:
+        return False
+    return standing.lr == handed.lr and math.isclose(standing.train_loss, handed.train_loss, rel_tol=1e-3)

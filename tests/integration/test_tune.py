@@ -141,7 +141,8 @@ def test_a_sweep_goes_on_from_what_stands(
     (out / "_catalog.json").unlink()
     entry = before["0002"] | {"status": "running", "reason": "", "epochs": 0, "val_top1": None, "best_epoch": 0}
     (out / "journal" / "trial-0002.json").write_text(json.dumps(entry))
-    (out / "trials" / "0002" / "records" / "epoch-000003.json").unlink()  # as if killed after the second epoch
+    for folder in ("records", "steps"):
+        (out / "trials" / "0002" / folder / "epoch-000003.json").unlink()  # as if killed after the second epoch
     for path in (out / "trials" / "0002" / "checkpoints" / "step-00000012").iterdir():
         path.unlink()
     untouched = {path: path.stat().st_mtime_ns for path in (out / "trials").rglob("epoch-*.json")}
