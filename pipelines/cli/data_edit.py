@@ -202,7 +202,7 @@ def log(dataset: str, as_json: bool) -> None:
         (f"v{line['version']}", line.get("stage") or "", line.get("rows", ""), line.get("note", "")) for line in lines
     ]
     render.table(("version", "made by", "rows", ""), rows)
-    if len(lines) > 1:
+    if len(lines) > 1 and not lines[-2].get("note"):
         render.next_steps([render.command("data", "diff", f"{opened.uri}@v{opened.version - 1}", opened.ref)])
     else:
         render.next_steps([render.command("data", "show", opened.ref)])

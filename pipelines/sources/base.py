@@ -27,13 +27,13 @@ class Entry(NamedTuple):
     size: int
     label: Label
     given_split: str | None
-    reason: str
+    reason: str = ""
     """Why it cannot be read; empty when it can be tried."""
-    message: str
-    flags: tuple[str, ...]
-    offset: int
-    extent: int
-    detail: tuple[int, ...]
+    message: str = ""
+    flags: tuple[str, ...] = ()
+    offset: int = 0
+    extent: int = 0
+    detail: tuple[int, ...] = ()
     """What the source needs to unpack it."""
     carried: tuple[str | None, ...] = ()
     """Values of the source's `carried` columns."""

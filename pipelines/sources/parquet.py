@@ -112,11 +112,6 @@ class ParquetSource(Source):
                     size=size,
                     label=labels[place],
                     given_split=split,
-                    reason="",
-                    message="",
-                    flags=(),
-                    offset=0,
-                    extent=0,
                     detail=(number, group, place),
                     carried=cells[place],
                 )

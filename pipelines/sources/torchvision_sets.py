@@ -173,10 +173,6 @@ class FileSet(FolderSource):
                         given_split=split or None,
                         reason="" if is_there else "MISSING",
                         message="" if is_there else f"torchvision's {self._kind} lists it, and the file is not there",
-                        flags=(),
-                        offset=0,
-                        extent=0,
-                        detail=(),
                     )
                 )
         return Listing(tuple(entries))
@@ -247,11 +243,6 @@ class ArraySet(Source):
                         size=int(np.prod(dataset.data.shape[1:])),
                         label=_label(dataset, target),
                         given_split=split,
-                        reason="",
-                        message="",
-                        flags=(),
-                        offset=0,
-                        extent=0,
                         detail=(number, row),
                     )
                 )

@@ -15,7 +15,6 @@ import statistics
 import struct
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 import zipfile
@@ -29,6 +28,7 @@ from pipelines.ingest.config import ImageConfig, IngestConfig
 from pipelines.ray_runtime import RayConfig
 from tests import factories
 from tests.benchmarks import ingest_peers
+from tests.benchmarks.bench_images import photographs, small_images
 from tests.benchmarks.ingest_peers import Pool
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(7200)]
@@ -56,22 +56,6 @@ class Row:
 def with_comment(data: bytes, number: int) -> bytes:
     """Return a JPEG with a comment: other bytes, the same pixels, nothing behind its end."""
     return data[:2] + struct.pack(">HHQ", 0xFFFE, 10, number) + data[2:]
-
-
-def photographs() -> list[bytes]:
-    if given := os.environ.get("RESNET_BENCH_PHOTOS"):
-        with tarfile.open(given) as archive:
-            files = [archive.extractfile(member) for member in archive if member.isfile()]
-            found = [file.read() for file in files if file is not None]
-        return [data for data in found if data.startswith(b"\xff\xd8")]
-    return [factories.make_jpeg(seed, 500, 375) for seed in range(40)]
-
-
-def small_images() -> list[tuple[str, bytes]]:
-    if given := os.environ.get("RESNET_BENCH_SMALL"):
-        with zipfile.ZipFile(given) as archive:
-            return [(name, archive.read(name)) for name in archive.namelist() if not name.endswith("/")]
-    return [(f"{seed % 10}/{seed}.jpg", factories.make_jpeg(seed, 32, 32, quality=75)) for seed in range(2_000)]
 
 
 def write_folder(folder: Path, images: list[bytes], number: int) -> list[str]:
