@@ -92,7 +92,9 @@ def confusion_matrix(matrix: Sequence[Sequence[int]] | npt.NDArray[Any], classes
 
 
 def leaderboard(trials: Sequence[Mapping[str, Any]], limit: int = 12) -> Picture:
-    """Draw the best trials as bars of validation top-1, best first, each named by its sampled values.
+    """Draw the validation top-1 of the best trials, best first, each named by its sampled values.
+
+    As points: the axis is cut to where they lie, and a bar on a cut axis would lie about its length.
 
     A trial holds `id`, `params`, `val_top1` (None if it never reported) and `status`. Trials that were stopped early
     are drawn paler than finished ones: their figure is from fewer epochs.
@@ -110,14 +112,14 @@ def leaderboard(trials: Sequence[Mapping[str, Any]], limit: int = 12) -> Picture
         values = [100 * float(trial["val_top1"]) for trial in shown]
         colours = [palette.accent if t.get("status") == "finished" else palette.quiet for t in shown]
         rows = np.arange(len(shown))
-        axes.barh(rows, values, color=colours, height=0.62)
+        axes.scatter(values, rows, color=colours, s=56, zorder=3)
         names = [shorten(f"{trial['id']}  {describe_params(trial['params'])}", 40) for trial in shown]
         axes.set_yticks(rows, names, parse_math=False)
-        axes.invert_yaxis()
+        axes.set_ylim(len(shown) - 0.4, -0.6)
         low = max(0.0, min(values) - 0.35 * max(4.0, max(values) - min(values)))
-        axes.set_xlim(low, max(values) + 0.16 * (max(values) - low))
+        axes.set_xlim(low, max(values) + 0.2 * (max(values) - low))
         for row, value in enumerate(values):
-            axes.text(value, row, f" {value:.1f}", va="center", ha="left", color=palette.ink, fontsize=FONT_SIZE)
+            axes.text(value, row, f"   {value:.1f}", va="center", ha="left", color=palette.ink, fontsize=FONT_SIZE)
 
     return render(draw, WIDTH, 110 + 30 * max(2, len(shown)))
 
