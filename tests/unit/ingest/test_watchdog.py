@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing_extensions import override
 
 from pipelines.dataset.inspect import quarantined
 from pipelines.dataset.reader import open_dataset
-from pipelines.ingest import stage
+from pipelines.ingest import stage, task
 from pipelines.ingest.config import ImageConfig, IngestConfig, PrivacyConfig
 from pipelines.ingest.privacy import Box
 from pipelines.ingest.stored import NO_PRIVACY
@@ -53,28 +55,40 @@ def test_images_that_are_done_in_time_are_left_alone() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "ingest-watchdog"]
 
 
-def test_an_image_alone_has_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.ingest.task._ALONE_MEMORY_BYTES", 24 << 20)
-    large = factories.encode(np.zeros((5_000, 5_000), np.uint8), "PNG")
-    refusal = _prepare_here(large, (), ImageConfig(), NO_PRIVACY)
-    assert refusal is not None
-    assert refusal.reason == "MEMORY"
-    assert _prepare_here(factories.make_jpeg(), (), ImageConfig(), NO_PRIVACY) is None
-    assert _prepare_here(b"no picture", (), ImageConfig(), NO_PRIVACY) is None
+def tried(data: bytes, boxes: Sequence[Box], privacy: PrivacyConfig, limit_bytes: int) -> str | None:
+    """Return why an image is refused within a bound of memory; None where it is not."""
+    task._ALONE_MEMORY_BYTES = limit_bytes
+    refusal = _prepare_here(data, boxes, ImageConfig(), privacy)
+    return None if refusal is None else refusal.reason
+
+
+def allocate_within_bound() -> None:
     with _bounded_memory(1 << 20), pytest.raises(MemoryError):
         bytearray(64 << 20)
     bytearray(64 << 20)
 
 
-def test_what_is_tried_alone_is_what_the_unit_does(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def fresh() -> Iterator[ProcessPoolExecutor]:
+    """A process that did nothing else: one that has freed memory lately could be given that within the bound."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+def test_an_image_alone_has_bounded_memory(fresh: ProcessPoolExecutor) -> None:
+    large = factories.encode(np.zeros((5_000, 5_000), np.uint8), "PNG")
+    assert fresh.submit(tried, large, (), NO_PRIVACY, 24 << 20).result() == "MEMORY"
+    assert fresh.submit(tried, factories.make_jpeg(), (), NO_PRIVACY, 24 << 20).result() is None
+    assert fresh.submit(tried, b"no picture", (), NO_PRIVACY, 24 << 20).result() is None
+    fresh.submit(allocate_within_bound).result()
+
+
+def test_what_is_tried_alone_is_what_the_unit_does(fresh: ProcessPoolExecutor) -> None:
     """With a box a photo is decoded whole, not at a scale, which takes the memory that the bound is about."""
     privacy, boxes = PrivacyConfig(region_column="boxes"), [Box(0, 0, 50, 50)]
-    photo = factories.encode(np.zeros((6_000, 6_000, 3), np.uint8), "JPEG")  # more than malloc may have kept free
-    monkeypatch.setattr("pipelines.ingest.task._ALONE_MEMORY_BYTES", 24 << 20)
-    assert _prepare_here(photo, (), ImageConfig(), NO_PRIVACY) is None
-    refusal = _prepare_here(photo, boxes, ImageConfig(), privacy)
-    assert refusal is not None
-    assert refusal.reason == "MEMORY"
+    photo = factories.encode(np.zeros((6_000, 6_000, 3), np.uint8), "JPEG")
+    assert fresh.submit(tried, photo, (), NO_PRIVACY, 24 << 20).result() is None
+    assert fresh.submit(tried, photo, boxes, privacy, 24 << 20).result() == "MEMORY"
 
 
 class _Counting(Watchdog):
