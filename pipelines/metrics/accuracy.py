@@ -76,22 +76,22 @@ def accuracy_of_ranks(ranks: npt.NDArray[np.integer], k: int = 1) -> float:
 def class_scores(confusion: npt.NDArray[np.integer]) -> list[ClassScore]:
     """Return the scores of every class from a confusion matrix (rows: true class, columns: predicted)."""
     supports, calls, hits = confusion.sum(axis=1), confusion.sum(axis=0), np.diag(confusion)
-    scores = []
-    for support, predicted, correct in zip(supports.tolist(), calls.tolist(), hits.tolist(), strict=True):
-        total = support + predicted
-        scores.append(
-            ClassScore(
-                support=support,
-                predicted=predicted,
-                correct=correct,
-                precision=correct / predicted if predicted else 0.0,
-                recall=correct / support if support else 0.0,
-                f1=2 * correct / total if total else 0.0,
-                precision_interval=wilson(correct, predicted),
-                recall_interval=wilson(correct, support),
-            )
-        )
-    return scores
+    return [score_counts(*counts) for counts in zip(supports.tolist(), calls.tolist(), hits.tolist(), strict=True)]
+
+
+def score_counts(support: int, predicted: int, correct: int) -> ClassScore:
+    """Return the score of a class from its rows, the rows that were called it, and those that are both."""
+    total = support + predicted
+    return ClassScore(
+        support=support,
+        predicted=predicted,
+        correct=correct,
+        precision=correct / predicted if predicted else 0.0,
+        recall=correct / support if support else 0.0,
+        f1=2 * correct / total if total else 0.0,
+        precision_interval=wilson(correct, predicted),
+        recall_interval=wilson(correct, support),
+    )
 
 
 def macro_f1(scores: list[ClassScore]) -> float:
