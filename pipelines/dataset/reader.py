@@ -202,6 +202,25 @@ class Dataset:
         labels = self.table(split, ["label"]).column("label").to_pylist()
         return np.array([-1 if label is None else number[label] for label in labels], dtype=np.int64)
 
+    def class_matrix(self, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+        """Return which classes every live row of a multi-label dataset has, and which rows are labelled at all.
+
+        Returns:
+            1 where a row has a class, else 0, (N, classes); whether a row is labelled, (N,). A row whose list is empty
+            is labelled: none of the classes is there.
+
+        Raises:
+            InputError: the dataset's labels are no lists.
+        """
+        if self.task != "multi":
+            raise InputError(f"{self.ref} has {self.task} labels; a row of classes needs a list of labels per image")
+        number = {name: index for index, name in enumerate(self.classes)}
+        labels = self.table(split, ["label"]).column("label").to_pylist()
+        matrix = np.zeros((len(labels), len(number)), dtype=np.uint8)
+        for row, names in enumerate(labels):
+            matrix[row, [number[name] for name in names or ()]] = 1
+        return matrix, np.array([names is not None for names in labels], dtype=bool)
+
     def mean_std(self, split: str = "train") -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and standard deviation per channel over the pixels of a split's live rows, values in [0, 1].
 

@@ -1,9 +1,13 @@
-"""Which figure decides between two networks: by what labels the data has."""
+"""Which figure decides between two networks, by what labels the data has, and when an image is said to have one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+THRESHOLD = 0.5
+"""Several labels an image: the probability from which a class is said to be there. It is written into every package, so
+that all who use it agree."""
 
 _BY_TASK = {"single": "top1", "multi": "map"}
 _IN_WORDS = {"top1": "top-1", "map": "mean average precision"}

@@ -6,9 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.metrics.accuracy import ClassScore, score_counts
-
-THRESHOLD = 0.5
-"""Probability from which a class is said to be there; written into every package, so that all who use it agree."""
+from pipelines.metrics.deciding import THRESHOLD
 
 Scores = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]

@@ -86,8 +86,8 @@ def requirements() -> list[str]:
     return sorted(f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names)
 
 
-def signature() -> ModelSignature:
-    """Return the MLflow signature: a binary column `image`, parameter `top_k`, three columns out."""
+def signature(*, is_multi: bool = False) -> ModelSignature:
+    """Return the MLflow signature: a binary column `image`, parameter `top_k`, three columns out, of several labels an image four."""
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
@@ -98,6 +98,7 @@ def signature() -> ModelSignature:
                 ColSpec(Array(DataType.string), "names"),
                 ColSpec(Array(DataType.double), "probabilities"),
                 ColSpec("string", "reason", required=False),
+                *([ColSpec(Array(DataType.string), "labels")] if is_multi else []),
             ]
         ),
         params=ParamSchema([ParamSpec("top_k", "long", _DEFAULT_TOP_K)]),

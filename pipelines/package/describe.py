@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import InputError
+from pipelines.metrics.deciding import THRESHOLD
 from pipelines.storage import Storage
 from resnet_models.errors import SpecError
 from resnet_models.spec import ModelSpec
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PACKAGE_FORMAT = "resnet-pipelines/package"
-PACKAGE_FORMAT_VERSION = 1
+PACKAGE_FORMAT_VERSION = 2
+"""2: networks with any number of labels an image; others are still written as 1, so that earlier releases read them."""
 WEIGHTS_FILE = "weights.safetensors"
 DESCRIPTION_FILE = "model.json"
 
@@ -48,6 +50,8 @@ class PackageDescription:
     """Figures by name, e.g. val_top1."""
     train_key: str = ""
     """Key of the training stage."""
+    task: str = "single"
+    """single: one class an image, probabilities by softmax; multi: each class a yes or no of its own, by sigmoid."""
     origin: Mapping[str, Any] = field(default_factory=dict)
     """Where weights from elsewhere come from, licence and source named; kept by what is trained from them."""
     weights_sha256: str = ""
@@ -57,7 +61,7 @@ class PackageDescription:
         """Return the contents of `model.json`."""
         return {
             "format": PACKAGE_FORMAT,
-            "format_version": PACKAGE_FORMAT_VERSION,
+            "format_version": 1 if self.task == "single" else 2,
             "spec": self.spec.to_json(),
             "classes": list(self.classes),
             "preprocess": dict(self.preprocess),
@@ -68,6 +72,7 @@ class PackageDescription:
             "weights_sha256": self.weights_sha256,
             "train_key": self.train_key,
             **({"origin": dict(self.origin)} if self.origin else {}),
+            **({} if self.task == "single" else {"task": self.task, "threshold": THRESHOLD}),
         }
 
 
@@ -150,6 +155,10 @@ def _first_fault(values: dict[str, Any]) -> str:
         return f"spec.{error}"
     if not isinstance(values.get("origin", {}), dict):
         return f"origin is {values['origin']!r}; it must be a dict"
+    if (task := values.get("task", "single")) not in ("single", "multi"):
+        return f"task is {task!r}; it must be single or multi"
+    if task == "multi" and not (isinstance(values.get("threshold"), float) and 0 < values["threshold"] < 1):
+        return f"threshold is {values.get('threshold')!r}; it must be a number between 0 and 1"
     classes = values["classes"]
     if not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes):
         return "classes must be texts, each once"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeAlias
 
@@ -30,7 +30,7 @@ class PackagedNetwork(Protocol):
 
 
 class Predictor:
-    """A packaged network ready to answer: normalisation, forward pass, softmax.
+    """A packaged network ready to answer: normalisation, forward pass, softmax or, for several labels, sigmoid.
 
     Args:
         package: network and description; the network is switched to evaluation and moved to the device.
@@ -46,6 +46,8 @@ class Predictor:
             raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PREDICTOR_DTYPES)}")
         self.device = torch.device(best_device() if device == "auto" else device)
         self.classes: tuple[str, ...] = tuple(package.description["classes"])
+        self.threshold: float | None = package.description.get("threshold")
+        """Probability from which an image has a label; None where it has exactly one class."""
         self._dtype = PREDICTOR_DTYPES[precision]
         scale, offset = normalisation_of(package.description["mean"], package.description["std"])
         self._scale, self._offset = scale.to(self.device), offset.to(self.device)
@@ -60,7 +62,9 @@ class Predictor:
         batch = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(self.device)
         with torch.inference_mode(), self._arithmetic():
             logits: Tensor = self._network((batch.float() * self._scale - self._offset).permute(0, 3, 1, 2))
-        answer: FloatArray = torch.softmax(logits.float(), dim=1).cpu().numpy()
+        is_multi = self.threshold is not None
+        probabilities = torch.sigmoid(logits.float()) if is_multi else torch.softmax(logits.float(), dim=1)
+        answer: FloatArray = probabilities.cpu().numpy()
         return answer
 
     def _arithmetic(self) -> AbstractContextManager[object]:
@@ -86,6 +90,12 @@ def normalisation_of(mean: list[float], std: list[float]) -> tuple[Tensor, Tenso
 def best_device() -> str:
     """Return the fastest device that torch can use here."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def labels_above(probabilities: FloatArray, classes: Sequence[str], threshold: float) -> list[str]:
+    """Return the classes whose probability, one of (classes,), is the threshold or more, most probable first."""
+    order = np.argsort(-probabilities, kind="stable")
+    return [classes[number] for number in order if probabilities[number] >= threshold]
 
 
 def top_classes(probabilities: FloatArray, k: int) -> npt.NDArray[np.int64]:

@@ -20,7 +20,7 @@ from torch import nn
 from pipelines.image.header import RefusedImage
 from pipelines.image.preprocess import Preprocess, prepare_pixels, prepare_raw
 from pipelines.image.resize import apply_geometry
-from pipelines.package.predictor import Predictor, top_classes
+from pipelines.package.predictor import Predictor, labels_above, top_classes
 from resnet_models.resnet import ResNet
 from resnet_models.spec import ModelSpec
 from resnet_models.state_dict import load_strict, unpack_weights
@@ -59,7 +59,8 @@ class ServedModel(PythonModel):  # type: ignore[misc]  # mlflow has no complete 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Return one row per image: `names` and `probabilities` of the `top_k` best classes, best first.
 
-        An image that cannot be decoded has empty lists, and its reason in the column `reason` (else null).
+        An image that cannot be decoded has empty lists, and its reason in the column `reason` (else null). Where images
+        have any number of labels, a column `labels` lists the classes whose probability is the package's threshold.
 
         Raises:
             ValueError: a cell is neither bytes nor uint8 pixels, or `top_k` is below 1.
@@ -71,10 +72,11 @@ class ServedModel(PythonModel):  # type: ignore[misc]  # mlflow has no complete 
         rows: list[dict[str, Any]] = []
         for start in range(0, len(cells), SERVED_BATCH):
             rows.extend(self._answer(cells[start : start + SERVED_BATCH], top_k))
-        return pd.DataFrame(rows, columns=["names", "probabilities", "reason"])
+        columns = ["names", "probabilities", "reason"]
+        return pd.DataFrame(rows, columns=columns if self._predictor.threshold is None else [*columns, "labels"])
 
     def _answer(self, cells: list[Any], top_k: int) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = [{"names": [], "probabilities": [], "reason": None} for _ in cells]
+        rows: list[dict[str, Any]] = [{"names": [], "probabilities": [], "reason": None, "labels": []} for _ in cells]
         by_shape: dict[tuple[int, ...], list[tuple[int, npt.NDArray[np.uint8]]]] = {}
         for index, cell in enumerate(cells):
             try:
@@ -89,6 +91,8 @@ class ServedModel(PythonModel):  # type: ignore[misc]  # mlflow has no complete 
             for (index, _), row, chosen in zip(members, probabilities, best, strict=True):
                 rows[index]["names"] = [self._predictor.classes[number] for number in chosen]
                 rows[index]["probabilities"] = [float(row[number]) for number in chosen]
+                if self._predictor.threshold is not None:
+                    rows[index]["labels"] = labels_above(row, self._predictor.classes, self._predictor.threshold)
         return rows
 
     def _prepare(self, cell: Any) -> npt.NDArray[np.uint8]:

@@ -206,7 +206,7 @@ def _save(scratch: Path, inputs: Inputs, model: Any, run_id: str) -> Path:
             ),
             python_model=str(bundle.write_bundle(scratch)),
             artifacts=bundle.artifacts(package),
-            signature=bundle.signature(),
+            signature=bundle.signature(is_multi=inputs.description.get("task") == "multi"),
             pip_requirements=bundle.requirements(),
         )
     return folder

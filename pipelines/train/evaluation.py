@@ -9,8 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipelines.metrics.accuracy import macro_f1
+from pipelines.metrics.multilabel import label_scores, mean_average_precision, micro_f1
 from pipelines.train.collectives import World
 from pipelines.train.feed import Batch, SplitRows, evaluation_batches
+from pipelines.train.records import TrainFigures, ValFigures
 
 _BATCH_PIXELS = 1 << 19
 """Pixels of a batch: 512 images of 32 pixels, 10 of 224."""
@@ -25,14 +28,16 @@ def evaluate(
     world: World,
     device: torch.device,
     autocast: AbstractContextManager[object],
-) -> tuple[float, float]:
-    """Return mean cross-entropy and top-1 over a split.
+) -> ValFigures:
+    """Return the figures of weights on a split: cross-entropy and top-1, or mean average precision and F1.
+
+    Of several labels an image the cross-entropy is summed over classes, as in training.
 
     Args:
         network: the network; it is left in training mode, its own weights untouched.
         weights: the weights to evaluate in it.
         rows: the split.
-        prepare: gives a batch's images (N, 3, H, W) and targets (N,) on the device.
+        prepare: gives a batch's images (N, 3, H, W) and targets on the device.
         world: the workers that share the rows.
         device: where the network is.
         autocast: precision to run in.
@@ -40,15 +45,53 @@ def evaluate(
     height, width = rows.image_shape
     size = max(8, min(512, _BATCH_PIXELS // (height * width)))
     totals = torch.zeros(2, device=device)
+    answers: list[Tensor] = []
     network.eval()
     with torch.no_grad(), autocast:
         for batch in evaluation_batches(rows, world, size):
             images, targets = prepare(batch)
             logits = torch.func.functional_call(network, dict(weights), (images,))
             logits = logits if logits.dtype == torch.float64 else logits.float()
+            if targets.ndim == 2:
+                loss = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="sum")
+                answers.append(logits)
+                totals[0] += loss
+                continue
             right = (logits.argmax(1) == targets).sum()
             totals += torch.stack([F.cross_entropy(logits, targets, reduction="sum"), right])
     network.train()
     # Sums, not means: shares differ in size, and a worker may have no row at all.
-    loss, right_rows = world.sum_values(totals.tolist(), device)
-    return loss / rows.num_rows, right_rows / rows.num_rows
+    loss_sum, right_rows = world.sum_values(totals.tolist(), device)
+    figures: ValFigures = {
+        "val_loss": loss_sum / rows.num_rows,
+        "val_top1": None,
+        "val_map": None,
+        "val_macro_f1": None,
+        "val_micro_f1": None,
+    }
+    if rows.targets.ndim == 1:
+        figures["val_top1"] = right_rows / rows.num_rows
+        return figures
+    probabilities = _of_all_rows(answers, rows, world, device).sigmoid().cpu().numpy()
+    targets_of_all = rows.targets.astype(bool)
+    scores = label_scores(probabilities, targets_of_all)
+    figures["val_map"] = mean_average_precision(probabilities, targets_of_all)
+    figures["val_macro_f1"], figures["val_micro_f1"] = macro_f1(scores), micro_f1(scores)
+    return figures
+
+
+def train_figures(share: float, *, is_multi: bool) -> TrainFigures:
+    """Return the share of training rows that were right under its name."""
+    return {"train_top1": None if is_multi else share, "train_exact": share if is_multi else None}
+
+
+def _of_all_rows(answers: list[Tensor], rows: SplitRows, world: World, device: torch.device) -> Tensor:
+    """Return the logits of all workers in row order, (N, classes): a class is ranked over all rows, so each needs them.
+
+    A worker's rows lie where `evaluation_batches` takes them from; to the others it adds zeros.
+    """
+    own = torch.cat(answers) if answers else torch.zeros(0, rows.targets.shape[1], device=device)
+    everything = torch.zeros(rows.targets.shape, device=device, dtype=torch.float64)
+    first = rows.num_rows * world.rank // world.size
+    everything[first : first + len(own)] = own.double()
+    return world.sum(everything)

@@ -23,6 +23,7 @@ from pipelines.errors import InputError
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
 from pipelines.train.crops import crop_draws
+from pipelines.train.losses import Targets
 from pipelines.train.pixels import Decoder, OtherShape, PixelsInMemory, PixelsOnDemand, PixelSource, Positions
 from pipelines.train.sampling import Sample, balanced_sample, keys_of_copies
 from pipelines.train.transforms import Pixels, augment
@@ -39,8 +40,8 @@ class Batch:
 
     pixels: Pixels
     """uint8 (n, H, W, 3), augmented in training."""
-    targets: npt.NDArray[np.int64]
-    """Class numbers, (n,)."""
+    targets: Targets
+    """Class numbers, (n,), or which classes each row has, (n, classes)."""
     hashes: Hashes
     """Keys of the rows' random draws, (n,): their `image_hashes`, but for further copies of a row."""
     global_rows: int
@@ -49,8 +50,8 @@ class Batch:
     """Id trace of these rows."""
     partner_pixels: Pixels | None = None
     """Mixing partners of the rows, augmented; None without mixing."""
-    partner_targets: npt.NDArray[np.int64] | None = None
-    """Their class numbers."""
+    partner_targets: Targets | None = None
+    """Their targets."""
 
 
 class SplitRows:
@@ -81,13 +82,13 @@ class SplitRows:
     ) -> None:
         self.split = split
         self.group_sizes = [group.num_rows for group in dataset.row_groups(split)]
-        self.targets = dataset.class_indices(split)
+        self.targets, labelled = _targets_of(dataset, split)
         if not len(self.targets):
             raise InputError(
                 f"{dataset.ref} has no rows in split {split!r}",
                 mend="ingest more images, or give that split a larger share (split.val=0.1)",
             )
-        if unlabelled := int((self.targets < 0).sum()):
+        if unlabelled := int((~labelled).sum()):
             raise InputError(
                 f"{unlabelled} of {len(self.targets)} rows in split {split!r} of {dataset.ref} have no label",
                 mend="label them, or leave them out when ingesting",
@@ -169,7 +170,9 @@ class TrainFeed:
         if self.config.sampling == "all":
             return None
         rows = self.rows
-        return balanced_sample(rows.targets, rows.hashes, rows.group_sizes, seed=self.config.seed, epoch=epoch)
+        return balanced_sample(
+            rows.targets.astype(np.int64), rows.hashes, rows.group_sizes, seed=self.config.seed, epoch=epoch
+        )
 
     def _make(self, order: EpochOrder, lanes: Sequence[int], epoch: int, t: int) -> Batch:
         positions, keys = self._copies(_of_lanes(order.batch(t), lanes), epoch)
@@ -236,11 +239,24 @@ def open_splits(
     windows = window_groups_of(config.global_batch_size, world)
     stored = config.augment.crop_min_area > 0
     train = open_rows(dataset, "train", window_groups=windows, stored=stored, **how)
-    missing = np.setdiff1d(np.arange(len(dataset.classes)), train.targets)
+    missing = np.setdiff1d(np.arange(len(dataset.classes)), classes_in(train.targets))
     if len(missing) and world.rank == 0:
         names = ", ".join(dataset.classes[index] for index in missing[:5])
         _LOGGER.warning("%d classes have no row in train and cannot be learnt: %s", len(missing), names)
     return train, open_rows(dataset, "val", **how)
+
+
+def _targets_of(dataset: Dataset, split: str) -> tuple[Targets, npt.NDArray[np.bool_]]:
+    """Return the targets of a split's rows, and which rows are labelled."""
+    if dataset.task == "multi":
+        return dataset.class_matrix(split)
+    numbers = dataset.class_indices(split)
+    return numbers, numbers >= 0
+
+
+def classes_in(targets: Targets) -> npt.NDArray[np.int64]:
+    """Return the numbers of the classes that have rows, ascending."""
+    return np.flatnonzero(targets.any(0)) if targets.ndim == 2 else np.unique(targets)
 
 
 def evaluation_batches(rows: SplitRows, world: World, batch_size: int) -> Iterator[Batch]:

@@ -68,7 +68,7 @@ class Follower:
             self._images = int(note["images"])
         extra = {"epoch": note["epoch"], "loss": f"{note['loss']:.3f}"}
         if self._latest is not None:
-            extra["val"] = f"{self._latest.val_top1:.1%}"
+            extra["val"] = f"{self._latest.val_score:.1%}"
         # After a restart the run stands behind what was shown; the line then waits until it is caught up.
         self._progress.advance(max(0, int(note["images"]) - self._images), **extra)
         self._images = max(self._images, int(note["images"]))

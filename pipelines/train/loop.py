@@ -29,7 +29,7 @@ from pipelines.train.checkpoint import (
 )
 from pipelines.train.collectives import World, join_trace, split_trace
 from pipelines.train.config import TrainConfig
-from pipelines.train.evaluation import evaluate
+from pipelines.train.evaluation import evaluate, train_figures
 from pipelines.train.feed import Batch, OpenRows, SplitRows
 from pipelines.train.outcome import FitOutcome, is_over, outcome_of
 from pipelines.train.precision import resolve_device
@@ -303,7 +303,7 @@ class _Loop:
     def _finish_epoch(self) -> EpochRecord:
         """Evaluate the epoch, record it, checkpoint."""
         config, cursor, sums = self.config, self.state.cursor, self.state.cursor.sums
-        val_loss, val_top1 = evaluate(
+        val = evaluate(
             self.state.network,
             self.state.kept_weights(),
             self.val_rows,
@@ -318,9 +318,8 @@ class _Loop:
             epoch=cursor.epoch + 1,
             step=cursor.step,
             train_loss=sums.loss / sums.rows,
-            train_top1=sums.right / sums.rows,
-            val_loss=val_loss,
-            val_top1=val_top1,
+            **train_figures(sums.right / sums.rows, is_multi=self.val_rows.targets.ndim == 2),
+            **val,
             lr=float(self.state.optimizer.param_groups[0]["lr"]),
             images_per_s=sums.rows / max(sums.train_s, 1e-9),
             elapsed_s=cursor.elapsed_s,
@@ -329,8 +328,8 @@ class _Loop:
         )
         steps, cursor.last_loss, self._returned_to = cursor.steps, record.train_loss, None
         self._turn_epoch()
-        if cursor.best.is_beaten_by(val_top1, val_loss):
-            cursor.best = Best(record.epoch, cursor.step, val_top1, val_loss)
+        if cursor.best.is_beaten_by(record.val_score, record.val_loss):
+            cursor.best = Best(record.epoch, cursor.step, record.val_score, record.val_loss)
         if self.world.rank == 0:
             # The record first: after a kill in between, the epoch is done again and writes the same figures.
             write_record(self.run, record)

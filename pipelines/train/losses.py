@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,16 +12,17 @@ from torch import Tensor
 
 from pipelines.train.config import LossConfig
 
-Targets: TypeAlias = npt.NDArray[np.int64]
+Targets: TypeAlias = npt.NDArray[np.integer[Any]]
+"""Class numbers (N,), or of images with any number of labels 1 where a row has a class, else 0, (N, classes)."""
 
 
 class RowLoss:
-    """Logits (N, classes) and targets (N,) to losses (N,), in the type of the logits.
+    """Logits (N, classes) and targets (N,) or (N, classes) to losses (N,), in the type of the logits.
 
     Args:
         config: which loss.
         smoothing: share of the target spread evenly over all classes.
-        targets: class numbers of all training rows, from which class weights are counted.
+        targets: targets of all training rows, from which class weights are counted.
         num_classes: number of classes.
         device: where the logits will be.
         dtype: type of the losses.
@@ -52,14 +53,24 @@ class RowLoss:
 
     def _unweighted(self, logits: Tensor, targets: Tensor) -> Tensor:
         if self._config.name == "bce":
-            goal = torch.full_like(logits, self._smoothing / logits.shape[1])
-            goal.scatter_(1, targets[:, None], 1.0 - self._smoothing + self._smoothing / logits.shape[1])
+            if targets.ndim == 2:  # each class is a yes or no of its own, and smoothing leans to neither
+                goal = targets.to(logits.dtype) * (1.0 - self._smoothing) + self._smoothing / 2
+            else:
+                goal = torch.full_like(logits, self._smoothing / logits.shape[1])
+                goal.scatter_(1, targets[:, None], 1.0 - self._smoothing + self._smoothing / logits.shape[1])
             return F.binary_cross_entropy_with_logits(logits, goal, reduction="none").sum(1)
         losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=self._smoothing)
         if self._config.name == "focal":
             right = torch.softmax(logits, 1).gather(1, targets[:, None])[:, 0]
             losses = (1.0 - right) ** self._config.focal_gamma * losses
         return losses
+
+
+def rows_right(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return which rows (N,) are answered rightly: the class, or every yes and no at a probability of 1/2."""
+    if targets.ndim == 2:
+        return ((logits >= 0) == (targets > 0)).all(1)
+    return logits.argmax(1) == targets
 
 
 def class_weights(targets: Targets, num_classes: int, config: LossConfig) -> npt.NDArray[np.float64]:

@@ -51,7 +51,8 @@ def write_model(config: TrainConfig, run: Storage, best: Best, *, train_key: str
         mean=(mean[0], mean[1], mean[2]),
         std=(safe[0], safe[1], safe[2]),
         dataset={"uri": dataset.uri, "version": dataset.version, "fingerprint": dataset.fingerprint},
-        metrics={"epoch": record.epoch, "val_top1": record.val_top1, "val_loss": record.val_loss} if record else {},
+        metrics={"epoch": record.epoch, **record.val_figures()} if record else {},
+        task=dataset.task,
         train_key=train_key,
         origin=initial.to_json(dataset.classes) if initial else {},
     )

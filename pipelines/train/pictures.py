@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from pipelines.dataset.reader import open_dataset
 from pipelines.plots.contact_sheet import mosaic
@@ -15,6 +19,13 @@ from pipelines.train.initial import find_initial, ghost_size_of, starting_spec
 from pipelines.train.records import EpochRecord
 
 _MOSAIC_IMAGES = 48
+
+
+def _caption(classes: Sequence[str], target: npt.NDArray[np.integer[Any]]) -> str:
+    """Return the class of a class number, or the classes of a row of them."""
+    if target.ndim == 0:
+        return classes[int(target)]
+    return ", ".join(classes[number] for number in np.flatnonzero(target).tolist()) or "none"
 
 
 def draw_pictures(config: TrainConfig, run: Storage, records: Sequence[EpochRecord]) -> dict[str, bytes]:
@@ -30,7 +41,7 @@ def draw_pictures(config: TrainConfig, run: Storage, records: Sequence[EpochReco
     feed = TrainFeed(rows, config, World(), dataset.mean_std("train")[0], ghost_size=ghost_size)
     batch = next(feed.batches(1))
     shown = min(_MOSAIC_IMAGES, len(batch.targets))
-    names = [dataset.classes[target] for target in batch.targets[:shown]]
+    names = [_caption(dataset.classes, target) for target in batch.targets[:shown]]
     pictures = {
         "figures/curves.png": training_curves([record.to_json() for record in records]).data,
         "figures/mosaic.jpg": mosaic(list(batch.pixels[:shown]), names).data,

@@ -26,6 +26,8 @@ class TrainPlan(Plan):
     """Absolute address and version, as `open_dataset` takes it anywhere."""
     classes: tuple[str, ...] = ()
     """Classes of the data."""
+    task: str = "single"
+    """Whether images have one label (`single`) or any number of them (`multi`)."""
     initial: Initial | None = None
     """What the run starts from; None: random weights."""
 
@@ -49,6 +51,7 @@ def plan(config: TrainConfig) -> TrainPlan:
             mend=f"make one: resnet ingest SOURCE --out {uri}",
         )
     check_labels(catalog, uri)
+    check_recipe(config, str(catalog["task"]), uri)
     inputs = {
         "dataset": str(catalog["fingerprint"]),
         # The same stored rows can be shown to a network in another geometry.
@@ -62,18 +65,20 @@ def plan(config: TrainConfig) -> TrainPlan:
     key = stage_key(STAGE, config, inputs, OUTPUT_VERSION)
     out = config.out or default_out(STAGE, key)
     dataset = format_ref(storage.uri, int(catalog["version"]))
-    return TrainPlan(STAGE, key, inputs, out, dataset=dataset, classes=classes, initial=initial)
+    return TrainPlan(
+        STAGE, key, inputs, out, dataset=dataset, classes=classes, task=str(catalog["task"]), initial=initial
+    )
 
 
 def check_labels(catalog: Mapping[str, Any], uri: str) -> None:
-    """Refuse a dataset whose images have not one label each, saying how they get one.
+    """Refuse a dataset whose images have no classes, saying how they get some.
 
     Raises:
-        InputError: its labels are lists or numbers, or there are none.
+        InputError: its labels are numbers, or there are none.
     """
-    if catalog["task"] != "single":
+    if catalog["task"] not in ("single", "multi"):
         raise InputError(
-            f"{uri} has {catalog['task']} labels, and a network is trained on one label an image",
+            f"{uri} has {catalog['task']} labels, and a network is trained on classes",
             mend="ingest the images with one label each, into another place: resnet ingest SOURCE labels=TABLE.csv"
             " task=single --out OTHER",
         )
@@ -82,3 +87,29 @@ def check_labels(catalog: Mapping[str, Any], uri: str) -> None:
             f"none of the {catalog['rows']:,} images of {uri} has a label, and there is nothing to learn without",
             mend=f"write a table with the columns key and label: resnet data relabel {uri} TABLE.csv",
         )
+
+
+def check_recipe(config: TrainConfig, task: str, uri: str) -> None:
+    """Refuse what has no sense for images with any number of labels.
+
+    Raises:
+        ConfigError: the loss takes one class to be right, or rows are weighed or drawn by their class.
+    """
+    if task != "multi":
+        return
+    if config.loss.name != "bce":
+        raise ConfigError(
+            f"loss.name is {config.loss.name}, and images of {uri} have any number of labels; {config.loss.name} takes"
+            " exactly one class to be right",
+            mend="loss.name=bce",
+        )
+    for field, value, usual in (
+        ("loss.class_weights", config.loss.class_weights, "none"),
+        ("sampling", config.sampling, "all"),
+    ):
+        if value != usual:
+            raise ConfigError(
+                f"{field} is {value}, and images of {uri} have any number of labels, so that a row has no class to be"
+                " weighed by",
+                mend=f"{field}={usual}",
+            )

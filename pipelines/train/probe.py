@@ -73,7 +73,7 @@ def smoke(config: TrainConfig) -> StageResult:
                     "the loss of the first steps is no number", mend="lower optimizer.lr, or verify the data"
                 )
         started_s = time.perf_counter()
-        val_loss, _ = evaluate(
+        val = evaluate(
             parts.state.network,
             parts.state.kept_weights(),
             parts.val_rows,
@@ -96,7 +96,7 @@ def smoke(config: TrainConfig) -> StageResult:
         "steps": f"{len(spent_s)} of {config.epochs * parts.feed.num_batches:,}",
         "device": f"{device_name}, {parts.precision.name}",
         "images_per_s": round(len(batch.targets) / step_s, 1),
-        "val_loss": val_loss,
+        "val_loss": val["val_loss"],
         "peak_memory_mb": _peak_mb(),
         "whole_run_would_take": _duration(whole_s),
     }

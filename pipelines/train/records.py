@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from pipelines.errors import NotFound
 from pipelines.storage import Storage
@@ -17,6 +17,24 @@ from pipelines.storage import Storage
 FORMAT_VERSION = 1
 PROGRESS = "progress.json"
 _FOLDER = "records"
+_VAL_FIGURES = ("val_top1", "val_map", "val_macro_f1", "val_micro_f1", "val_loss")
+
+
+class TrainFigures(TypedDict):
+    """How often training rows were right, under the name that the data's labels give it."""
+
+    train_top1: float | None
+    train_exact: float | None
+
+
+class ValFigures(TypedDict):
+    """What weights are worth on val; a figure that the data's labels leave without sense is None."""
+
+    val_loss: float
+    val_top1: float | None
+    val_map: float | None
+    val_macro_f1: float | None
+    val_micro_f1: float | None
 
 
 @dataclass(frozen=True)
@@ -29,12 +47,13 @@ class EpochRecord:
     """Steps done since the start of the run."""
     train_loss: float
     """Mean loss over the rows of the epoch, as trained (augmented, smoothed, mixed)."""
-    train_top1: float
-    """Share of augmented training rows classified rightly while training; under mixup, of the row's own label."""
+    train_top1: float | None
+    """Share of augmented training rows classified rightly while training; under mixup, of the row's own label. None
+    where images have several labels."""
     val_loss: float
     """Mean cross-entropy on val, of the weights that would be kept."""
-    val_top1: float
-    """Share of val rows classified rightly."""
+    val_top1: float | None
+    """Share of val rows classified rightly; None where images have several labels."""
     lr: float
     """Learning rate of the epoch's last step."""
     images_per_s: float
@@ -45,19 +64,44 @@ class EpochRecord:
     """Share of the training time that steps waited for data; above 0.05 more loader threads or memory would help."""
     id_trace: str
     """Sum of hash(position, image) over the epoch modulo 2^64, in 16 hex digits; equal: same rows, same places."""
+    train_exact: float | None = None
+    """Several labels an image: share of augmented training rows with every class told rightly. None else."""
+    val_map: float | None = None
+    """Several labels: mean average precision over the classes that val has. None else."""
+    val_macro_f1: float | None = None
+    """Several labels: mean F1 at probability 1/2 over the classes that val has. None else."""
+    val_micro_f1: float | None = None
+    """Several labels: F1 at probability 1/2 of all answers together. None else."""
+
+    @property
+    def val_score(self) -> float:
+        """The figure on val that decides: `val_top1`, or `val_map` where images have several labels."""
+        score = self.val_top1 if self.val_top1 is not None else self.val_map
+        assert score is not None
+        return score
+
+    def val_figures(self) -> dict[str, float]:
+        """Return the figures on val that there are, by name."""
+        known = self._known()
+        return {name: known[name] for name in _VAL_FIGURES if name in known}
+
+    def _known(self) -> dict[str, Any]:
+        """Return the fields that say something, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON values."""
-        return {"format_version": FORMAT_VERSION, **asdict(self)}
+        return {"format_version": FORMAT_VERSION, **self._known()}
 
     def metrics(self) -> dict[str, float]:
         """Return the figures as a run log takes them."""
-        return {name: float(value) for name, value in asdict(self).items() if name not in ("epoch", "id_trace")}
+        return {name: float(value) for name, value in self._known().items() if name not in ("epoch", "id_trace")}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> EpochRecord:
         """Return the record behind JSON values."""
-        return cls(**{name: value for name, value in values.items() if name != "format_version"})
+        known = {name: value for name, value in values.items() if name != "format_version"}
+        return cls(**{"train_top1": None, "val_top1": None} | known)
 
 
 def record_path(epoch: int) -> str:

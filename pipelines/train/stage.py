@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import yaml
 from pipelines import capacity
 from pipelines.dataset.catalog import parse_ref
 from pipelines.errors import ConfigError, InputError, RegistryError, Unfinished
+from pipelines.metrics.deciding import deciding_figure, find_deciding
 from pipelines.node_paths import check_nodes_see
 from pipelines.ray_runtime import ray_session
 from pipelines.stage_output import RUN, StageResult, open_run, publish_catalog, read_catalog
@@ -75,7 +76,7 @@ def run(config: TrainConfig) -> TrainResult:
         for path, data in draw_pictures(pinned, store, outcome.records).items():
             log.log_file(path, data)
         # of the best epoch, or of the last where the best one's checkpoint is damaged
-        kept = description["metrics"] or asdict(outcome.best)
+        kept = description["metrics"] or _best_figures(outcome, description)
         _log_best(log, kept, description["weights_sha256"], step=outcome.epochs)
         # Before the catalog: a run killed in between is ended by the rerun, and a late run id still gets in.
         log.end()
@@ -93,7 +94,7 @@ def run(config: TrainConfig) -> TrainResult:
                     "weights_sha256": description["weights_sha256"],
                     "spec": description["spec"],
                 },
-                "best": {name: kept[name] for name in ("epoch", "val_top1", "val_loss")},
+                "best": kept,
                 **({"init": _describe_init(plan)} if plan.initial else {}),
                 "epochs": outcome.epochs,
                 "records": [record.to_json() for record in outcome.records],
@@ -109,7 +110,7 @@ def _train(config: TrainConfig, store: Storage, log: RunLog) -> FitOutcome:
     from pipelines.train.group import train_in_workers
     from pipelines.train.outcome import read_outcome
 
-    logged = log.logged_steps("val_top1")
+    logged = log.logged_steps("train_loss")
 
     def on_epoch(record: EpochRecord) -> bool:
         if record.epoch not in logged:
@@ -239,8 +240,15 @@ def _log_start(log: RunLog, config: TrainConfig, plan: TrainPlan) -> None:
     log.log_dataset(Path(uri).name, f"{uri}@{version}", plan.inputs["dataset"], "training")
 
 
+def _best_figures(outcome: FitOutcome, description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the best epoch's figures where its record is gone."""
+    best, deciding = outcome.best, deciding_figure(description.get("task", "single"))
+    return {"epoch": best.epoch, f"val_{deciding}": best.val_score, "val_loss": best.val_loss}
+
+
 def _log_best(log: RunLog, best: Mapping[str, Any], weights_sha256: str, *, step: int) -> None:
-    log.log_metrics({"best_val_top1": best["val_top1"], "best_epoch": best["epoch"]}, step=step)
+    deciding = find_deciding(best, "val_")
+    log.log_metrics({f"best_{deciding}": best[deciding], "best_epoch": best["epoch"]}, step=step)
     log.log_tags({"weights_sha256": weights_sha256})
 
 
@@ -263,7 +271,7 @@ def deliver(uri: str, tracking: TrackingConfig) -> StageResult:
     plan = TrainPlan(STAGE, catalog["key"], catalog["inputs"], store.uri, dataset=standing["dataset"])
     with _open_log(config, plan, store, standing) as log:
         _log_start(log, config, plan)
-        logged = log.logged_steps("val_top1")
+        logged = log.logged_steps("train_loss")
         records = [EpochRecord.from_json(record) for record in catalog["records"]]
         for record in records:
             if record.epoch not in logged:
@@ -281,9 +289,9 @@ def deliver(uri: str, tracking: TrackingConfig) -> StageResult:
 
 def _result(plan: TrainPlan, store: Storage, catalog: dict[str, Any], *, skipped: bool) -> TrainResult:
     records = catalog["records"]
-    last = records[-1]
+    last, deciding = records[-1], find_deciding(catalog["best"], "val_")
     figures: dict[str, float | int | str] = {
-        "val_top1": catalog["best"]["val_top1"],
+        deciding: catalog["best"][deciding],
         "best_epoch": catalog["best"]["epoch"],
         "epochs": catalog["epochs"],
         "images_per_s": round(last["images_per_s"], 1),

@@ -55,16 +55,17 @@ class EpochSums:
 
 @dataclass
 class Best:
-    """The epoch with the highest top-1 on val; of equal ones that with the lowest loss, of those the first."""
+    """The epoch with the highest score on val; of equal ones that with the lowest loss, of those the first."""
 
     epoch: int = 0
     step: int = 0
-    val_top1: float = -1.0
+    val_score: float = -1.0
+    """The figure that decides (`EpochRecord.val_score`)."""
     val_loss: float = 0.0
 
-    def is_beaten_by(self, val_top1: float, val_loss: float) -> bool:
+    def is_beaten_by(self, val_score: float, val_loss: float) -> bool:
         """Return whether an epoch with these figures is better. A small val has many ties in top-1."""
-        return (val_top1, -val_loss) > (self.val_top1, -self.val_loss)
+        return (val_score, -val_loss) > (self.val_score, -self.val_loss)
 
 
 @dataclass
@@ -158,7 +159,9 @@ class TrainState:
 def read_cursor(checkpoint: Checkpoint) -> Cursor:
     """Return where the run was at a checkpoint."""
     values = dict(json.loads(checkpoint.files[STATE])["cursor"])
-    sums, best = dict(values.pop("sums")), values.pop("best")
+    sums, best = dict(values.pop("sums")), dict(values.pop("best"))
+    if "val_top1" in best:  # as it was called before images could have several labels
+        best["val_score"] = best.pop("val_top1")
     sums["trace"] = int(sums["trace"], 16)
     # Checkpoints from before steps were logged: the log begins where they stand.
     steps = values.pop("steps", {"first": values["step"] + 1, "losses": [], "traces": [], "rate_scales": []})

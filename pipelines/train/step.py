@@ -13,7 +13,7 @@ from torch import Tensor
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
 from pipelines.train.feed import Batch
-from pipelines.train.losses import RowLoss
+from pipelines.train.losses import RowLoss, rows_right
 from pipelines.train.mixing import blend, draw_mixes
 from pipelines.train.optimizer import set_rate
 from pipelines.train.precision import Precision
@@ -69,7 +69,7 @@ class Step:
         return torch.stack(figures).sum(0)
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return images (N, 3, H, W) and targets (N,) on the device."""
+        """Return images (N, 3, H, W) and targets (N,) or (N, classes) on the device."""
         return self.images(batch.pixels), self._moved(batch.targets)
 
     def images(self, pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:
@@ -97,7 +97,7 @@ class Step:
         # Divided by the rows of the global batch, so that the sum over workers is the gradient of its mean loss.
         self._state.scaler.scale(losses.sum() / batch.global_rows).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            return torch.stack([losses.sum(), (logits.argmax(1) == targets).sum()])
+            return torch.stack([losses.sum(), rows_right(logits, targets).sum()])
 
     def _logits(self, images: Tensor, batch: Batch) -> Tensor:
         """Return the network's answer, what it drops at random keyed by the samples."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, InputError
 from pipelines.stage_output import Plan, default_out, stage_key
 from pipelines.train.initial import Initial
 from pipelines.train.plan import plan as plan_training
@@ -30,13 +30,19 @@ def plan(config: TuneConfig) -> TunePlan:
 
     Raises:
         ConfigError: no dataset is named, or the space holds too few points.
-        InputError: there is no such dataset or version.
+        InputError: there is no such dataset or version, or its images have several labels.
     """
     if not config.train.dataset:
         raise ConfigError("train.dataset is missing", mend="name one: resnet tune CONFIG --dataset DATASET")
     if config.space:
         sample_params(config, config.space)  # too small a space is refused before anything is written
     training = plan_training(config.train)
+    if training.task == "multi":
+        raise InputError(
+            f"images of {config.train.dataset} have any number of labels; trials are compared by top-1, which such"
+            " images have not",
+            mend="train networks one by one: resnet train CONFIG; their figure is val_map",
+        )
     key = stage_key(STAGE, config, training.inputs, OUTPUT_VERSION)
     return TunePlan(
         STAGE, key, training.inputs, config.out or default_out(STAGE, key), training.dataset, training.initial

@@ -141,7 +141,7 @@ def _publish(
     training = next(trial.config for trial in trials if trial.trial == winner["id"])
     assert record is not None
     assert training is not None
-    best = Best(record.epoch, record.step, record.val_top1, record.val_loss)
+    best = Best(record.epoch, record.step, record.val_score, record.val_loss)
     description = write_model(training, sweep.run_of(winner["id"]), best, train_key=plan.key)
     for path, data in draw_pictures(store, board).items():
         log.log_file(path, data)
@@ -191,12 +191,12 @@ def _row(sweep: Sweep, trial: str) -> dict[str, Any]:
         "status": entry.status,
         "reason": entry.reason,
         "epochs": entry.epochs,
-        "val_top1": best.val_top1 if best else None,
+        "val_top1": best.val_score if best else None,
         "val_loss": best.val_loss if best else None,
         "best_epoch": best.epoch if best else 0,
         "elapsed_s": records[-1].elapsed_s if records else 0.0,
         "mlflow_run_id": entry.mlflow_run_id,
-        "curve": [[record.epoch, record.val_top1] for record in records],
+        "curve": [[record.epoch, record.val_score] for record in records],
     }
 
 

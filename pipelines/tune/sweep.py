@@ -119,7 +119,7 @@ class Sweep:
         self._read_new(standing)
         self._log_new(standing)
         if self._progress is not None:
-            best = max((r.val_top1 for records in self.records.values() for r in records), default=0.0)
+            best = max((r.val_score for records in self.records.values() for r in records), default=0.0)
             self._progress.advance(0, best=f"{best:.1%}", trial=f"{trial} epoch {len(standing.records)}")
 
     def end(self, trial: str, status: Status, reason: str = "") -> None:
@@ -172,7 +172,7 @@ class Sweep:
         """Give the rule what was recorded before, then let it decide on trials that a crash left at a rung."""
         undecided = {}
         for trial, records in self.records.items():
-            curve = [(record.epoch, record.val_top1) for record in records]
+            curve = [(record.epoch, record.val_score) for record in records]
             standing = self._open.get(trial)
             # Without its checkpoint, an epoch has to be done again before the trial can end there.
             if standing and records and records[-1].step in committed_steps(standing.run):
@@ -208,12 +208,12 @@ def with_records(entry: TrialEntry, records: Sequence[EpochRecord]) -> TrialEntr
     best = best_record(records)
     if best is None:
         return entry
-    return replace(entry, epochs=records[-1].epoch, val_top1=best.val_top1, best_epoch=best.epoch)
+    return replace(entry, epochs=records[-1].epoch, val_top1=best.val_score, best_epoch=best.epoch)
 
 
 def best_record(records: Sequence[EpochRecord]) -> EpochRecord | None:
     """Return the epoch whose weights a training keeps: highest top-1 on val, then lowest loss, then the first."""
-    return max(records, key=lambda r: (r.val_top1, -r.val_loss, -r.epoch), default=None)
+    return max(records, key=lambda r: (r.val_score, -r.val_loss, -r.epoch), default=None)
 
 
 def trial_job(plan: TrialPlan, run: Storage, *, workers: int, cpus: int, use_gpu: bool, timeout_s: float) -> str:

@@ -60,7 +60,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]  # Ray is untyped here
             return {"trial": self._job["trial"], "failure": describe(error), "done": True}
         if record is None:
             return {"trial": self._job["trial"], "done": True}
-        return {"trial": self._job["trial"], "epoch": record.epoch, "val_top1": record.val_top1}
+        return {"trial": self._job["trial"], "epoch": record.epoch, "val_top1": record.val_score}
 
     def cleanup(self) -> None:
         """End the training thread; it waits between epochs."""
@@ -114,7 +114,7 @@ def make_driver(session: RaySession) -> Callable[[dict[str, Any]], None]:
         run = Storage.open(job["run"])
 
         def on_epoch(record: Any) -> bool:
-            tune.report({"trial": job["trial"], "epoch": record.epoch, "val_top1": record.val_top1})
+            tune.report({"trial": job["trial"], "epoch": record.epoch, "val_top1": record.val_score})
             return True  # the sweep's driver tells the workers to stop, through the run folder
 
         try:

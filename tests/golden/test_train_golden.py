@@ -32,7 +32,7 @@ def test_a_checkpoint_of_the_first_format_is_read(tmp_path: Path) -> None:
         step=14,
         elapsed_s=cursor.elapsed_s,
         sums=EpochSums(loss=12.5, right=30.0, rows=40.0, train_s=1.5, wait_s=0.25, trace=0xF000000000000001),
-        best=Best(epoch=cursor.best.epoch, step=cursor.best.step, val_top1=1.0, val_loss=cursor.best.val_loss),
+        best=Best(epoch=cursor.best.epoch, step=cursor.best.step, val_score=1.0, val_loss=cursor.best.val_loss),
         steps=StepLog(first=15),  # it knows of none before
     )
 

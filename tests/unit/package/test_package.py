@@ -160,7 +160,7 @@ def test_diverged_weights_are_refused(package: Path) -> None:
     ("changes", "message"),
     [
         ({"format": "other"}, "the description is not of the format resnet-pipelines/package"),
-        ({"format_version": 2}, "the package has format version 2; this release reads up to 1"),
+        ({"format_version": 3}, "the package has format version 3; this release reads up to 2"),
         ({"format_version": "1"}, "format_version is '1'; it must be a whole number"),
         ({"classes": ["a", "b"]}, "spec has stem cifar and 3 outputs; there are 2 classes"),
         ({"classes": ["a", "b", "b"]}, "classes must be texts, each once"),

@@ -143,7 +143,7 @@ def test_the_package_holds_the_averaged_weights_of_the_best_epoch(
     expected = read_kept_weights(load_checkpoint(run, outcome.best.step))
     for name, value in package.network.state_dict().items():
         assert torch.equal(value, expected[name]), name
-    assert description["metrics"]["val_top1"] == outcome.best.val_top1
+    assert description["metrics"]["val_top1"] == outcome.best.val_score
     assert description["metrics"]["epoch"] == outcome.best.epoch
     assert description["dataset"]["version"] == 1
     assert description["classes"] == ["a", "b", "c"]

@@ -48,6 +48,9 @@ def final_files(run: Storage) -> dict[str, bytes]:
     return {name: newest.files[name] for name in (WEIGHTS, OPTIMIZER, AVERAGE) if name in newest.files}
 
 
+NO_FIGURES = {"val_top1": 0.5, "val_map": None, "val_macro_f1": None, "val_micro_f1": None}
+
+
 def kill_after_checkpoint(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Let every step be checkpointed and die right after the given one."""
     saved = 0
@@ -68,7 +71,7 @@ def test_it_learns_and_leaves_records_and_checkpoints(dataset: str, run: Storage
     outcome = fit_on_cpu(config, run)
     assert outcome.epochs == 5
     assert not outcome.stopped
-    assert outcome.best.val_top1 == 1.0
+    assert outcome.best.val_score == 1.0
     assert outcome.records[-1].train_loss < 0.5 * outcome.records[0].train_loss
     assert [record.step for record in outcome.records] == [4, 8, 12, 16, 20]  # 72 rows in batches of 20
     assert outcome.records == read_records(run, 9)
@@ -225,7 +228,7 @@ def test_a_failing_checkpoint_store_is_survived_until_the_end(
     monkeypatch.setattr(loop, "save_checkpoint", save_unless({4}))
     assert fit_on_cpu(make_config(dataset), run).epochs == 2
     assert "the checkpoint of step 4 could not be written; training goes on" in caplog.text
-    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: (float(next(worse)), 0.5))
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: {**NO_FIGURES, "val_loss": float(next(worse))})
     worse = iter(range(9))  # the first epoch is the best, and its checkpoint is the one that fails
     outcome = fit_on_cpu(make_config(dataset), run.child("best"))
     assert outcome.best.epoch == 2

@@ -86,7 +86,7 @@ def make_actor(fit: Any, timeout_s: float = 0.0) -> TrialActor:
 
 def test_an_actor_reports_epochs_and_then_the_end() -> None:
     def fit(on_epoch: Any) -> str:
-        on_epoch(SimpleNamespace(epoch=1, val_top1=0.5))
+        on_epoch(SimpleNamespace(epoch=1, val_score=0.5))
         return "outcome"
 
     actor = make_actor(fit)
