@@ -13,6 +13,7 @@ from pipelines.cli import options, render
 from pipelines.cli.models_import import import_command
 
 if TYPE_CHECKING:
+    from pipelines.registry.listing import VersionRow
     from pipelines.tracking import TrackingConfig
 
 EXAMPLES = (
@@ -84,8 +85,8 @@ def show(name: str, tracking: str, as_json: bool) -> None:
         (
             f"v{row.version}",
             ", ".join(row.aliases),
-            "-" if row.test_top1 is None else f"{row.test_top1:.2%} of {row.test_rows:,}",
-            _percent(row.val_top1),
+            _measured(row),
+            f"mAP {_percent(row.val_map)}" if row.val_map else _percent(row.val_top1),
             row.weights_sha256[:12],
             _when(row.created_s),
         )
@@ -191,6 +192,13 @@ def _option(name: str, uri: str) -> str:
 
 def _aliases(aliases: dict[str, str]) -> str:
     return ", ".join(f"{alias} v{version}" for alias, version in aliases.items())
+
+
+def _measured(row: VersionRow) -> str:
+    """Return what a version scored, and on how many rows."""
+    if row.test_map is not None:
+        return f"mAP {row.test_map:.2%} of {row.test_rows:,}"
+    return "-" if row.test_top1 is None else f"{row.test_top1:.2%} of {row.test_rows:,}"
 
 
 def _percent(text: str) -> str:

@@ -95,8 +95,10 @@ def show_page(page: str) -> str:
 
 
 def network_step(reference: str, *, task: str, classes: Sequence[str]) -> str:
-    """Return the command that goes on with a dataset: training, where its images have one label each."""
-    return command("train", reference) if task == "single" and classes else command("data", "sheet", reference)
+    """Return the command that goes on with a dataset: training, where its images have classes."""
+    if not classes or task not in ("single", "multi"):
+        return command("data", "sheet", reference)
+    return command("train", reference) if task == "single" else command("train", reference, "loss.name=bce")
 
 
 def next_steps(commands: Sequence[str]) -> None:

@@ -4,8 +4,24 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from pipelines.config.strict import StrictModel, runtime_field
+from pipelines.config.strict import StrictModel, later_field, runtime_field
 from pipelines.tracking import TrackingConfig
+
+
+class ViewsConfig(StrictModel):
+    """Test-time averaging: which views of an image the network answers from, its probabilities averaged."""
+
+    flip: bool = False
+    """Also from each view mirrored left to right; not for digits and letters."""
+
+    shift_px: int = Field(0, ge=0, le=16)
+    """Also from the image moved by so many pixels along both diagonals, the border mirrored: five views, or ten with
+    `flip`; 0: not moved."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is more than the image as it is."""
+        return self.flip or self.shift_px > 0
 
 
 class EvaluateConfig(StrictModel):
@@ -20,6 +36,10 @@ class EvaluateConfig(StrictModel):
 
     split: str = Field("test", min_length=1)
     """The split to measure on. A figure on `test` is worth reporting only if nothing was chosen by it."""
+
+    views: ViewsConfig = later_field(ViewsConfig(), legacy=ViewsConfig().model_dump(mode="json"))
+    """Test-time averaging, off by default: packages, scoring and the registry's gate answer from one view, so that an
+    evaluation with it is no ground for registering. views.flip=true views.shift_px=1 costs ten times the time."""
 
     num_bins: int = Field(15, ge=2, le=100)
     """Bins of confidence in the calibration error and its picture."""

@@ -21,6 +21,9 @@ OUTPUT_VERSION = 2
 _ANSWERING = ("spec", "classes", "preprocess", "mean", "std", "weights_sha256")
 
 
+_LABELS = {"single": "one label", "multi": "any number of labels"}
+
+
 @dataclass(frozen=True)
 class Inputs:
     """An evaluation's inputs, resolved: they stay the same whatever aliases and versions do later."""
@@ -83,7 +86,8 @@ def resolve(config: EvaluateConfig) -> Inputs:
 
 def package_digest(description: Mapping[str, Any]) -> str:
     """Return a hash of what decides a package's answers."""
-    return _digest({name: description[name] for name in _ANSWERING})
+    said = {name: description[name] for name in ("task", "threshold") if name in description}  # of several labels
+    return _digest({name: description[name] for name in _ANSWERING} | said)
 
 
 def _check(config: EvaluateConfig, dataset: str, catalog: Mapping[str, Any], description: Mapping[str, Any]) -> None:
@@ -94,10 +98,15 @@ def _check(config: EvaluateConfig, dataset: str, catalog: Mapping[str, Any], des
             f"{dataset} has no rows in split {config.split!r}; it has {', '.join(with_rows) or 'none'}",
             mend=f"name one of them: --split {with_rows[0]}" if with_rows else "ingest some images",
         )
-    if catalog["task"] != "single":
+    if catalog["task"] not in _LABELS:
         raise InputError(
-            f"{dataset} has the task {catalog['task']!r}; only single-label classification is evaluated",
-            mend="give a dataset with one label an image",
+            f"{dataset} has the task {catalog['task']!r}; only classification is evaluated",
+            mend="give a dataset with classes",
+        )
+    if (task := description.get("task", "single")) != catalog["task"]:
+        raise InputError(
+            f"the model gives {_LABELS[task]} an image and images of {dataset} have {_LABELS[catalog['task']]}",
+            mend=f"give a dataset with {_LABELS[task]} an image, or another model",
         )
     if not set(catalog["classes"]) & set(description["classes"]):
         raise InputError(

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -71,11 +71,16 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class ScoredBatch:
+    """Rows with what the network says of them."""
+
     image_ids: list[str]
     keys: list[str]
-    labels: list[str | None]
+    labels: list[Any]
+    """As the dataset has them: a name or a list of names, None where there is none."""
     pixels: list[Pixels]
+    scores: FloatArray
+    """(N, classes), of the classes of both; zero for those that the model does not know."""
 
 
 def predict_split(
@@ -93,12 +98,24 @@ def predict_split(
     Raises:
         DataError: a shard is damaged, a stored image cannot be decoded, or the network answers with no numbers.
     """
-    classes, columns = join_classes(dataset.classes, description["classes"])
+    classes, _ = join_classes(dataset.classes, description["classes"])
     numbers = {name: number for number, name in enumerate(classes)}
-    prepare = choose_prepare(dataset.preprocess, description["preprocess"])
-    num_rows = dataset.num_rows(split)
     parts: list[Answers] = []
-    with Progress(num_rows, label="evaluate") as progress:
+    for batch in scored_batches(dataset, split, forward, description, batch_size=batch_size):
+        targets = np.array([-1 if label is None else numbers[label] for label in batch.labels], dtype=np.int64)
+        parts.append(_answers(classes, batch, targets))
+    answers = _joined(parts, classes)
+    check_every_row_once(answers.image_ids, dataset.num_rows(split), dataset.ref, split)
+    return answers
+
+
+def scored_batches(
+    dataset: Dataset, split: str, forward: Forward, description: Mapping[str, Any], *, batch_size: int
+) -> Iterator[ScoredBatch]:
+    """Yield a split's rows in order with the network's answers; the arguments are those of `predict_split`."""
+    classes, columns = join_classes(dataset.classes, description["classes"])
+    prepare = choose_prepare(dataset.preprocess, description["preprocess"])
+    with Progress(dataset.num_rows(split), label="evaluate") as progress:
         for batch in _batches(dataset, split, prepare, batch_size):
             scores = np.zeros((len(batch.keys), len(classes)), dtype=np.float32)
             scores[:, columns] = forward_any_size(forward, batch.pixels)
@@ -109,24 +126,20 @@ def predict_split(
                     where=dataset.ref,
                     mend="its weights have diverged: train again, with a lower rate",
                 )
-            targets = np.array([-1 if label is None else numbers[label] for label in batch.labels], dtype=np.int64)
-            parts.append(_answers(classes, batch, scores, targets))
+            yield replace(batch, scores=scores)
             progress.advance(len(batch.keys))
-    answers = _joined(parts, classes)
-    check_every_row_once(answers, num_rows, dataset.ref, split)
-    return answers
 
 
-def check_every_row_once(answers: Answers, num_rows: int, where: str, split: str) -> None:
+def check_every_row_once(image_ids: Sequence[str], num_rows: int, where: str, split: str) -> None:
     """Hold the law of this stage: as many answers as live rows, and no image twice.
 
     Raises:
         DataError: it is broken.
     """
-    if len(answers.image_ids) != num_rows or len(set(answers.image_ids)) != num_rows:
+    if len(image_ids) != num_rows or len(set(image_ids)) != num_rows:
         raise DataError(
-            f"{num_rows} rows of split {split!r} gave {len(answers.image_ids)} answers for"
-            f" {len(set(answers.image_ids))} images; each must be answered once",
+            f"{num_rows} rows of split {split!r} gave {len(image_ids)} answers for"
+            f" {len(set(image_ids))} images; each must be answered once",
             where=where,
             mend=f"resnet data verify {where}",
         )
@@ -170,28 +183,31 @@ def forward_any_size(forward: Forward, images: Sequence[Pixels]) -> FloatArray:
     return result
 
 
-def _batches(dataset: Dataset, split: str, prepare: Callable[[bytes], Pixels], batch_size: int) -> Iterator[_Batch]:
+def _batches(
+    dataset: Dataset, split: str, prepare: Callable[[bytes], Pixels], batch_size: int
+) -> Iterator[ScoredBatch]:
     """Yield decoded batches in row order; the next one is decoded while the network works on this one."""
     rows = _rows(dataset, split)
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as threads:
 
-        def begin() -> tuple[list[tuple[str, str, str | None, bytes]], list[Any]]:
+        def begin() -> tuple[list[tuple[str, str, Any, bytes]], list[Any]]:
             chunk = list(islice(rows, batch_size))
             return chunk, [threads.submit(_decode, prepare, row[1], row[3], dataset.ref) for row in chunk]
 
         chunk, waiting = begin()
         while chunk:
             coming = begin()
-            yield _Batch(
+            yield ScoredBatch(
                 image_ids=[row[0] for row in chunk],
                 keys=[row[1] for row in chunk],
                 labels=[row[2] for row in chunk],
                 pixels=[future.result() for future in waiting],
+                scores=np.zeros((0, 0), dtype=np.float32),
             )
             chunk, waiting = coming
 
 
-def _rows(dataset: Dataset, split: str) -> Iterator[tuple[str, str, str | None, bytes]]:
+def _rows(dataset: Dataset, split: str) -> Iterator[tuple[str, str, Any, bytes]]:
     for group in range(len(dataset.row_groups(split))):
         table = dataset.read_group(split, group, ["image", "label", "image_id", "key"])
         for row in table.to_pylist():
@@ -209,7 +225,8 @@ def _decode(prepare: Callable[[bytes], Pixels], key: str, data: bytes, where: st
         ) from refused
 
 
-def _answers(classes: tuple[str, ...], batch: _Batch, scores: FloatArray, targets: npt.NDArray[np.int64]) -> Answers:
+def _answers(classes: tuple[str, ...], batch: ScoredBatch, targets: npt.NDArray[np.int64]) -> Answers:
+    scores = batch.scores
     top = np.argsort(-scores, axis=1, kind="stable")[:, :TOP_K]
     labelled = targets >= 0
     safe = np.where(labelled, targets, 0)

@@ -22,10 +22,8 @@ UNSURE = (
 
 def make_figures(summary: Summary, classes: Sequence[str]) -> dict[str, Picture]:
     """Return the pictures of an evaluation by file name without suffix."""
-    return {
-        "confusion": confusion_matrix(summary.confusion, classes),
-        "reliability": reliability(summary.reliability, float(summary.metrics["ece"])),
-    }
+    confusion = {"confusion": confusion_matrix(summary.confusion, classes)} if summary.confusion else {}
+    return {**confusion, "reliability": reliability(summary.reliability, float(summary.metrics["ece"]))}
 
 
 def make_page(
@@ -59,33 +57,52 @@ def make_page(
         " each once.",
     )
     section = page.section("Result")
-    section.facts(
-        [
-            Fact(f"{metrics['top1']:.2%}", "right (top-1)", "lead"),
-            Fact(f"{metrics['top1_low']:.1%} to {metrics['top1_high']:.1%}", "95% interval of that figure"),
-            Fact(f"{metrics['top5']:.2%}", "label among the first five"),
-            Fact(f"{metrics['ece']:.2%}", "calibration error: how far sureness is off"),
-            Fact(f"{metrics['macro_f1']:.3f}", "mean F1 over classes"),
-        ]
-    )
+    section.facts(_facts(metrics))
     if leaked := metrics.get("leaked_rows", 0):
         section.note(
             f"{leaked:,} of these images stand in this dataset's train split too, or look like one there; without them"
-            f" {metrics['top1_without_leaks']:.2%} are right (95% interval {metrics['top1_without_leaks_low']:.1%} to"
-            f" {metrics['top1_without_leaks_high']:.1%}).",
+            f" {_without_leaks(metrics)}.",
             warn=True,
         )
     if not is_sure:
         section.note(UNSURE[0].upper() + UNSURE[1:] + ".", warn=True)
     _add_mistakes(page, mistakes, images)
-    page.section("Where it errs").figures(
-        [
-            FigureCard(figures["confusion"], "Confusion", "Rows: true class. Columns: predicted class."),
-            FigureCard(figures["reliability"], "Calibration", "Below the diagonal the network is too sure of itself."),
-        ]
-    )
+    cards = [FigureCard(figures["reliability"], "Calibration", "Below the diagonal the network is too sure of itself.")]
+    if "confusion" in figures:
+        cards.insert(0, FigureCard(figures["confusion"], "Confusion", "Rows: true class. Columns: predicted class."))
+    page.section("Where it errs").figures(cards)
     _add_classes(page, summary)
     return page.render()
+
+
+def _facts(metrics: Mapping[str, float | int]) -> list[Fact]:
+    """Return the figures that matter most, by what labels the images have."""
+    calibration = Fact(f"{metrics['ece']:.2%}", "calibration error: how far sureness is off")
+    mean_f1 = Fact(f"{metrics['macro_f1']:.3f}", "mean F1 over classes")
+    if "map" in metrics:
+        return [
+            Fact(f"{metrics['map']:.2%}", "mean average precision over classes", "lead"),
+            mean_f1,
+            Fact(f"{metrics['micro_f1']:.3f}", "F1 of all answers together"),
+            Fact(f"{metrics['exact']:.2%}", "images with every class told rightly"),
+            calibration,
+        ]
+    return [
+        Fact(f"{metrics['top1']:.2%}", "right (top-1)", "lead"),
+        Fact(f"{metrics['top1_low']:.1%} to {metrics['top1_high']:.1%}", "95% interval of that figure"),
+        Fact(f"{metrics['top5']:.2%}", "label among the first five"),
+        calibration,
+        mean_f1,
+    ]
+
+
+def _without_leaks(metrics: Mapping[str, float | int]) -> str:
+    if "map" in metrics:
+        return f"the mean average precision is {metrics['map_without_leaks']:.2%}"
+    return (
+        f"{metrics['top1_without_leaks']:.2%} are right (95% interval {metrics['top1_without_leaks_low']:.1%} to"
+        f" {metrics['top1_without_leaks_high']:.1%})"
+    )
 
 
 def _short(address: str) -> str:
@@ -95,7 +112,7 @@ def _short(address: str) -> str:
 
 def _add_mistakes(page: Page, mistakes: Sequence[Mapping[str, Any]], images: Mapping[int, bytes]) -> None:
     if not mistakes:
-        page.section("Mistakes", "None: every labelled image was given its label.")
+        page.section("Mistakes", "None: every labelled image was given what its label says.")
         return
     section = page.section(
         "Mistakes", "The surest first. Where a network is sure and wrong, the label is the first thing to look at."
@@ -105,12 +122,17 @@ def _add_mistakes(page: Page, mistakes: Sequence[Mapping[str, Any]], images: Map
             Tile(
                 _thumbnail(images[mistake["row"]]),
                 f"{mistake['label']} → {mistake['predicted']}",
-                f"{mistake['probability']:.0%} sure · {mistake['key']}",
+                f"{mistake['probability']:.0%} sure{_about(mistake)} · {mistake['key']}",
             )
             for mistake in mistakes
         ],
         title="Label → prediction",
     )
+
+
+def _about(mistake: Mapping[str, Any]) -> str:
+    """Return which of several classes the network is wrong about."""
+    return f" about {mistake['class']}" if "class" in mistake else ""
 
 
 def _add_classes(page: Page, summary: Summary) -> None:
@@ -124,13 +146,21 @@ def _add_classes(page: Page, summary: Summary) -> None:
             Meter(row["recall"], f"{row['recall']:.1%}"),
             f"{row['recall_low']:.0%} to {row['recall_high']:.0%}",
             round(float(row["f1"]), 3),
+            *([_average_precision(row)] if "average_precision" in row else []),
         ]
         for row in ordered
     ]
     more = len(summary.per_class) - len(rows)
     words = "The weakest first." + (f" {more:,} stronger classes are left out; the catalog has all." if more else "")
     columns = ["class", "images", "precision", "95% interval", "recall", "95% interval", "F1"]
+    if ordered and "average_precision" in ordered[0]:
+        columns.append("average precision")
     page.section("Classes", words).table(columns, rows)
+
+
+def _average_precision(row: Mapping[str, Any]) -> Cell:
+    value = row["average_precision"]
+    return None if value is None else Meter(value, f"{value:.1%}")
 
 
 def _thumbnail(data: bytes) -> Picture:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.evaluate.predict import TOP_K, Answers
-from pipelines.metrics.accuracy import accuracy_of_ranks, balanced_accuracy, class_scores, macro_f1
+from pipelines.metrics.accuracy import ClassScore, accuracy_of_ranks, balanced_accuracy, class_scores, macro_f1
 from pipelines.metrics.calibration import expected_calibration_error, mean_log_loss, reliability_bins
 from pipelines.metrics.confusion import confusion_matrix
 from pipelines.metrics.intervals import wilson
@@ -23,7 +23,7 @@ class Summary:
         metrics: name to value; fractions are 0 to 1. `top1_low` and `top1_high` are the 95% interval of `top1`;
             `leaked_rows` are labelled rows that stand in the dataset's train split too, or look like one there.
         per_class: one entry a class, in class order.
-        confusion: counts; row is the true class, column the predicted one.
+        confusion: counts; row is the true class, column the predicted one. Empty where images have several labels.
         reliability: bins of confidence.
     """
 
@@ -62,23 +62,25 @@ def summarize(answers: Answers, *, num_bins: int, leaked: npt.NDArray[np.bool_] 
         "correct_rows": int(correct.sum()),
         **({} if leaked is None else _without(correct, leaked[labelled])),
     }
-    per_class = [
-        {
-            "label": name,
-            "support": score.support,
-            "predicted": score.predicted,
-            "correct": score.correct,
-            "precision": score.precision,
-            "precision_low": score.precision_interval[0],
-            "precision_high": score.precision_interval[1],
-            "recall": score.recall,
-            "recall_low": score.recall_interval[0],
-            "recall_high": score.recall_interval[1],
-            "f1": score.f1,
-        }
-        for name, score in zip(answers.classes, scores, strict=True)
-    ]
+    per_class = [class_entry(name, score) for name, score in zip(answers.classes, scores, strict=True)]
     return Summary(metrics, per_class, confusion.tolist(), [asdict(each) for each in bins])
+
+
+def class_entry(name: str, score: ClassScore) -> dict[str, Any]:
+    """Return what the catalog says of a class."""
+    return {
+        "label": name,
+        "support": score.support,
+        "predicted": score.predicted,
+        "correct": score.correct,
+        "precision": score.precision,
+        "precision_low": score.precision_interval[0],
+        "precision_high": score.precision_interval[1],
+        "recall": score.recall,
+        "recall_low": score.recall_interval[0],
+        "recall_high": score.recall_interval[1],
+        "f1": score.f1,
+    }
 
 
 def _without(correct: npt.NDArray[np.bool_], leaked: npt.NDArray[np.bool_]) -> dict[str, float | int]:

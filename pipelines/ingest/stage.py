@@ -379,7 +379,7 @@ def _result(plan: Plan, catalog: Catalog, *, skipped: bool, **rate: float) -> In
     if not catalog["classes"]:
         commands = (f"resnet data relabel {out} LABELS.csv", commands[0])
     elif catalog["task"] != "single":
-        commands = (commands[0], f"resnet data sheet {out}")
+        commands = (commands[0], f"resnet train {out} loss.name=bce")
     if counts["quarantined"] > counts.get("accepted", 0):
         commands = (*commands, f"resnet data quarantine list {out}")
     if not skipped and (difference := catalog.get("difference")):

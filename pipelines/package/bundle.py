@@ -87,7 +87,7 @@ def requirements() -> list[str]:
 
 
 def signature(*, is_multi: bool = False) -> ModelSignature:
-    """Return the MLflow signature: a binary column `image`, parameter `top_k`, three columns out, of several labels an image four."""
+    """Return the MLflow signature: a binary column `image`, parameter `top_k`, columns of answers out."""
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 

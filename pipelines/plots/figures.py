@@ -31,17 +31,18 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> Picture:
     """Draw loss and top-1 accuracy over epochs from epoch records; the best validation epoch is marked.
 
     A record holds `epoch`, `train_loss`, `val_loss`, `train_top1`, `val_top1` (fractions); missing
-    values leave gaps.
+    values leave gaps. Records with `val_map` are of images with several labels: that is drawn, and no line for train.
     """
     epochs = [int(record["epoch"]) for record in records]
+    is_multi = any(record.get("val_map") is not None for record in records)
 
     def draw(figure: "Figure", palette: Palette) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True)
         _pair_of_curves(upper, palette, epochs, _column(records, "train_loss"), _column(records, "val_loss"))
         style_axes(upper, palette, title="Loss")
-        accuracy = _column(records, "val_top1")
+        accuracy = _column(records, "val_map" if is_multi else "val_top1")
         _pair_of_curves(lower, palette, epochs, _column(records, "train_top1"), accuracy, percent=True)
-        style_axes(lower, palette, title="Top-1 accuracy, %")
+        style_axes(lower, palette, title="Mean average precision, %" if is_multi else "Top-1 accuracy, %")
         axis_labels(lower, palette, x="epoch")
         whole_numbers(lower)
         if np.isfinite(accuracy).any():

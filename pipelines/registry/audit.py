@@ -44,6 +44,8 @@ class AuditRecord:
         user: who ran the command.
         is_open: whether the move is under way, or was cut off.
         key: key of the registration; empty when a person decided.
+        metric: the figure that decided, as in `Standing`.
+        score: its value, as in `Standing`.
     """
 
     record_id: str
@@ -60,6 +62,13 @@ class AuditRecord:
     user: str
     is_open: bool
     key: str = ""
+    metric: str = "top1"
+    score: float = 0.0
+
+    @property
+    def worth(self) -> float:
+        """What is compared, as in `Standing`."""
+        return float(self.correct) if self.metric == "top1" else self.score
 
     @property
     def tag(self) -> str:
@@ -72,7 +81,10 @@ class AuditRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return asdict(self)
+        values = asdict(self)
+        if self.metric == "top1":  # as records were before there were others
+            del values["metric"], values["score"]
+        return values
 
 
 _FIELDS = frozenset(field.name for field in fields(AuditRecord))
@@ -106,6 +118,8 @@ def make_record(
         user=_user(),
         key=key,
         is_open=moves,
+        metric=standing.metric if standing else "top1",
+        score=standing.score if standing else 0.0,
     )
 
 

@@ -40,6 +40,8 @@ class VersionRow:
         test_top1: top-1 on the rows of its last evaluation, 0 to 1; None when it was registered by other means.
         test_rows: how many rows those are; 0 for none.
         val_top1: best top-1 on val, as registered; empty when unknown.
+        test_map: mean average precision on those rows, where images have several labels; top-1 is None then.
+        val_map: the best on val; empty where images have one label.
         dataset: reference of its training data.
         dataset_fingerprint: 64 hex digits; empty when unknown.
         weights_sha256: hash of its weights; empty when it was registered by other means.
@@ -57,6 +59,8 @@ class VersionRow:
     weights_sha256: str
     run_id: str
     created_s: float
+    test_map: float | None = None
+    val_map: str = ""
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,7 @@ def _version_row(found: ModelVersion, aliases: tuple[str, ...]) -> VersionRow:
     return VersionRow(
         version=str(found.version),
         aliases=aliases,
-        test_top1=standing.top1 if standing else None,
+        test_top1=standing.top1 if standing and standing.metric == "top1" else None,
         test_rows=standing.total if standing else 0,
         val_top1=tags.get("resnet.val_top1", ""),
         dataset=tags.get("resnet.dataset", ""),
@@ -192,6 +196,8 @@ def _version_row(found: ModelVersion, aliases: tuple[str, ...]) -> VersionRow:
         weights_sha256=tags.get("resnet.weights_sha256", ""),
         run_id=str(found.run_id or ""),
         created_s=(found.creation_timestamp or 0) / 1000,
+        test_map=standing.score if standing and standing.metric == "map" else None,
+        val_map=tags.get("resnet.val_map", ""),
     )
 
 

@@ -166,13 +166,13 @@ def _better_rival(records: Sequence[AuditRecord], own: AuditRecord, settled: set
     by_hand = [record for record in rivals if record.action == "promote"]
     if by_hand:
         return by_hand[-1]
-    same_rows = [record for record in rivals if record.rows == own.rows]
+    same_rows = [record for record in rivals if (record.rows, record.metric) == (own.rows, own.metric)]
     best = max(same_rows, key=_rank, default=None)
     return best if best is not None and _rank(best) > _rank(own) else None
 
 
-def _rank(record: AuditRecord) -> tuple[int, int]:
-    return record.correct, -int(record.version)  # of equal ones the older version
+def _rank(record: AuditRecord) -> tuple[float, int]:
+    return record.worth, -int(record.version)  # of equal ones the older version
 
 
 def _own_move(records: Sequence[AuditRecord], alias: str, version: str, key: str) -> AuditRecord | None:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.errors import InputError
+from pipelines.metrics.deciding import find_deciding
 
 
 def best_on_val(catalogs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the name of the train or tune catalog with the highest top-1 on `val`; a tie goes to the first named.
+    """Return the name of the train or tune catalog with the highest figure on `val`; a tie goes to the first named.
 
     Raises:
         InputError: there is none, or one of them says nothing of `val`.
@@ -19,8 +20,8 @@ def best_on_val(catalogs: Mapping[str, Mapping[str, Any]]) -> str:
     figures = {}
     for name, catalog in catalogs.items():
         try:
-            figures[name] = float(catalog["best"]["val_top1"])
-        except (KeyError, TypeError, ValueError):
+            figures[name] = float(catalog["best"][find_deciding(catalog["best"], "val_")])
+        except (KeyError, TypeError, ValueError, AttributeError):
             raise InputError(
                 f"the catalog of {name} has no best.val_top1: nothing to choose by",
                 mend="train on a dataset with a val split",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.config.strict import output_values
+from pipelines.metrics.deciding import find_deciding
 from pipelines.registry.config import RegisterConfig
 from pipelines.registry.gates import Standing
 from pipelines.registry.plan import Inputs, plan_of, resolve
@@ -63,7 +64,7 @@ def _register(config: RegisterConfig, inputs: Inputs, planned: Plan, out: Storag
             key=planned.key,
         )
     out.put(AUDIT, json.dumps(decision.record.to_json(), indent=1, ensure_ascii=False).encode())
-    dataset = inputs.description["dataset"]
+    dataset, deciding = inputs.description["dataset"], find_deciding(inputs.evaluation["metrics"])
     return {
         "stage": "register",
         "key": planned.key,
@@ -85,7 +86,7 @@ def _register(config: RegisterConfig, inputs: Inputs, planned: Plan, out: Storag
             "key": inputs.evaluation["key"],
             "split": inputs.evaluation["dataset"]["split"],
             "split_fingerprint": inputs.evaluation["dataset"]["split_fingerprint"],
-            "top1": inputs.evaluation["metrics"]["top1"],
+            deciding: inputs.evaluation["metrics"][deciding],
         },
         "mlflow_run_id": registered.run_id,
         "audit": AUDIT,
@@ -123,7 +124,7 @@ def _measure(client: Any, config: RegisterConfig, inputs: Inputs, out: Storage, 
 
 def _result(planned: Plan, catalog: dict[str, Any], *, skipped: bool) -> RegisterResult:
     name, version, alias = catalog["name"], catalog["version"], catalog["alias"]
-    decision = catalog["decision"]
+    decision, deciding = catalog["decision"], find_deciding(catalog["evaluation"])
     return RegisterResult(
         stage="register",
         out=planned.out,
@@ -132,7 +133,7 @@ def _result(planned: Plan, catalog: dict[str, Any], *, skipped: bool) -> Registe
         figures={
             "model": catalog["model"]["uri"],
             alias: f"version {decision['champion']}",
-            "test_top1": catalog["evaluation"]["top1"],
+            f"test_{deciding}": catalog["evaluation"][deciding],
             "reason": decision["reason"],
         },
         next_commands=(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.metrics.deciding import find_deciding
 from pipelines.package.describe import DESCRIPTION_TAG, WEIGHTS_TAG
 from pipelines.registry.gates import Standing
 from pipelines.registry.plan import Inputs
@@ -26,7 +27,8 @@ def package_tags(inputs: Inputs, files: Mapping[str, str]) -> dict[str, str]:
         files: SHA-256 of every file, by path.
     """
     dataset = inputs.description["dataset"]
-    best = inputs.training.get("best", {})
+    best = {**inputs.description["metrics"], **inputs.training.get("best", {})}
+    deciding = find_deciding(best, "val_")
     tags = {
         PACKAGE_TAG: inputs.digest,
         WEIGHTS_TAG: str(inputs.description["weights_sha256"]),
@@ -35,7 +37,7 @@ def package_tags(inputs: Inputs, files: Mapping[str, str]) -> dict[str, str]:
         "resnet.train_key": str(inputs.description["train_key"]),
         "resnet.dataset": f"{dataset.get('uri', '')}@v{dataset.get('version', '')}",
         "resnet.dataset_fingerprint": str(dataset.get("fingerprint", "")),
-        "resnet.val_top1": _figure(best.get("val_top1", inputs.description["metrics"].get("val_top1"))),
+        f"resnet.{deciding}": _figure(best.get(deciding)),
         "resnet.classes": str(len(inputs.description["classes"])),
     }
     return {name: value for name, value in tags.items() if value}
@@ -57,17 +59,23 @@ def figure_tags(evaluation: Mapping[str, Any], uri: str) -> dict[str, str]:
         "evaluation": uri,
         "key": evaluation["key"],
     }
-    return {TEST_TAG: json.dumps(figures, sort_keys=True), "resnet.test_top1": _figure(metrics["top1"])}
+    deciding = find_deciding(metrics)
+    if deciding != "top1":
+        figures |= {"metric": deciding, "score": metrics[deciding]}
+    return {TEST_TAG: json.dumps(figures, sort_keys=True), f"resnet.test_{deciding}": _figure(metrics[deciding])}
 
 
 def evaluated_standing(version: str, evaluation: Mapping[str, Any]) -> Standing:
     """Return a version's standing from an evaluation's catalog."""
     metrics = evaluation["metrics"]
+    deciding = find_deciding(metrics)
     return Standing(
         version,
         int(metrics["correct_rows"]),
         int(metrics["labelled_rows"]),
         str(evaluation["dataset"]["split_fingerprint"]),
+        deciding,
+        0.0 if deciding == "top1" else float(metrics[deciding]),
     )
 
 
@@ -75,7 +83,8 @@ def tagged_standing(version: str, tags: Mapping[str, str]) -> Standing | None:
     """Return a version's standing from its tags; None where they say nothing that can be used."""
     try:
         figures = json.loads(tags[TEST_TAG])
-        return Standing(version, int(figures["correct"]), int(figures["total"]), str(figures["rows"]))
+        decided = str(figures.get("metric", "top1")), float(figures.get("score", 0.0))
+        return Standing(version, int(figures["correct"]), int(figures["total"]), str(figures["rows"]), *decided)
     except (KeyError, ValueError, TypeError):
         return None
 

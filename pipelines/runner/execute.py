@@ -12,6 +12,7 @@ from typing import Any
 
 from pipelines.config.strict import StrictModel
 from pipelines.errors import ConfigError, DataError
+from pipelines.metrics.deciding import find_deciding
 from pipelines.runner import cache, graph, report_plan
 from pipelines.runner.cache import Decision
 from pipelines.runner.config import RunConfig
@@ -189,7 +190,8 @@ def _result(config: RunConfig, made: dict[str, Made], seconds: dict[str, float],
     figures: dict[str, float | int | str] = {}
     last = made[list(made)[-1]]
     if "evaluate" in made:
-        figures["test_top1"] = float(made["evaluate"].catalog["metrics"]["top1"])
+        metrics = made["evaluate"].catalog["metrics"]
+        figures[f"test_{find_deciding(metrics)}"] = float(metrics[find_deciding(metrics)])
     if "register" in made:
         standing = made["register"].catalog
         figures["model"] = f"models:/{standing['name']}/{standing['version']}"

@@ -39,8 +39,8 @@ def run(config: ReportConfig, pipeline: RunConfig, made: Mapping[str, Made], *, 
 def make_page(pipeline: RunConfig, made: Mapping[str, Made], repeat: str) -> Page:
     """Return the page of a run."""
     evaluation, registered = made["evaluate"].catalog, made["register"].catalog
-    top1 = float(evaluation["metrics"]["top1"])
     splits = made["ingest"].catalog["splits"]
+    worth = report_model.describe_result(evaluation)
     images = sum(int(split["rows"]) for split in splits.values())
     classes = made["ingest"].catalog["classes"]
     page = Page(
@@ -48,7 +48,7 @@ def make_page(pipeline: RunConfig, made: Mapping[str, Made], repeat: str) -> Pag
         kicker="resnet-pipelines",
         lead=(
             f"{images:,} images of {len(classes)} classes became {registered['name']} version {registered['version']},"
-            f" a residual network that is right on {top1:.1%} of {int(splits['test']['rows']):,} test images."
+            f" a residual network {worth} {int(splits['test']['rows']):,} test images."
         ),
         footer=f"Made by {repeat}. Everything on this page is read from the catalogs named under Lineage.",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.metrics.deciding import find_deciding
 from pipelines.plots.figures import confusion_matrix, leaderboard, reliability, training_curves
 from pipelines.plots.page import Cell, Fact, FigureCard, Meter, Page, Tile
 from pipelines.plots.params import describe_params
@@ -24,9 +25,15 @@ def add_summary(page: Page, made: Mapping[str, Made]) -> None:
     """Add the figures that matter most."""
     evaluation, registered = made["evaluate"].catalog, made["register"].catalog
     metrics = evaluation["metrics"]
+    best = graph.best(made).catalog["best"]
+    lead = (
+        Fact(f"{metrics['map']:.1%}", "mean average precision on test images", "lead")
+        if "map" in metrics
+        else Fact(f"{metrics['top1']:.1%}", f"of test images right; 95% interval {_interval(evaluation)}", "lead")
+    )
     facts = [
-        Fact(f"{metrics['top1']:.1%}", f"of test images right; 95% interval {_interval(evaluation)}", "lead"),
-        Fact(f"{float(graph.best(made).catalog['best']['val_top1']):.1%}", "on val, where the network was chosen"),
+        lead,
+        Fact(f"{float(best[find_deciding(best, 'val_')]):.1%}", "on val, where the network was chosen"),
         Fact(f"{metrics['ece']:.1%}", "calibration error: how far sureness is off"),
         Fact(f"v{registered['version']}", f"of {registered['name']}{_champion(registered)}"),
     ]
@@ -34,6 +41,14 @@ def add_summary(page: Page, made: Mapping[str, Made]) -> None:
         scored = made["score"].catalog["counts"]["scored"]
         facts.append(Fact(f"{scored:,}", "images of an archive scored with it"))
     page.section("Result").facts(facts)
+
+
+def describe_result(evaluation: Mapping[str, Any]) -> str:
+    """Return what the network is worth, as a clause that the number of test images completes."""
+    metrics = evaluation["metrics"]
+    if "map" in metrics:
+        return f"whose mean average precision is {metrics['map']:.1%} on"
+    return f"that is right on {metrics['top1']:.1%} of"
 
 
 def _interval(evaluation: Mapping[str, Any]) -> str:
@@ -49,6 +64,7 @@ def add_training(page: Page, made: Mapping[str, Made]) -> None:
     """Add the curves of the plain training run and what its network saw."""
     train = made["train"]
     catalog, records = train.catalog, train.catalog["records"]
+    deciding = find_deciding(catalog["best"], "val_")
     rates = sorted(float(record["images_per_s"]) for record in records if record.get("images_per_s"))
     pace = f" {len(records)} epochs at {rates[len(rates) // 2]:,.0f} images per second." if rates else ""
     section = page.section("Training", describe_network(catalog) + pace)
@@ -56,7 +72,7 @@ def add_training(page: Page, made: Mapping[str, Made]) -> None:
         FigureCard(
             training_curves(records),
             "Loss and accuracy by epoch",
-            f"Best on val in epoch {catalog['best']['epoch']}: {catalog['best']['val_top1']:.1%}.",
+            f"Best on val in epoch {catalog['best']['epoch']}: {catalog['best'][deciding]:.1%}.",
         )
     ]
     mosaic = _stored_picture(train.out, "figures/mosaic.jpg", "image/jpeg")
@@ -116,7 +132,8 @@ def add_test(page: Page, made: Mapping[str, Made]) -> None:
         "Test",
         "Images that neither training nor the choice of the network has seen, each once.",
     )
-    cards = [FigureCard(confusion_matrix(catalog["confusion"], classes), "Confusion", "Rows: true class.")]
+    counts = catalog["confusion"]  # empty where images have several labels
+    cards = [FigureCard(confusion_matrix(counts, classes), "Confusion", "Rows: true class.")] if counts else []
     bins = catalog.get("reliability")
     if bins:
         cards.append(FigureCard(reliability(bins, catalog["metrics"].get("ece")), "Calibration"))

@@ -65,6 +65,8 @@ class Model:
 
     preprocess: Preprocess
     classes: tuple[str, ...]
+    threshold: float | None = None
+    """Probability from which an image has a label; None where it has one class."""
 
     def prepare(self, data: bytes) -> np.ndarray:
         """Return the network's input (H, W, 3) for the bytes of an image file.
@@ -100,4 +102,5 @@ def load_model(ref: PackageRef) -> Model:
         forward=Predictor(loaded, ref.precision, ref.device).predict,
         preprocess=Preprocess.from_json(loaded.description["preprocess"]),
         classes=tuple(loaded.description["classes"]),
+        threshold=loaded.description.get("threshold"),
     )

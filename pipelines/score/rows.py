@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from pipelines.score.schema import PREDICTION_SCHEMA
+from pipelines.score.schema import LABELS_COLUMN, PREDICTION_SCHEMA
 
 
 @dataclass
@@ -53,7 +53,12 @@ class Batches:
 
 
 def make_table(
-    rows: list[Row], source: str, model: tuple[str, str, str], classes: tuple[str, ...], top_k: int
+    rows: list[Row],
+    source: str,
+    model: tuple[str, str, str],
+    classes: tuple[str, ...],
+    top_k: int,
+    threshold: float | None = None,
 ) -> pa.Table:
     """Return the rows as a table in their order; equal probabilities keep the order of the classes.
 
@@ -63,6 +68,7 @@ def make_table(
         model: name, version and SHA-256 of the weights, the same in every row.
         classes: names in the order of the network's outputs.
         top_k: how many of them a row names.
+        threshold: probability from which an image has a label; with it there is a column of all labels.
     """
     names: list[list[str] | None] = []
     probabilities: list[list[float] | None] = []
@@ -76,7 +82,7 @@ def make_table(
         names.append([classes[i] for i in best])
         probabilities.append([float(row.probabilities[i]) for i in best])
     name, version, sha256 = model
-    return pa.table(
+    table = pa.table(
         {
             "image_id": [row.image_id for row in rows],
             "key": [row.key for row in rows],
@@ -92,6 +98,15 @@ def make_table(
         },
         schema=PREDICTION_SCHEMA,
     )
+    if threshold is None:
+        return table
+    labels = [None if row.probabilities is None else _labels(row.probabilities, classes, threshold) for row in rows]
+    return table.append_column(LABELS_COLUMN, pa.array(labels, LABELS_COLUMN.type))
+
+
+def _labels(probabilities: np.ndarray, classes: tuple[str, ...], threshold: float) -> list[str]:
+    order = np.argsort(-probabilities, kind="stable")
+    return [classes[number] for number in order if probabilities[number] >= threshold]
 
 
 def fingerprint(table: pa.Table) -> int:

@@ -21,3 +21,7 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("message", pa.string()),
     ]
 )
+
+LABELS_COLUMN = pa.field("labels", pa.list_(pa.string()))
+"""Classes whose probability is the package's threshold or more, most probable first; null where there is no prediction.
+Only of networks that give any number of labels an image."""

@@ -76,7 +76,7 @@ def score_unit(unit: Unit, job: ScoreJob, model: Model, alone: Alone | None = No
         if careful is not None:
             logger.warning("unit %d died %d times: its members are scored one at a time", unit.index, attempt.died)
         rows, read = _predict_unit(unit, job, model, careful)
-        return _write(store, unit.index, attempt.name, rows, read, job, model.classes)
+        return _write(store, unit.index, attempt.name, rows, read, job, model)
 
 
 def _predict_unit(unit: Unit, job: ScoreJob, model: Model, careful: Alone | None) -> tuple[list[Row], Tally]:
@@ -156,12 +156,12 @@ def _write(
     rows: list[Row],
     read: Tally,
     job: ScoreJob,
-    classes: tuple[str, ...],
+    network: Model,
 ) -> dict[str, Any]:
     """Write the rows as one file, check it against what was read, and create the unit's receipt."""
     package = job.package
     model = (package.name, package.version, package.weights_sha256)
-    table = make_table(rows, job.source.name, model, classes, job.top_k)
+    table = make_table(rows, job.source.name, model, network.classes, job.top_k, network.threshold)
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", row_group_size=_ROW_GROUP, write_page_checksum=True)
     data = sink.getvalue()

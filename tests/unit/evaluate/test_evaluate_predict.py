@@ -107,9 +107,9 @@ def test_a_row_answered_twice_is_an_error(dataset: Dataset) -> None:
     answers = predict_split(dataset, "test", read_stripes, description(), batch_size=8)
     twice = dataclasses.replace(answers, image_ids=[answers.image_ids[0], *answers.image_ids[:-1]])
     with pytest.raises(DataError, match="27 rows of split 'test' gave 27 answers for 26 images; each must be answered"):
-        check_every_row_once(twice, 27, dataset.ref, "test")
+        check_every_row_once(twice.image_ids, 27, dataset.ref, "test")
     with pytest.raises(DataError, match="28 rows of split 'test' gave 27 answers for 27 images"):
-        check_every_row_once(answers, 28, dataset.ref, "test")
+        check_every_row_once(answers.image_ids, 28, dataset.ref, "test")
 
 
 def test_images_stored_for_another_network_go_through_both_geometries(caplog: pytest.LogCaptureFixture) -> None:

@@ -213,7 +213,8 @@ def test_the_next_commands_are_those_that_work(flat: Path, tmp_path: Path) -> No
     assert bare.next_commands[0] == f"resnet data relabel {bare.out} LABELS.csv"
     folder = factories.write_class_folder(tmp_path / "set", {"cat": 6})
     multi = stage.run(config_of(folder, tmp_path / "multi", task="multi"), in_process)
-    assert not [command for command in (*bare.next_commands, *multi.next_commands) if "train" in command]
+    assert not [command for command in bare.next_commands if "train" in command]
+    assert multi.next_commands[-1] == f"resnet train {multi.out} loss.name=bce"
 
 
 def test_tasks_leave_earlier_keys_as_they_were(tmp_path: Path) -> None:
@@ -251,9 +252,10 @@ def test_training_says_what_labels_it_needs(multi: Dataset, flat: Path, tmp_path
             train_plan(load_config(TrainConfig, inputs={"dataset": dataset.uri}))
         return caught.value
 
-    error = refusal(multi)
-    assert error.what == f"{multi.uri} has multi labels, and a network is trained on one label an image"
-    assert "labels=TABLE.csv task=single --out OTHER" in error.mend
+    with pytest.raises(ConfigError, match=r"loss\.name is cross_entropy, and images of .* have any number") as caught:
+        train_plan(load_config(TrainConfig, inputs={"dataset": multi.uri}))
+    assert caught.value.mend == "loss.name=bce"
+    assert train_plan(load_config(TrainConfig, None, ["loss.name=bce"], inputs={"dataset": multi.uri})).task == "multi"
     bare = ingest(flat, tmp_path / "bare")
     error = refusal(bare)
     assert error.what.startswith(f"none of the 36 images of {bare.uri} has a label")

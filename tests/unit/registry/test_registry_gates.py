@@ -48,10 +48,38 @@ def test_figures_on_other_rows_are_never_compared() -> None:
         judge(standing(2, 350), standing(1, 340, rows="cd" * 32))
 
 
+def test_of_several_labels_the_mean_average_precision_decides() -> None:
+    old, new = (
+        Standing(str(n), correct, 360, ROWS, "map", score) for n, correct, score in ((1, 300, 0.7), (2, 9, 0.8))
+    )
+    verdict = judge(new, old)
+    assert verdict.moves
+    assert verdict.reason == (
+        "version 2 has a mean average precision of 0.8000 against version 1 has a mean average precision of 0.7000"
+        " on the same 360 rows"
+    )
+    assert not judge(old, new).moves
+    assert not judge(Standing("3", 360, 360, ROWS, "map", 0.8), new).moves  # a tie, whatever rows are wholly right
+    with pytest.raises(ValueError, match="version 1 was measured on 360 rows"):
+        judge(new, standing(1, 340))
+    record = make_record(
+        alias="champion", action="gate", version="2", before="1", moves=True, reason="", standing=new, key="k"
+    )
+    (read,) = parse_records({record.tag: encode_record(record)})
+    assert (read.metric, read.score, read.worth) == ("map", 0.8, 0.8)
+    assert (
+        "metric"
+        not in make_record(
+            alias="a", action="gate", version="2", before="1", moves=True, reason="", standing=standing(2, 3)
+        ).to_json()
+    )
+
+
 def test_best_on_val() -> None:
     catalogs = {"train": {"best": {"val_top1": 0.9}}, "tune": {"best": {"val_top1": 0.95}}}
     assert best_on_val(catalogs) == "tune"
     assert best_on_val({"train": catalogs["tune"], "tune": catalogs["tune"]}) == "train"
+    assert best_on_val({"a": {"best": {"val_map": 0.5}}, "b": {"best": {"val_map": 0.6}}}) == "b"
     with pytest.raises(InputError, match=r"the catalog of train has no best\.val_top1: nothing to choose by"):
         best_on_val({"train": {"best": {}}})
     with pytest.raises(InputError, match="there is no finished training to choose from"):

@@ -224,3 +224,19 @@ def test_a_source_that_loses_a_member_is_caught(tmp_path):
     with pytest.raises(DataError, match="7 members were read, and 8 stand against them"):
         score_unit(source.units()[0], job(source, tmp_path), model())
     assert read_receipts(Storage.open(tmp_path), RUN) == {}
+
+
+def test_of_several_labels_a_row_lists_all_above_the_threshold(tmp_path):
+    source = MemorySource([("a.png", png(250)), ("b.png", b"no image"), ("c.png", png(128))])
+
+    def yes_or_no(pixels):
+        level = pixels.reshape(len(pixels), -1).mean(axis=1, keepdims=True) / 255
+        return np.concatenate([1 - level, np.full_like(level, 0.5), level], axis=1).astype(np.float32)
+
+    several = Model(yes_or_no, Preprocess(), CLASSES, threshold=0.5)
+    receipt = score_unit(source.units()[0], job(source, tmp_path, top_k=1), several)
+    found = rows(tmp_path, receipt)
+    assert [row["labels"] for row in found] == [["light", "grey"], None, ["light", "grey"]]
+    assert [row["names"] for row in found] == [["light"], None, ["light"]]
+    single = rows(tmp_path / "one", score_unit(source.units()[0], job(source, tmp_path / "one"), model()))
+    assert "labels" not in single[0]

@@ -50,7 +50,7 @@ def write_dataset(
                 for index in range(unit, count, num_units):
                     seed = index + 1000 * (split == "val")
                     side = odd_size if odd_size and (split, index) == ("train", 1) else size
-                    row = _row(f"{split}/{name}/{index}", make_image(names.index(name), seed, side))
+                    row = make_row(f"{split}/{name}/{index}", make_image(names.index(name), seed, side))
                     writer.append(split, row | {"label": name if labelled else None})
         files += writer.close().files
     catalog = make_catalog(
@@ -89,7 +89,8 @@ def make_config(dataset: str, **changes: Any) -> TrainConfig:
     return TrainConfig.model_validate_json(json.dumps(values | changes))
 
 
-def _row(key: str, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> dict[str, Any]:
+def make_row(key: str, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> dict[str, Any]:
+    """Return a row of a shard without its label."""
     data = encode(pixels, "PNG")
     digest = hashlib.sha256(data).hexdigest()
     scaled = pixels.astype(np.float64) / 255
