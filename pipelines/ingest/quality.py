@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from pipelines.image.decode import Pixels
 
@@ -28,7 +31,7 @@ def measure(pixels: Pixels, num_pixels: int = 0) -> Quality:
     """
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     mean, deviation = cv2.meanStdDev(grey)
-    _, edges = cv2.meanStdDev(cv2.Laplacian(grey, cv2.CV_16S))
+    edges = _deviation(cv2.Laplacian(grey, cv2.CV_16S))
     sums, squares = channel_sums(pixels)
     if (share := num_pixels / (pixels.shape[0] * pixels.shape[1])) not in (0, 1):
         sums, squares = [value * share for value in sums], [value * share for value in squares]
@@ -36,10 +39,17 @@ def measure(pixels: Pixels, num_pixels: int = 0) -> Quality:
         phash=difference_hash(grey),
         brightness=float(mean[0, 0]) / 255,
         contrast=float(deviation[0, 0]) / 255,
-        sharpness=min(1.0, float(edges[0, 0]) / 255),
+        sharpness=min(1.0, edges / 255),
         channel_sum=sums,
         channel_square_sum=squares,
     )
+
+
+def _deviation(values: npt.NDArray[np.int16]) -> float:
+    """Return the standard deviation; both sums are exact, and OpenCV's own way takes ten times as long on 16 bits."""
+    scale = 1.0 / values.size
+    mean = cv2.sumElems(values)[0] * scale
+    return math.sqrt(max(cv2.norm(values, cv2.NORM_L2SQR) * scale - mean * mean, 0.0))
 
 
 DARK_BRIGHTNESS = 0.04
@@ -85,26 +95,47 @@ def area_means(grey: np.ndarray) -> Pixels:
     height, width = grey.shape
     depth = cv2.CV_32S if grey.size <= 2**23 else cv2.CV_64F  # 255 x 2^23 fits in 31 bits
     sums = cv2.integral(grey, sdepth=depth)
-    row, row_share = np.divmod(np.arange(9) * height, 8)
-    column, column_share = np.divmod(np.arange(10) * width, 9)
-    upper, lower = sums[row].astype(np.int64), sums[np.minimum(row + 1, height)].astype(np.int64)
+    row, row_after, row_share = _edges(height, 8)
+    column, column_after, column_share = _edges(width, 9)
+    upper, lower = sums[row].astype(np.int64), sums[row_after].astype(np.int64)
     at_rows = upper * 8 + (lower - upper) * row_share[:, np.newaxis]
-    left, right = at_rows[:, column], at_rows[:, np.minimum(column + 1, width)]
+    left, right = at_rows[:, column], at_rows[:, column_after]
     at = left * 9 + (right - left) * column_share  # 72 times the sum of everything above and to the left
     area = at[1:, 1:] - at[:-1, 1:] - at[1:, :-1] + at[:-1, :-1]
     means: Pixels = ((2 * area + grey.size) // (2 * grey.size)).astype(np.uint8)
     return means
 
 
+@lru_cache(maxsize=256)
+def _edges(length: int, areas: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return where areas of equal length end: the pixels (areas + 1,) before, those after, and the share in `areas`ths."""
+    before, share = np.divmod(np.arange(areas + 1) * length, areas)
+    return before, np.minimum(before + 1, length), share
+
+
 def channel_sums(pixels: Pixels) -> tuple[list[float], list[float]]:
     """Return per channel the sums of value / 255 and of its square.
 
-    OpenCV adds integers and hands out mean and deviation; rounding gives the integers back, a test holds that they are
-    exact, and it takes a tenth of NumPy's time on small images.
+    OpenCV adds integers. Of small pictures it hands out mean and deviation, and rounding gives the integers back; a test
+    holds that both ways are exact. For 256 x 256 pixels planes take 0.025 ms, that way 0.065.
     """
-    mean, deviation = cv2.meanStdDev(pixels)
     number = pixels.shape[0] * pixels.shape[1]
-    means, deviations = mean.ravel().tolist(), deviation.ravel().tolist()
-    sums = [round(m * number) for m in means]
-    squares = [round((m * m + d * d) * number) for m, d in zip(means, deviations, strict=True)]
+    if number <= _SMALL_PIXELS:
+        mean, deviation = cv2.meanStdDev(pixels)
+        means, deviations = mean.ravel().tolist(), deviation.ravel().tolist()
+        sums = [round(m * number) for m in means]
+        squares = [round((m * m + d * d) * number) for m, d in zip(means, deviations, strict=True)]
+    else:
+        planes = _planes(pixels)
+        sums = [round(cv2.sumElems(plane)[0]) for plane in planes]
+        squares = [round(cv2.norm(plane, cv2.NORM_L2SQR)) for plane in planes]
     return [value / 255 for value in sums], [value / 65_025 for value in squares]
+
+
+def _planes(pixels: Pixels) -> list[Pixels]:
+    """Return the channels, each whole; apart by no power of two, which would throw each out of the cache for the next."""
+    number = pixels.shape[0] * pixels.shape[1]
+    room = np.empty((3, number + 192), np.uint8)
+    planes: list[Pixels] = [row[:number].reshape(pixels.shape[:2]) for row in room]
+    cv2.split(pixels, planes)
+    return planes
