@@ -65,7 +65,8 @@ def _add(
     figures: Mapping[str, Picture],
     page: bytes,
 ) -> None:
-    split = config.split
+    # Under a name of their own: they are not what the package answers.
+    split = f"{config.split}_averaged" if config.views.is_on else config.split
     with RunLog.open(config.tracking, run_name=f"evaluate {split}", run_id=run_id, attach=True) as log:
         log.log_tags({f"resnet.{split}_rows": inputs.split_fingerprint})  # which rows the figures are of
         log.log_dataset(

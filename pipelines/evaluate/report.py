@@ -36,6 +36,7 @@ def make_page(
     dataset: str,
     split: str,
     is_sure: bool = True,
+    num_views: int = 1,
 ) -> bytes:
     """Return `mistakes.html`: a self-contained page.
 
@@ -48,6 +49,7 @@ def make_page(
         dataset: reference of the dataset, shown.
         split: name of the split, shown.
         is_sure: whether the perceptual hash tells the dataset's pictures apart.
+        num_views: views of each image whose answers were averaged.
     """
     metrics = summary.metrics
     page = Page(
@@ -57,6 +59,9 @@ def make_page(
         " each once.",
     )
     section = page.section("Result")
+    if num_views > 1:
+        section.note(f"Each answer is the mean over {num_views} views of the image, mirrored or moved: more right than"
+                     " the package's own, which has one.")  # fmt: skip
     section.facts(_facts(metrics))
     if leaked := metrics.get("leaked_rows", 0):
         section.note(

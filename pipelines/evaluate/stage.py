@@ -63,6 +63,7 @@ def _evaluate(config: EvaluateConfig, inputs: Inputs, planned: Plan, out: Storag
     from pipelines.evaluate.measure import measure
     from pipelines.evaluate.record import record
     from pipelines.evaluate.report import UNSURE, make_figures, make_page
+    from pipelines.evaluate.views import averaging, make_views
     from pipelines.package.load import load_resolved
     from pipelines.package.predictor import Predictor
 
@@ -72,7 +73,8 @@ def _evaluate(config: EvaluateConfig, inputs: Inputs, planned: Plan, out: Storag
     leaks = find_leaks(dataset, config.split)
     if not leaks.is_sure:
         logger.warning("evaluate: %s", UNSURE)
-    found = measure(dataset, config, predictor.predict, loaded.description, leaks.either)
+    views = make_views(flip=config.views.flip, shift_px=config.views.shift_px)
+    found = measure(dataset, config, averaging(predictor.predict, views), loaded.description, leaks.either)
     summary, mistakes = found.summary, found.mistakes
     figures = make_figures(summary, found.classes)
     page = make_page(
@@ -84,6 +86,7 @@ def _evaluate(config: EvaluateConfig, inputs: Inputs, planned: Plan, out: Storag
         dataset=dataset.ref,
         split=config.split,
         is_sure=leaks.is_sure,
+        num_views=len(views),
     )
     for name, picture in figures.items():
         out.put(f"figures/{name}.{picture.extension}", picture.data)
@@ -102,6 +105,7 @@ def _evaluate(config: EvaluateConfig, inputs: Inputs, planned: Plan, out: Storag
             "split_fingerprint": inputs.split_fingerprint,
         },
         "classes": list(found.classes),
+        **({"views": [str(view) for view in views]} if len(views) > 1 else {}),
         "metrics": summary.metrics,
         **({} if leaks.is_sure else {"warnings": [UNSURE]}),
         "per_class": summary.per_class,
@@ -122,7 +126,8 @@ def _result(config: EvaluateConfig, planned: Plan, catalog: dict[str, Any], *, s
         shown += _SHOWN_OF_LEAKS
     out = Storage.open(planned.out)
     commands = [f"python -m webbrowser {shlex.quote(out.address(PAGE))}"] if out.is_local else []
-    if not config.model.startswith(REGISTRY_SCHEME) and config.split not in ("train", "val"):
+    is_ground = config.split not in ("train", "val") and not config.views.is_on
+    if is_ground and not config.model.startswith(REGISTRY_SCHEME):
         model, folder = shlex.quote(config.model), shlex.quote(planned.out)
         commands.append(f"resnet models register {model} --name NAME --evaluation {folder}")
     return EvaluateResult(

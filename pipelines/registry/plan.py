@@ -108,6 +108,12 @@ def _check_fit(config: RegisterConfig, evaluation: Mapping[str, Any], uri: str, 
             where=uri,
             mend=f"resnet evaluate {config.model} {evaluation['dataset']['uri']}",
         )
+    if views := len(evaluation.get("views", ())):
+        raise InputError(
+            f"the evaluation is a mean over {views} views of each image, and the model answers from one",
+            where=uri,
+            mend=f"resnet evaluate {config.model} {evaluation['dataset']['uri']}, without views",
+        )
     split = evaluation["dataset"]["split"]
     if split in _CHOSEN_BY:
         raise InputError(
