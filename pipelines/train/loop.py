@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from pipelines.errors import DataError, StorageError
+from pipelines.errors import DataError
 from pipelines.storage import Storage
 from pipelines.train.assemble import assemble
 from pipelines.train.checkpoint import (
@@ -24,19 +24,19 @@ from pipelines.train.checkpoint import (
     discard_checkpoints,
     load_checkpoint,
     load_latest,
-    prune_checkpoints,
     save_checkpoint,
 )
 from pipelines.train.collectives import World, join_trace, split_trace
 from pipelines.train.config import TrainConfig
 from pipelines.train.evaluation import evaluate, train_figures
 from pipelines.train.feed import Batch, OpenRows, SplitRows
+from pipelines.train.keeper import Keeper
 from pipelines.train.outcome import FitOutcome, is_over, outcome_of
 from pipelines.train.precision import resolve_device
-from pipelines.train.records import EpochRecord, delete_records, read_records, write_progress, write_record
+from pipelines.train.records import EpochRecord, delete_records, read_records
 from pipelines.train.schedule import rate_at
 from pipelines.train.state import Best, EpochSums, add_exactly, read_cursor
-from pipelines.train.step_log import StepLog, write_step_log
+from pipelines.train.step_log import StepLog
 from pipelines.train.transfer import set_training
 
 _LOGGER = logging.getLogger(__name__)
@@ -46,8 +46,8 @@ OnEpoch = Callable[[EpochRecord], bool]
 
 _SYNC_S = 1.0
 """Seconds between the moments when workers add up their figures and agree what to do."""
-_PROGRESS_S = 2.0
-"""Seconds between two notes of where the run is."""
+_PATIENCE_S = 30.0
+"""Seconds that a run which ends by an error waits for what is being written."""
 
 
 def fit_local(
@@ -91,7 +91,14 @@ def fit(
     newest = _agree_on_checkpoint(run, world, device)
     if newest and is_over(config, read_cursor(newest)):  # do not even read the data
         return outcome_of(config, run, newest)
-    return _Loop(config, run, world, device, newest, open_rows, ends_at_s).run_epochs(on_epoch)
+    loop = _Loop(config, run, world, device, newest, open_rows, ends_at_s)
+    try:
+        return loop.run_epochs(on_epoch)
+    except Exception:
+        loop.keeper.close(_PATIENCE_S)
+        raise
+    finally:
+        loop.keeper.close(0.0)
 
 
 def replay(
@@ -144,6 +151,7 @@ class _Loop:
     ) -> None:
         self.config, self.run, self.world, self.device = config, run, world, device
         self._ends_at_s = ends_at_s
+        self.keeper = Keeper(run, world, device)
         self._open_rows = open_rows
         self._returned_to: int | None = None  # the step that the run went back to last
         self._assemble(newest)
@@ -152,8 +160,8 @@ class _Loop:
         self._shares: list[tuple[int, int, int]] = []
         self._wait_s = 0.0
         self._sync_every = 1
-        self._is_late = False
-        self._mark_s = self._checkpoint_s = self._progress_s = time.perf_counter()
+        self._is_late = self._is_replay = False
+        self._mark_s = time.perf_counter()
 
     def _assemble(self, newest: Checkpoint | None) -> None:
         """Take the parts of the run as they were at a checkpoint, or at the start."""
@@ -161,7 +169,7 @@ class _Loop:
         self.train_rows, self.val_rows, self.feed = parts.train_rows, parts.val_rows, parts.feed
         self.state, self._step, self.precision = parts.state, parts.step, parts.precision
         self._frozen, self.identity = parts.frozen, parts.identity
-        self._kept_best = self.state.cursor.best
+        self.keeper.begin_at(self.state.cursor.best)
 
     def run_epochs(self, on_epoch: OnEpoch | None) -> FitOutcome:
         stopped = False
@@ -178,6 +186,7 @@ class _Loop:
             if self.world.rank == 0 and on_epoch is not None:
                 go_on = on_epoch(record) and go_on
             stopped = self.world.sum_values([float(not go_on)], self.device)[0] > 0  # rank 0's wish
+        self.keeper.finish(self.state, self.identity)
         cursor = self.state.cursor
         records = read_records(self.run, cursor.epoch)
         return FitOutcome(cursor.epoch, cursor.best, records, stopped=not is_over(self.config, cursor))
@@ -200,6 +209,7 @@ class _Loop:
         config, before = self.config.divergence, self.state.cursor
         if before.rollbacks >= config.rollbacks:
             raise error
+        self.keeper.drop_records()
         step = self._returned_to
         while checkpoint := _agree_on_checkpoint(self.run, self.world, self.device, below=step):
             self.state.load_files(checkpoint, self.identity)
@@ -214,7 +224,7 @@ class _Loop:
         cursor.rollbacks, cursor.rate_scale = before.rollbacks + 1, before.rate_scale * config.rate_factor
         self._local.clear()
         self._shares.clear()
-        self._kept_best = cursor.best
+        self.keeper.begin_at(cursor.best)
         if self.world.rank == 0:
             _LOGGER.warning(
                 "%s: back to step %d (%d of %d times), the rate from now on times %g",
@@ -228,7 +238,7 @@ class _Loop:
     def repeat_steps(self, number: int) -> dict[int, tuple[float, str]]:
         """Do the next steps, reading the figures of each; nothing is evaluated or written."""
         cursor, done = self.state.cursor, dict[int, tuple[float, str]]()
-        self._progress_s = math.inf
+        self._is_replay = True
         while cursor.epoch < self.config.epochs:
             set_training(self.state.network, self._frozen)
             for batch in self.feed.batches(cursor.epoch + 1, cursor.batch):
@@ -250,11 +260,10 @@ class _Loop:
             is_last = cursor.batch == self.feed.num_batches
             if is_last or len(self._shares) >= self._sync_every:
                 wants_checkpoint = self._sync()
+                if (self._is_late or wants_checkpoint) and not is_last:
+                    self._save(wait=True)
                 if self._is_late and not is_last:
-                    self._save(is_final=True)
                     return False
-                if wants_checkpoint and not is_last:
-                    self._save(is_final=False)
         return True
 
     def _take(self, batch: Batch) -> None:
@@ -272,7 +281,7 @@ class _Loop:
         loss, right = add_exactly(local)
         now_s = time.perf_counter()
         spent_s, self._mark_s = now_s - self._mark_s, now_s
-        wants = self.world.rank == 0 and now_s - self._checkpoint_s >= self.config.checkpoint_every_s
+        wants = self.keeper.is_due(self.config.checkpoint_every_s)
         is_late = self.world.rank == 0 and time.time() >= self._ends_at_s
         number, own_rows = len(self._shares), sum(share for share, _, _ in self._shares)
         limbs = [limb for _, _, trace in self._shares for limb in split_trace(trace)]
@@ -297,7 +306,8 @@ class _Loop:
         self._local.clear()
         self._shares.clear()
         self._wait_s = 0.0
-        self._note_progress(now_s)
+        if not self._is_replay:
+            self.keeper.note_progress(cursor, rows=self.feed.num_rows, epochs=self.config.epochs)
         return wanted > 0
 
     def _finish_epoch(self) -> EpochRecord:
@@ -327,15 +337,19 @@ class _Loop:
             id_trace=f"{sums.trace:016x}",
         )
         steps, cursor.last_loss, self._returned_to = cursor.steps, record.train_loss, None
+        self.keeper.keep_record(record, steps)
         self._turn_epoch()
+        is_better = cursor.best.is_beaten_by(record.val_score, record.val_loss)
+        is_busy = self.keeper.take_stock(cursor, must_wait=is_better or is_over(config, cursor))
         if cursor.best.is_beaten_by(record.val_score, record.val_loss):
             cursor.best = Best(record.epoch, cursor.step, record.val_score, record.val_loss)
-        if self.world.rank == 0:
-            # The record first: after a kill in between, the epoch is done again and writes the same figures.
-            write_record(self.run, record)
-            write_step_log(self.run, record.epoch, steps)
-            self._note_progress(now_s, is_due=True, loss=record.train_loss)
-        self._save(is_final=is_over(config, cursor))
+        self.keeper.note_progress(
+            cursor, rows=self.feed.num_rows, epochs=config.epochs, is_due=True, loss=record.train_loss
+        )
+        if is_busy:
+            self.keeper.leave_out(cursor.step)
+        else:
+            self._save(wait=False)
         return record
 
     def _turn_epoch(self) -> None:
@@ -344,23 +358,14 @@ class _Loop:
         cursor.epoch, cursor.batch = cursor.epoch + 1, 0
         cursor.sums, cursor.steps = EpochSums(), StepLog(first=cursor.step + 1)
 
-    def _save(self, *, is_final: bool) -> None:
-        """Write a checkpoint, by rank 0; a failure stops the run only where nothing would be left to keep."""
-        self._checkpoint_s = started_s = time.perf_counter()
-        if self.world.rank != 0:
-            return
-        cursor = self.state.cursor
-        try:
-            save_checkpoint(self.run, cursor.step, self.state.to_files(self.identity))
-            self._kept_best = cursor.best
-            prune_checkpoints(self.run, keep=[cursor.best.step])
-        except StorageError as error:
-            if is_final:
-                raise
-            _LOGGER.warning("the checkpoint of step %d could not be written; training goes on: %s", cursor.step, error)
-            cursor.best = self._kept_best  # weights that nobody has cannot be the ones to keep
+    def _save(self, *, wait: bool) -> None:
+        """Start a checkpoint; with `wait` one may still be in flight."""
+        started_s = time.perf_counter()
+        if wait:
+            self.keeper.take_stock(self.state.cursor, must_wait=True)
+        self.keeper.save(self.state, self.identity)
         self._mark_s = time.perf_counter()
-        cursor.elapsed_s += self._mark_s - started_s
+        self.state.cursor.elapsed_s += self._mark_s - started_s
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Pass batches on and add up the time spent waiting for them."""
@@ -371,21 +376,6 @@ class _Loop:
             if batch is None:
                 return
             yield batch
-
-    def _note_progress(self, now_s: float, *, is_due: bool = False, loss: float = math.nan) -> None:
-        if self.world.rank != 0 or not (is_due or now_s - self._progress_s >= _PROGRESS_S):
-            return
-        self._progress_s = now_s
-        cursor, rows = self.state.cursor, self.feed.num_rows
-        sums = cursor.sums
-        write_progress(
-            self.run,
-            epoch=min(cursor.epoch + 1, self.config.epochs),
-            images=cursor.epoch * rows + int(sums.rows),
-            total=self.config.epochs * rows,
-            images_per_s=sums.rows / max(sums.train_s, 1e-9),
-            loss=sums.loss / sums.rows if sums.rows else loss,
-        )
 
     def _diverged(self, loss: float) -> Diverged:
         cursor = self.state.cursor

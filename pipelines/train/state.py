@@ -6,7 +6,9 @@ The order of samples and every random draw are functions of (seed, epoch, image)
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -94,6 +96,22 @@ class Cursor:
     """Mean training loss of the epoch before; 0 in the first."""
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of all that changes while a network trains, as it was after a step; training does not touch it."""
+
+    step: int
+    tensors: dict[str, dict[str, torch.Tensor]]
+    """File of the checkpoint -> its tensors, on the CPU."""
+    state: dict[str, Any]
+    """JSON values of the rest."""
+
+    def to_files(self) -> dict[str, bytes]:
+        """Return the files of the checkpoint."""
+        files = {name: pack_weights(group) for name, group in self.tensors.items()}
+        return {**files, STATE: json.dumps(self.state, indent=1).encode()}
+
+
 @dataclass
 class TrainState:
     """Everything that changes while a network trains."""
@@ -115,16 +133,29 @@ class TrainState:
 
     def to_files(self, identity: dict[str, Any]) -> dict[str, bytes]:
         """Return the files of a checkpoint; `identity` says which run, data and network they belong to."""
-        cursor = asdict(self.cursor)
-        cursor["sums"]["trace"] = f"{self.cursor.sums.trace:016x}"  # 64 bits do not survive as a JSON number everywhere
-        state = {"identity": identity, "cursor": cursor, "scaler": self.scaler.state_dict()}
-        files = {
-            WEIGHTS: pack_weights(self.network.state_dict()),
-            OPTIMIZER: pack_weights(state_tensors(self.network, self.optimizer)),
-        }
+        return self.snapshot(identity).to_files()
+
+    def snapshot(self, identity: dict[str, Any], *, into: Snapshot | None = None) -> Snapshot:
+        """Return a copy of everything as it is now, so that it can be written while training goes on.
+
+        Args:
+            identity: which run, data and network it belongs to.
+            into: an earlier snapshot that nobody needs any more; its memory is used again, where it fits.
+        """
+        cursor = self.cursor
+        values = {part.name: getattr(cursor, part.name) for part in fields(cursor)}
+        # 64 bits do not survive as a JSON number everywhere
+        values["sums"] = {**asdict(cursor.sums), "trace": f"{cursor.sums.trace:016x}"}
+        values["best"] = asdict(cursor.best)
+        # By hand: `asdict` would look at each of an epoch's steps.
+        values["steps"] = {part.name: copy(getattr(cursor.steps, part.name)) for part in fields(cursor.steps)}
+        tensors = {WEIGHTS: self.network.state_dict(), OPTIMIZER: state_tensors(self.network, self.optimizer)}
         if self.average:
-            files[AVERAGE] = pack_weights(self.average.tensors)
-        return {**files, STATE: json.dumps(state, indent=1).encode()}
+            tensors[AVERAGE] = self.average.tensors
+        spare = into.tensors if into else {}
+        copies = {name: _copy_tensors(group, spare.get(name, {})) for name, group in tensors.items()}
+        scaler = dict(self.scaler.state_dict())
+        return Snapshot(cursor.step, copies, {"identity": identity, "cursor": values, "scaler": scaler})
 
     def load_files(self, checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
         """Put back what `to_files` gave.
@@ -172,3 +203,14 @@ def read_kept_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Return the weights that a checkpoint would hand to users, float32: the average where there is one."""
     tensors = unpack_weights(checkpoint.files.get(AVERAGE, checkpoint.files[WEIGHTS]))
     return {name: value.float() if value.dtype == torch.float64 else value for name, value in tensors.items()}
+
+
+def _copy_tensors(source: Mapping[str, torch.Tensor], spare: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return copies on the CPU, in the memory of spare ones of the same shape: new memory costs twice the time."""
+    copies = {}
+    for name, value in source.items():
+        target = spare.get(name)
+        if target is None or target.shape != value.shape or target.dtype != value.dtype:
+            target = torch.empty_like(value, device="cpu")
+        copies[name] = target.copy_(value.detach())
+    return copies

@@ -18,6 +18,7 @@ from pipelines.train.records import read_records
 from pipelines.train.state import AVERAGE, OPTIMIZER, WEIGHTS
 from pipelines.train.step import Step
 from pipelines.train.step_log import read_steps
+from tests.unit.train.awaited import await_writes
 from tests.unit.train.test_loop import Killed
 from tests.unit.train.tiny import make_config, write_dataset
 
@@ -34,6 +35,7 @@ def dying_at(call: int, *, after: bool, counts: list[int], steps: list[int]) -> 
     """Count writes and steps; die at a write (0: never), with it undone or done."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "_SYNC_S", 0.0)  # a checkpoint after every step
+        await_writes(patch)
         for name in WRITES:
             write = getattr(LocalStorage, name)
 
@@ -65,6 +67,37 @@ def final(run: Storage, outcome: FitOutcome) -> tuple[object, ...]:
         for record in read_records(run, 99)
     ]
     return weights, timeless, read_steps(run, 1, 99), outcome.best
+
+
+@contextmanager
+def cut_off_at(call: int, counts: list[int]) -> Iterator[None]:
+    """Count writes, done by their own thread while training goes on; from the given one on none is done."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_SYNC_S", 0.0)
+        for name in WRITES:
+            write = getattr(LocalStorage, name)
+
+            def dying(self: LocalStorage, *arguments: object, _write: object = write) -> None:
+                counts[0] += 1
+                if counts[0] >= call:
+                    raise Killed
+                _write(self, *arguments)  # type: ignore[operator]
+
+            patch.setattr(LocalStorage, name, dying)
+        yield
+
+
+def test_a_kill_while_a_thread_writes_leaves_what_can_be_gone_on_with(dataset: str, tmp_path: Path) -> None:
+    config = make_config(dataset, epochs=3, checkpoint_every_s=0, ema_decay=0.8)
+    whole = Storage.open(tmp_path / "whole")
+    expected = final(whole, fit_local(config, whole, device="cpu"))
+    for call in range(1, 60, 4):
+        run = Storage.open(tmp_path / str(call))
+        with cut_off_at(call, [0]), pytest.raises(Killed):
+            fit_local(config, run, device="cpu")
+        before = load_latest(run)
+        assert final(run, fit_local(config, run, device="cpu")) == expected, call
+        assert before is not None or call < 12
 
 
 def campaign(dataset: str, root: Path, every: int, epochs: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from pipelines.errors import ConfigError, DataError, InputError, StorageError
 from pipelines.storage import Storage
-from pipelines.train import loop
+from pipelines.train import loop, run_writer
 from pipelines.train.checkpoint import committed_steps, load_checkpoint, load_latest
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
@@ -20,6 +20,7 @@ from pipelines.train.outcome import FitOutcome, read_outcome
 from pipelines.train.records import EpochRecord, read_progress, read_records
 from pipelines.train.state import AVERAGE, OPTIMIZER, WEIGHTS, read_cursor
 from resnet_models.resnet import ResNet
+from tests.unit.train.awaited import await_writes, die_after_checkpoint
 from tests.unit.train.tiny import make_config, write_dataset
 from tests.unit.train.worlds import in_threads
 
@@ -48,22 +49,9 @@ def final_files(run: Storage) -> dict[str, bytes]:
     return {name: newest.files[name] for name in (WEIGHTS, OPTIMIZER, AVERAGE) if name in newest.files}
 
 
-NO_FIGURES = {"val_top1": 0.5, "val_map": None, "val_macro_f1": None, "val_micro_f1": None}
-
-
 def kill_after_checkpoint(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Let every step be checkpointed and die right after the given one."""
-    saved = 0
-    save = loop.save_checkpoint
-
-    def save_and_die(*arguments: Any) -> None:
-        nonlocal saved
-        save(*arguments)
-        saved += 1
-        if saved == number:
-            raise Killed
-
-    monkeypatch.setattr(loop, "save_checkpoint", save_and_die)
+    die_after_checkpoint(monkeypatch, number, Killed())
 
 
 def test_it_learns_and_leaves_records_and_checkpoints(dataset: str, run: Storage) -> None:
@@ -215,7 +203,7 @@ def test_checkpoints_of_other_data_are_refused(dataset: str, tmp_path: Path, run
 def test_a_failing_checkpoint_store_is_survived_until_the_end(
     dataset: str, run: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    save = loop.save_checkpoint
+    save = run_writer.save_checkpoint
 
     def save_unless(steps: set[int]) -> Callable[..., None]:
         def guarded(storage: Storage, step: int, files: dict[str, bytes]) -> None:
@@ -225,15 +213,17 @@ def test_a_failing_checkpoint_store_is_survived_until_the_end(
 
         return guarded
 
-    monkeypatch.setattr(loop, "save_checkpoint", save_unless({4}))
+    monkeypatch.setattr(run_writer, "save_checkpoint", save_unless({4}))
     assert fit_on_cpu(make_config(dataset), run).epochs == 2
     assert "the checkpoint of step 4 could not be written; training goes on" in caplog.text
-    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: {**NO_FIGURES, "val_loss": float(next(worse))})
+    rest = {"val_top1": 0.5, "val_map": None, "val_macro_f1": None, "val_micro_f1": None}
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: {"val_loss": float(next(worse)), **rest})
     worse = iter(range(9))  # the first epoch is the best, and its checkpoint is the one that fails
     outcome = fit_on_cpu(make_config(dataset), run.child("best"))
     assert outcome.best.epoch == 2
     assert load_checkpoint(run.child("best"), outcome.best.step).step == 8
-    monkeypatch.setattr(loop, "save_checkpoint", save_unless({8}))
+    monkeypatch.setattr(run_writer, "save_checkpoint", save_unless({8}))
+    monkeypatch.setattr(run_writer, "_LAST_PAUSES_S", (0.01, 0.01))
     with pytest.raises(StorageError, match="the disk is full"):
         fit_on_cpu(make_config(dataset), run.child("again"))
 
@@ -393,6 +383,7 @@ def test_records_done_again_are_handed_on_again(dataset: str, run: Storage, monk
     from pipelines.train.follow import Follower
 
     monkeypatch.setattr(loop, "_SYNC_S", 0.0)
+    await_writes(monkeypatch)
     seen: list[tuple[int, float]] = []
     follower = Follower(run, lambda record: seen.append((record.epoch, record.train_loss)))
     config = make_config(dataset, epochs=5, divergence={"rollbacks": 1, "spike_factor": 1.5})

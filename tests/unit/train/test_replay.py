@@ -10,7 +10,7 @@ import torch
 
 from pipelines.errors import DataError, InputError
 from pipelines.storage import Storage
-from pipelines.train import loop
+from pipelines.train import loop, run_writer
 from pipelines.train import replay as replays
 from pipelines.train.checkpoint import committed_steps, load_checkpoint
 from pipelines.train.config import ReplayConfig, TrainConfig
@@ -155,7 +155,7 @@ def test_a_run_that_cannot_be_had_again_is_told(
 
 def test_a_window_ends_where_the_run_went_back(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, at_step=10, times=1)
-    monkeypatch.setattr(loop, "prune_checkpoints", lambda *_, **__: None)
+    monkeypatch.setattr(run_writer, "prune_checkpoints", lambda *_, **__: None)
     run = trained(make_config(dataset, epochs=4, divergence={"rollbacks": 1}), Storage.open(tmp_path / "run"))
     monkeypatch.undo()
     assert committed_steps(run) == [4, 8, 12, 16]

@@ -17,7 +17,7 @@ from pipelines.image.preprocess import Preprocess
 from pipelines.package.describe import PackageDescription, write_package
 from pipelines.package.load import load_package
 from pipelines.storage import Storage
-from pipelines.train import loop, stage
+from pipelines.train import stage
 from pipelines.train.checkpoint import load_latest
 from pipelines.train.config import OptimizerConfig, TrainConfig
 from pipelines.train.initial import keep_copy
@@ -32,6 +32,7 @@ from resnet_models.resnet import build
 from resnet_models.spec import ModelSpec
 from resnet_models.state_dict import unpack_weights
 from resnet_models.zoo import named_spec
+from tests.unit.train.awaited import die_after_checkpoint
 from tests.unit.train.starts import CLASSES, SPEC, write_start
 from tests.unit.train.tiny import make_config, write_dataset
 from tests.unit.train.worlds import in_threads
@@ -226,13 +227,7 @@ def test_a_resumed_transfer_ends_on_the_same_bits(
     config = start_from(dataset, source, init=init, checkpoint_every_s=0.0, ema_decay=0.9)
     straight, broken = Storage.open(tmp_path / "straight"), Storage.open(tmp_path / "broken")
     fit_local(config, straight, device="cpu")
-    save = loop.save_checkpoint
-
-    def save_and_die(*arguments: Any) -> None:
-        save(*arguments)
-        raise Killed
-
-    monkeypatch.setattr(loop, "save_checkpoint", save_and_die)
+    die_after_checkpoint(monkeypatch, 1, Killed())
     with pytest.raises(Killed):
         fit_local(config, broken, device="cpu")
     monkeypatch.undo()

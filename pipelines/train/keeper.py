@@ -1,0 +1,147 @@
+"""Which states of a run are kept: checkpoints and records, started at a step, learnt of later, all workers alike.
+
+Rank 0 writes; the others hear what became of a checkpoint, because which epoch is the best must be the same for all.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any
+
+import torch
+
+from pipelines.storage import Storage
+from pipelines.train.collectives import World
+from pipelines.train.records import EpochRecord, write_progress, write_record
+from pipelines.train.run_writer import RunWriter
+from pipelines.train.state import Best, Cursor, TrainState
+from pipelines.train.step_log import StepLog, write_step_log
+
+_LOGGER = logging.getLogger(__name__)
+
+PROGRESS_S = 2.0
+"""Seconds between two notes of where the run is."""
+_PROMPT_S = 1.0
+"""Seconds that a checkpoint may take before storage counts as slow and an epoch's end does not wait for it."""
+
+
+class Keeper:
+    """One process's part in keeping a run; every process calls `take_stock`, `save` and `finish` alike.
+
+    Args:
+        run: storage of the run.
+        world: the processes that train together.
+        device: where their sums are taken.
+    """
+
+    def __init__(self, run: Storage, world: World, device: torch.device) -> None:
+        self._world = world
+        self._device = device
+        self._writer = RunWriter(run) if world.rank == 0 else None
+        self._safe_best = self._best_in_flight = Best()
+        self._in_flight = self._saved_step = -1
+        self._progress_s = self._saved_s = time.perf_counter()
+
+    def is_due(self, every_s: float) -> bool:
+        """Return whether rank 0 wants a checkpoint: so many seconds have passed, and none is in flight.
+
+        Where one is wanted at every opportunity (0 s), the one before is waited for.
+        """
+        if self._writer is None or time.perf_counter() - self._saved_s < every_s:
+            return False
+        return not self._writer.is_busy or every_s == 0
+
+    def begin_at(self, best: Best) -> None:
+        """Take the best epoch of the state that the run starts or goes back to; none is in flight."""
+        self._safe_best = self._best_in_flight = best
+
+    def drop_records(self) -> None:
+        """Let the checkpoint in flight be finished, and forget records that are not written yet."""
+        if self._writer is not None:
+            self._writer.wait()
+            self._writer.take_failure()
+            self._writer.drop_records()
+
+    def take_stock(self, cursor: Cursor, *, must_wait: bool) -> bool:
+        """Learn what became of the checkpoint in flight; return whether it still is, as storage is slow.
+
+        Where it could not be written, training goes on from the one before it: the best epoch is then one whose
+        weights are safe, as weights that nobody has cannot be the ones to keep.
+        """
+        lost = busy = 0.0
+        if self._writer is not None:
+            age_s = time.perf_counter() - self._saved_s
+            self._writer.wait(math.inf if must_wait else max(0.0, _PROMPT_S - age_s))
+            busy = float(self._writer.is_busy)
+            if not busy and (failure := self._writer.take_failure()):
+                lost = 1.0
+                _LOGGER.warning(
+                    "the checkpoint of step %d could not be written; training goes on: %s", self._in_flight, failure
+                )
+        lost, busy = self._world.sum_values([lost, busy], self._device)
+        if lost:
+            self._best_in_flight = cursor.best = self._safe_best
+        elif not busy:
+            self._safe_best = self._best_in_flight
+        return busy > 0
+
+    def save(self, state: TrainState, identity: dict[str, Any]) -> None:
+        """Start to write a checkpoint; none may be in flight. Takes as long as copying the tensors."""
+        self._saved_s = time.perf_counter()
+        self._in_flight = self._saved_step = state.cursor.step
+        self._best_in_flight = state.cursor.best
+        if self._writer is not None:
+            snapshot = state.snapshot(identity, into=self._writer.spare)
+            self._writer.start(snapshot, keep=(state.cursor.best.step,))
+
+    def leave_out(self, step: int) -> None:
+        """Say that no checkpoint is taken of a step, as storage is slow."""
+        if self._writer is not None:
+            _LOGGER.warning(
+                "the checkpoint of step %d is still being written after %.0f s; none is taken of step %d",
+                *(self._in_flight, time.perf_counter() - self._saved_s, step),
+            )
+
+    def keep_record(self, record: EpochRecord, steps: StepLog) -> None:
+        """Write the record of an epoch and its steps, before any checkpoint that is taken later."""
+        if self._writer is not None:
+            # The record first: after a kill in between, the epoch is done again and writes the same figures.
+            write_record(self._writer.later, record)
+            write_step_log(self._writer.later, record.epoch, steps)
+
+    def note_progress(
+        self, cursor: Cursor, *, rows: int, epochs: int, is_due: bool = False, loss: float = math.nan
+    ) -> None:
+        """Say where the run is, every two seconds or where it is due."""
+        now_s = time.perf_counter()
+        if self._writer is None or not (is_due or now_s - self._progress_s >= PROGRESS_S):
+            return
+        self._progress_s = now_s
+        sums = cursor.sums
+        write_progress(
+            self._writer.later,
+            epoch=min(cursor.epoch + 1, epochs),
+            images=cursor.epoch * rows + int(sums.rows),
+            total=epochs * rows,
+            images_per_s=sums.rows / max(sums.train_s, 1e-9),
+            loss=sums.loss / sums.rows if sums.rows else loss,
+        )
+
+    def finish(self, state: TrainState, identity: dict[str, Any]) -> None:
+        """Return when the state as it is now, and every record, is safe.
+
+        Raises:
+            StorageError: it cannot be made safe; the run can be gone on with from an earlier checkpoint.
+        """
+        if self._saved_step not in (-1, state.cursor.step):
+            self.take_stock(state.cursor, must_wait=True)
+            self.save(state, identity)
+        if self._writer is not None:
+            self._writer.finish()
+
+    def close(self, patience_s: float) -> None:
+        """Let what is being written be finished, within so many seconds."""
+        if self._writer is not None:
+            self._writer.close(patience_s)

@@ -1,0 +1,243 @@
+"""Writes a run's checkpoints and records in a thread, so that no step waits for storage.
+
+It writes in this order: records that are due, in the order given; the checkpoint, its marker last; where the run is. A
+record is thus never missing before a checkpoint that stands. At most one checkpoint is in flight.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from dataclasses import dataclass
+
+from typing_extensions import override
+
+from pipelines.errors import StorageError
+from pipelines.storage import Storage
+from pipelines.train.checkpoint import prune_checkpoints, save_checkpoint
+from pipelines.train.records import PROGRESS
+from pipelines.train.state import Snapshot
+
+_LOGGER = logging.getLogger(__name__)
+
+_RETRY_S = 5.0
+"""Seconds after which records that could not be written are tried again, when nothing else is."""
+_LAST_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)
+"""Seconds between attempts at the end of a run, when what is not written would be lost."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A checkpoint to be written."""
+
+    snapshot: Snapshot
+    keep: tuple[int, ...]
+
+
+class _Later(Storage):
+    """A run's storage to those who train: what is put there is written a little later."""
+
+    def __init__(self, writer: RunWriter, uri: str) -> None:
+        super().__init__(uri)
+        self._writer = writer
+
+    @override
+    def put(self, path: str, data: bytes | memoryview, *, lasts: bool = True) -> None:
+        write = self._writer.note_progress if path == PROGRESS else self._writer.keep
+        write(path, bytes(data))
+
+
+class RunWriter:
+    """What one process writes to a run's storage; one of them at a time.
+
+    Args:
+        run: storage of the run.
+    """
+
+    def __init__(self, run: Storage) -> None:
+        self._run = run
+        self.later: Storage = _Later(self, run.uri)
+        """Takes records (`keep`) and progress (`note_progress`) from those who write to a storage."""
+        self._changed = threading.Condition()
+        self._notes: dict[str, bytes] = {}
+        self._progress: tuple[str, bytes] | None = None
+        self._job: _Job | None = None
+        self._last: _Job | None = None  # written or failed; its memory is used again
+        self._failure: StorageError | None = None  # of the last checkpoint
+        self._notes_failure: StorageError | None = None
+        self._fault: BaseException | None = None  # ended the thread: a bug, not the storage
+        self._thread: threading.Thread | None = None
+        self._is_awake = self._is_writing = self._is_closing = False
+        self._has_warned = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a checkpoint is in flight."""
+        self._raise_fault()
+        return self._job is not None
+
+    @property
+    def spare(self) -> Snapshot | None:
+        """A snapshot whose memory may be used again; only while none is in flight."""
+        return self._last.snapshot if self._last and self._job is None else None
+
+    def keep(self, path: str, data: bytes) -> None:
+        """Write a record, before any checkpoint that is started later; where storage fails, again and again."""
+        with self._changed:
+            self._notes[path] = data
+        self._wake()
+
+    def note_progress(self, path: str, data: bytes) -> None:
+        """Say where the run is, when there is time for it; only the latest word counts, and a lost one is no harm."""
+        with self._changed:
+            self._progress = path, data
+        self._wake()
+
+    def start(self, snapshot: Snapshot, *, keep: tuple[int, ...] = ()) -> None:
+        """Write a checkpoint, then delete those that are neither the newest nor of the steps in `keep`.
+
+        None may be in flight.
+        """
+        assert not self.is_busy, "one checkpoint at a time"
+        with self._changed:
+            self._failure = None
+            self._job = _Job(snapshot, keep)
+        self._wake()
+
+    def wait(self, patience_s: float = math.inf) -> None:
+        """Wait until no checkpoint is in flight, or so many seconds."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._job is None or self._fault is not None,
+                timeout=None if patience_s == math.inf else patience_s,
+            )
+        self._raise_fault()
+
+    def take_failure(self) -> StorageError | None:
+        """Return why the last checkpoint could not be written, once; None where it stands."""
+        with self._changed:
+            failure, self._failure = self._failure, None
+        return failure
+
+    def drop_records(self) -> None:
+        """Forget records that are not written yet: the run has gone back behind them."""
+        with self._changed:
+            self._changed.wait_for(self._is_idle)
+            self._notes.clear()
+
+    def finish(self) -> None:
+        """Wait until everything is written, with some patience where storage fails.
+
+        Raises:
+            StorageError: the last checkpoint, or a record, is not safe.
+        """
+        for pause_s in (*_LAST_PAUSES_S, 0.0):
+            with self._changed:
+                self._changed.wait_for(self._is_idle)
+                failure = self._failure or self._notes_failure
+            self._raise_fault()
+            if failure is None:
+                return
+            if not pause_s:
+                raise failure
+            if pause_s == _LAST_PAUSES_S[0]:
+                _LOGGER.warning("the end of the run cannot be written yet; trying for a while: %s", failure)
+            time.sleep(pause_s)
+            with self._changed:
+                if self._failure is not None:
+                    self._job, self._failure = self._last, None
+            self._wake()
+
+    def close(self, patience_s: float = 0.0) -> None:
+        """End the thread after what it is writing; wait for that so long at most. Nothing is raised."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(patience_s)
+
+    def _raise_fault(self) -> None:
+        if self._fault is not None:
+            raise self._fault
+
+    def _wake(self) -> None:
+        """Have the thread look at what there is to write."""
+        with self._changed:
+            self._is_awake = True
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="run-writer", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._is_awake or self._is_closing, timeout=_RETRY_S if self._notes else None
+                )
+                if self._is_closing and not self._is_awake:
+                    return
+                self._is_awake, self._is_writing = False, True
+            try:
+                self._write_all()
+            except BaseException as fault:  # noqa: BLE001 - a thread's boundary; the training thread raises it again
+                self._fault = fault
+            with self._changed:
+                self._is_writing = False
+                self._changed.notify_all()
+            if self._fault is not None:
+                return
+
+    def _write_all(self) -> None:
+        """Write what there is to write."""
+        with self._changed:
+            notes, job, progress = dict(self._notes), self._job, self._progress
+            self._progress = None
+        failure = self._write_records(notes)
+        if job is not None:
+            failure = failure or self._write_checkpoint(job)
+            with self._changed:
+                self._job, self._last, self._failure = None, job, failure
+                self._changed.notify_all()
+        if progress is not None and failure is None:
+            self._write_progress(*progress)
+
+    def _is_idle(self) -> bool:
+        return self._fault is not None or not (self._is_awake or self._is_writing)
+
+    def _write_records(self, notes: dict[str, bytes]) -> StorageError | None:
+        self._notes_failure = None
+        for path, data in notes.items():
+            try:
+                self._run.put(path, data)
+            except StorageError as failure:
+                self._notes_failure = failure
+                if not self._has_warned:
+                    self._has_warned = True
+                    _LOGGER.warning("records cannot be written yet; training goes on, and they are kept: %s", failure)
+                return failure
+            with self._changed:
+                if self._notes.get(path) is data:
+                    del self._notes[path]
+        return None
+
+    def _write_checkpoint(self, job: _Job) -> StorageError | None:
+        try:
+            save_checkpoint(self._run, job.snapshot.step, job.snapshot.to_files())
+        except StorageError as failure:
+            return failure
+        try:
+            prune_checkpoints(self._run, keep=job.keep)
+        except StorageError as failure:  # the checkpoint stands; older ones go the next time
+            _LOGGER.warning("old checkpoints could not be deleted: %s", failure)
+        return None
+
+    def _write_progress(self, path: str, data: bytes) -> None:
+        try:
+            self._run.put(path, data)
+        except StorageError as failure:
+            if not self._has_warned:
+                self._has_warned = True
+                _LOGGER.warning("where the run is cannot be written; training goes on: %s", failure)
