@@ -5,7 +5,7 @@ shows itself in a notebook. Configs come from `load`, or from the stage's own cl
 
     from pipelines.api import ingest, load, train
     dataset = ingest(load("ingest", source="photos.zip"))
-    network = train(load("train", "cifar10", dataset=dataset.out, epochs=5))
+    network = train(load("train", "cifar-fast", dataset=dataset.out, epochs=5))
 """
 
 from __future__ import annotations

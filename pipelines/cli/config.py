@@ -24,7 +24,7 @@ _PLACEHOLDERS: dict[str, dict[str, object]] = {
 }
 
 EXAMPLES = (
-    "resnet config show train cifar10 epochs=5",
+    "resnet config show train cifar-fast epochs=5",
     "resnet config schema run > run.schema.json",
     "resnet config validate run my-run.yaml",
 )

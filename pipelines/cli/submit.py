@@ -10,7 +10,7 @@ from pipelines.cli import options, render
 
 EXAMPLES = (
     "resnet submit ingest s3://b/photos.zip --out s3://b/photos --address http://HOST:8265",
-    "resnet submit train cifar10 --dataset s3://b/photos --out s3://b/run epochs=30 -f",
+    "resnet submit train cifar-fast --dataset s3://b/photos --out s3://b/run epochs=30 -f",
 )
 
 

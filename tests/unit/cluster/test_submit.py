@@ -45,7 +45,7 @@ def test_a_local_path_is_refused_on_another_machine_and_passed_on_this_one(tmp_p
 
 def test_an_output_place_is_asked_for():
     with pytest.raises(InputError) as refused:
-        make_parcel("train", ["cifar10", "--dataset", "s3://b/d"], address=FAR)
+        make_parcel("train", ["cifar-fast", "--dataset", "s3://b/d"], address=FAR)
     assert str(refused.value) == (
         "InputError: a submitted train needs an output place that outlives the job's own folder\n"
         "  where: --out\n"
@@ -87,7 +87,7 @@ def test_the_derived_key_follows_command_config_and_variables(tmp_path):
     assert content(str(config)) != first
 
 
-@pytest.mark.parametrize("words", [["photos.zip"], ["cifar10", "--dataset", "s3://b/photos.tar.gz"]])
+@pytest.mark.parametrize("words", [["photos.zip"], ["cifar-fast", "--dataset", "s3://b/photos.tar.gz"]])
 def test_training_as_a_job_does_not_ingest_on_its_way(words):
     with pytest.raises(
         InputError, match=r"a submitted train takes a dataset, and .* is an archive of images"

@@ -116,5 +116,5 @@ def test_an_unknown_stage_is_refused() -> None:
 
 def test_the_cifar_run_trains_as_the_training_preset_does() -> None:
     run = load_config(RunConfig, find_preset("run", "cifar10"))
-    preset = load_config(TrainConfig, find_preset("train", "cifar10"), (), {"dataset": "@ingest"})
+    preset = load_config(TrainConfig, find_preset("train", "cifar-fast"), (), {"dataset": "@ingest"})
     assert run.train == preset
