@@ -10,7 +10,8 @@ import contextlib
 import io
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -22,14 +23,16 @@ from obstore.store import MemoryStore, ObjectStore, from_url
 from typing_extensions import override
 
 from pipelines.errors import AlreadyExists, InputError, NotFound, StorageError
+from pipelines.local_folders import make_folder, sync_folder, walk_files
 from pipelines.object_listing import list_objects
 
 TEMPORARY = "_work/tmp"
 _REMOTE_SCHEMES = ("s3", "gs", "az", "abfs", "abfss")
+Data = bytes | memoryview
 _MEMORY_STORES: dict[str, MemoryStore] = {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class StoredFile:
     """One stored object: path relative to the storage root, size in bytes, seconds since the epoch, entity tag."""
 
@@ -113,9 +116,17 @@ class Storage:
         """Return every object below a folder, sorted by path; temporary files are left out."""
         raise StorageError(f"{self!r} cannot be listed")
 
-    def put(self, path: str, data: bytes) -> None:
-        """Write an object whole, replacing what stood there; a reader sees the old bytes or the new ones."""
+    def put(self, path: str, data: Data, *, lasts: bool = True) -> None:
+        """Write an object whole, replacing what stood there; a reader sees the old bytes or the new ones.
+
+        With `lasts` False a power cut may take it away again, which saves the time until a disk has it.
+        """
         raise StorageError(f"{self!r} cannot be written")
+
+    def put_all(self, files: Mapping[str, Data]) -> None:
+        """Put several objects, each whole by itself; at the same time where the place allows it."""
+        for path, data in files.items():
+            self.put(path, data)
 
     def create(self, path: str, data: bytes) -> None:
         """Write an object only if none stands there.
@@ -125,8 +136,8 @@ class Storage:
         """
         raise StorageError(f"{self!r} cannot be written")
 
-    def delete(self, path: str) -> None:
-        """Delete an object; one that is missing is fine."""
+    def delete(self, *paths: str) -> None:
+        """Delete objects; those that are missing are fine."""
         raise StorageError(f"{self!r} cannot be written")
 
     def open_file(self, path: str) -> BinaryIO:
@@ -164,17 +175,22 @@ class LocalStorage(Storage):
 
     @override
     def list(self, prefix: str = "") -> list[StoredFile]:
-        found: list[StoredFile] = []
+        start = prefix.strip("/")
         with self._faults(prefix, "list"):
-            _walk(self._path(prefix.strip("/")), prefix.strip("/"), found, ())
-        return sorted(found, key=lambda file: file.path)
+            walked = [*walk_files(self._path(start), start, left_out=TEMPORARY)]
+        return sorted(StoredFile(path, status.st_size, status.st_mtime, "") for path, status in walked)
 
     @override
-    def put(self, path: str, data: bytes) -> None:
+    def put(self, path: str, data: Data, *, lasts: bool = True) -> None:
         target = self._path(path)
-        with self._faults(path, "write"), self._temporary(data, target.parent) as temporary:
+        with self._faults(path, "write"), self._temporary(data, target.parent, lasts=lasts) as temporary:
             temporary.replace(target)
-            _sync_folder(target.parent)
+            if lasts:
+                sync_folder(target.parent)
+
+    @override
+    def put_all(self, files: Mapping[str, Data]) -> None:
+        _put_at_once(self, files)
 
     @override
     def create(self, path: str, data: bytes) -> None:
@@ -186,15 +202,17 @@ class LocalStorage(Storage):
                 os.link(temporary, target)
             except FileExistsError:
                 raise AlreadyExists(f"{target} already exists") from None
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
 
     @override
-    def delete(self, path: str) -> None:
-        target = self._path(path)
-        with self._faults(path, "delete"):
-            target.unlink(missing_ok=True)
-            if target.parent.is_dir():
-                _sync_folder(target.parent)
+    def delete(self, *paths: str) -> None:
+        targets = [self._path(path) for path in paths]
+        with self._faults(paths[0] if paths else "", "delete"):
+            for target in targets:
+                target.unlink(missing_ok=True)
+            for folder in {target.parent for target in targets}:
+                if folder.is_dir():
+                    sync_folder(folder)
 
     @override
     def open_file(self, path: str) -> BinaryIO:
@@ -202,16 +220,19 @@ class LocalStorage(Storage):
             return self._path(path).open("rb")
 
     @contextlib.contextmanager
-    def _temporary(self, data: bytes, folder: Path) -> Iterator[Path]:
+    def _temporary(self, data: Data, folder: Path, *, lasts: bool = True) -> Iterator[Path]:
         """Yield a synced temporary file that holds the data, on the same file system as its target."""
-        _make_folder(folder)
-        _make_folder(self._path(TEMPORARY))
+        if lasts:
+            make_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path(TEMPORARY))
         temporary = self._path(TEMPORARY) / f"{os.getpid()}-{secrets.token_hex(8)}"
         try:
             with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if lasts:
+                    os.fsync(file.fileno())
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
@@ -283,9 +304,13 @@ class ObjectStorage(Storage):
         return sorted((file for file in files if not file.path.startswith(TEMPORARY)), key=lambda file: file.path)
 
     @override
-    def put(self, path: str, data: bytes) -> None:
+    def put(self, path: str, data: Data, *, lasts: bool = True) -> None:
         with self._faults(path, "write"):
             obstore.put(self._store, self._key(path), data)
+
+    @override
+    def put_all(self, files: Mapping[str, Data]) -> None:
+        _put_at_once(self, files)
 
     @override
     def create(self, path: str, data: bytes) -> None:
@@ -294,9 +319,10 @@ class ObjectStorage(Storage):
             obstore.put(self._store, self._key(path), data, mode="create", use_multipart=False)
 
     @override
-    def delete(self, path: str) -> None:
-        with contextlib.suppress(NotFound), self._faults(path, "delete"):
-            obstore.delete(self._store, self._key(path))
+    def delete(self, *paths: str) -> None:
+        for path in paths:
+            with contextlib.suppress(NotFound), self._faults(path, "delete"):
+                obstore.delete(self._store, self._key(path))
 
     @override
     def open_file(self, path: str) -> BinaryIO:
@@ -350,39 +376,8 @@ class _RangeFile(io.RawIOBase):
         return len(data)
 
 
-def _walk(folder: Path, relative: str, found: list[StoredFile], above: tuple[tuple[int, int], ...]) -> None:
-    """Add the files below a folder; a link to a folder that it lies in is not followed round and round."""
-    if not folder.is_dir():
-        return
-    here = folder.stat()
-    above = (*above, (here.st_dev, here.st_ino))
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            path = f"{relative}/{entry.name}" if relative else entry.name
-            if path == TEMPORARY:
-                continue
-            with contextlib.suppress(FileNotFoundError):  # gone since the folder was read
-                status = entry.stat()
-                if entry.is_dir() and (status.st_dev, status.st_ino) not in above:
-                    _walk(Path(entry.path), path, found, above)
-                if not entry.is_file():
-                    continue
-                found.append(StoredFile(path, status.st_size, status.st_mtime, ""))
-
-
-def _make_folder(folder: Path) -> None:
-    """Create a folder one level at a time, each synced into its parent, so that a power cut leaves no gap."""
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir()
-        _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _put_at_once(storage: Storage, files: Mapping[str, Data]) -> None:
+    """Put objects from as many threads: while a disk or a store makes sure of one, the next is on its way."""
+    with ThreadPoolExecutor(max(1, len(files))) as pool:
+        for written in [pool.submit(storage.put, path, data) for path, data in files.items()]:
+            written.result()

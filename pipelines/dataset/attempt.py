@@ -23,7 +23,7 @@ def begin_attempt(store: Storage, run_id: str, unit: int) -> Iterator[Attempt]:
     """Note an attempt at a unit; only a process that dies inside leaves the note, an error ends it in order."""
     folder = f"_work/{run_id}/attempts/unit-{unit:06d}"
     attempt = Attempt(secrets.token_hex(4), len(store.list(folder)))
-    store.put(f"{folder}/{attempt.name}", b"")
+    store.put(f"{folder}/{attempt.name}", b"", lasts=False)  # a power cut is no fault of the unit's
     try:
         yield attempt
     except Exception:

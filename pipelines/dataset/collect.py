@@ -196,8 +196,7 @@ def _delete_unnamed(storage: Storage, run_ids: Iterable[str]) -> list[StoredFile
         if not storage.exists(purged_path(version)):
             named |= named_files(storage, _newest(storage, version))
     unnamed = [file for file in candidates if file.path not in named]
-    for file in unnamed:
-        storage.delete(file.path)
+    storage.delete(*(file.path for file in unnamed))
     return unnamed
 
 

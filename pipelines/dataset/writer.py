@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines.dataset.fingerprint import add, row_hash, to_hex
 from pipelines.dataset.receipt import QuarantineFile, ShardFile, UnitReport
 from pipelines.dataset.schema import LATER_COLUMNS, OUR_COLUMNS, QUARANTINE_SCHEMA, SHARD_SCHEMA
-from pipelines.dataset.tables import encode_table, open_writer
+from pipelines.dataset.tables import MAX_PACKED_BYTES, encode_table, open_writer
 from pipelines.storage import Storage
 
 MAX_GROUP_ROWS = 512
@@ -66,9 +67,12 @@ class ShardWriter:
     def close(self) -> UnitReport:
         """Write all files and return what they are; call it once, then `write_receipt`."""
         files = []
-        for split in sorted(self._shards):
+        data: dict[str, memoryview] = {}
+        for split, shard in sorted(self._shards.items()):
             path = f"data/{self._run_id}/{split}/part-{self._unit:06d}-{self._attempt}.parquet"
-            files.append(self._shards[split].write(self._storage, path, self._unit))
+            data[path] = shard.close()
+            files.append(shard.describe(path, self._unit, data[path]))
+        self._storage.put_all(data)
         counts = {"written": sum(file.rows for file in files), "quarantined": len(self._quarantine)}
         reasons = Counter(row["reason"] for row in self._quarantine)
         counts |= {f"quarantined.{reason}": number for reason, number in sorted(reasons.items())}
@@ -89,7 +93,7 @@ class _Shard:
         self._carried = [name for name in schema.names if name not in OUR_COLUMNS]
         self._later = dict.fromkeys(name for name in schema.names if name in LATER_COLUMNS)
         self._sink = io.BytesIO()
-        self._writer = open_writer(self._sink, schema)
+        self._writer: pq.ParquetWriter | None = None
         self._rows: list[dict[str, Any]] = []
         self._group_bytes = 0
         self._groups: list[int] = []
@@ -114,17 +118,24 @@ class _Shard:
         self._unlabelled += whole["label"] is None
 
     def _flush(self) -> None:
+        if self._writer is None:
+            packs = self._group_bytes <= MAX_PACKED_BYTES * len(self._rows)
+            self._writer = open_writer(self._sink, self._schema, packs_images=packs)
         self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
         self._groups.append(len(self._rows))
         self._rows = []
         self._group_bytes = 0
 
-    def write(self, storage: Storage, path: str, unit: int) -> ShardFile:
+    def close(self) -> memoryview:
+        """Return the whole file."""
         if self._rows:
             self._flush()
+        assert self._writer is not None, "a shard has at least the row for which it was made"
         self._writer.close()
-        data = self._sink.getvalue()
-        storage.put(path, data)
+        return self._sink.getbuffer()  # a copy would hold a unit's bytes twice
+
+    def describe(self, path: str, unit: int, data: memoryview) -> ShardFile:
+        """Return what is known of the file once it stands under a path."""
         return ShardFile(
             path=path,
             split=self.split,

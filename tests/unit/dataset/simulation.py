@@ -13,6 +13,7 @@ import io
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, BinaryIO
 
 from pipelines.errors import AlreadyExists, NotFound, PipelineError, StorageError
@@ -80,8 +81,8 @@ class SimStorage(Storage):
         files: list[StoredFile] = self._gate("list", prefix, effect)
         return files
 
-    def put(self, path: str, data: bytes) -> None:
-        self._gate("put", path, lambda: self._set("put", path, data))
+    def put(self, path: str, data: bytes | memoryview, *, lasts: bool = True) -> None:
+        self._gate("put", path, lambda: self._set("put", path, bytes(data)))
 
     def create(self, path: str, data: bytes) -> None:
         def effect() -> None:
@@ -91,13 +92,14 @@ class SimStorage(Storage):
 
         self._gate("create", path, effect)
 
-    def delete(self, path: str) -> None:
-        def effect() -> None:
-            if path in self.world.files:
-                self.world.changed("delete", path)
-            self.world.files.pop(path, None)
+    def delete(self, *paths: str) -> None:
+        for path in paths:
+            self._gate("delete", path, partial(self._drop, path))
 
-        self._gate("delete", path, effect)
+    def _drop(self, path: str) -> None:
+        if path in self.world.files:
+            self.world.changed("delete", path)
+        self.world.files.pop(path, None)
 
     def open_file(self, path: str) -> BinaryIO:
         return io.BytesIO(self.read(path))

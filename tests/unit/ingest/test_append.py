@@ -666,11 +666,11 @@ def kill_switch(patch: pytest.MonkeyPatch) -> Callable[[int], int]:
     state = {"number": 0, "kill_at": 0}
 
     def wrap(method: Callable[..., None]) -> Callable[..., None]:
-        def write(storage: LocalStorage, *args: Any) -> None:
+        def write(storage: LocalStorage, *args: Any, **options: Any) -> None:
             state["number"] += 1
             if state["number"] == state["kill_at"]:
                 raise Killed
-            method(storage, *args)
+            method(storage, *args, **options)
 
         return write
 

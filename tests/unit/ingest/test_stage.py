@@ -343,11 +343,11 @@ class Switch:
             patch.setattr(LocalStorage, name, self._wrap(getattr(LocalStorage, name)))
 
     def _wrap(self, method: Any) -> Any:
-        def write(storage: LocalStorage, *args: Any) -> None:
+        def write(storage: LocalStorage, *args: Any, **options: Any) -> None:
             self.number += 1
             if self.number == self.kill_at:
                 raise Killed
-            method(storage, *args)
+            method(storage, *args, **options)
 
         return write
 
