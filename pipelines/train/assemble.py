@@ -13,6 +13,7 @@ from torch import nn
 
 from pipelines.config.strict import output_values
 from pipelines.dataset.reader import open_dataset
+from pipelines.errors import ConfigError
 from pipelines.stage_output import canonical_json
 from pipelines.train.checkpoint import Checkpoint
 from pipelines.train.collectives import World
@@ -59,9 +60,14 @@ def assemble(
 
     Raises:
         InputError: the dataset cannot be trained on.
-        ConfigError: the network does not fit the data.
+        ConfigError: the network does not fit the data, or a batch size is still to be found.
         DataError: the checkpoint is of another run.
     """
+    if config.find_batch_size:
+        raise ConfigError(
+            "find_batch_size is true, and only `resnet train` finds one",
+            mend="leave it out, or take global_batch_size and optimizer.lr from the catalog of a run that found one",
+        )
     dataset = open_dataset(config.dataset)
     train_rows, val_rows = open_splits(dataset, config, world, open_rows)
     mean, std = dataset.mean_std("train")

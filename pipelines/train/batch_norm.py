@@ -56,6 +56,11 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         return result
 
 
+def has_global_norms(network: nn.Module) -> bool:
+    """Return whether norms look at the batch of all workers, which then must go through the network together."""
+    return any(isinstance(module, GlobalBatchNorm2d) for module in network.modules())
+
+
 def make_global(network: nn.Module, world: World) -> nn.Module:
     """Replace every `nn.BatchNorm2d` of a network by one over the global batch; weights are kept."""
     for name, child in network.named_children():

@@ -216,12 +216,16 @@ class TrainConfig(StrictModel):
     """Epochs in a row without a better one on val after which the run is over; 0: all epochs are done."""
     global_batch_size: int = Field(128, ge=1)
     """Images a step, over all workers together; the last batch of an epoch may be shorter."""
+    find_batch_size: bool = later_field(False, legacy=False)
+    """Begin with `global_batch_size` and double it while memory holds it and that makes training faster; `optimizer.lr`
+    is that of the first size and grows with it (SGD) or its root (AdamW). What is found is kept for the run's life."""
     sampling: Literal["all", "balanced"] = later_field("all", legacy="all")
     """all: every row once an epoch; balanced: as many rows of each class as there are on average, rows of rare classes
     several times, each time changed anew, and those of common classes in turn."""
     accumulate: int = later_field(1, legacy=1, ge=1)
     """Pieces in which a worker computes its share of a batch, one after the other, to need less memory. Batch norm
-    sees a piece at a time; group, frozen and ghost norms whose ghosts fit into the pieces do not notice."""
+    sees a piece at a time; group, frozen and ghost norms whose ghosts fit into the pieces do not notice. Where
+    memory is short in training, pieces are halved, and log and records say so."""
     loss: LossConfig = later_field(LossConfig(), legacy=LossConfig().model_dump(mode="json"))
     """What is minimised. Validation and evaluation report cross entropy and accuracy in any case."""
     divergence: DivergenceConfig = later_field(DivergenceConfig(), legacy=DivergenceConfig().model_dump(mode="json"))

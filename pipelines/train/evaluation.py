@@ -80,9 +80,13 @@ def evaluate(
     return figures
 
 
-def train_figures(share: float, *, is_multi: bool) -> TrainFigures:
-    """Return the share of training rows that were right under its name."""
-    return {"train_top1": None if is_multi else share, "train_exact": share if is_multi else None}
+def train_figures(share: float, *, is_multi: bool, pieces: int) -> TrainFigures:
+    """Return the share of training rows that were right under its name, and pieces where they are more than asked."""
+    return {
+        "train_top1": None if is_multi else share,
+        "train_exact": share if is_multi else None,
+        "pieces": pieces if pieces > 1 else None,
+    }
 
 
 def _of_all_rows(answers: list[Tensor], rows: SplitRows, world: World, device: torch.device) -> Tensor:

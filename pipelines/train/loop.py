@@ -328,7 +328,7 @@ class _Loop:
             epoch=cursor.epoch + 1,
             step=cursor.step,
             train_loss=sums.loss / sums.rows,
-            **train_figures(sums.right / sums.rows, is_multi=self.val_rows.targets.ndim == 2),
+            **train_figures(sums.right / sums.rows, is_multi=self.val_rows.targets.ndim == 2, pieces=cursor.pieces),
             **val,
             lr=float(self.state.optimizer.param_groups[0]["lr"]),
             images_per_s=sums.rows / max(sums.train_s, 1e-9),

@@ -157,7 +157,9 @@ def suggested_rate(points: list[RangePoint]) -> float:
 
 def _pinned(config: TrainConfig) -> TrainConfig:
     plan = make_plan(config)
-    return config.model_copy(update={"dataset": plan.dataset, "tracking": TrackingConfig(enabled=False)})
+    return config.model_copy(
+        update={"dataset": plan.dataset, "tracking": TrackingConfig(enabled=False), "find_batch_size": False}
+    )
 
 
 def _open(config: TrainConfig) -> tuple[Parts, str]:

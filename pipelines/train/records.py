@@ -25,6 +25,7 @@ class TrainFigures(TypedDict):
 
     train_top1: float | None
     train_exact: float | None
+    pieces: int | None
 
 
 class ValFigures(TypedDict):
@@ -72,6 +73,10 @@ class EpochRecord:
     """Several labels: mean F1 at probability 1/2 over the classes that val has. None else."""
     val_micro_f1: float | None = None
     """Several labels: F1 at probability 1/2 of all answers together. None else."""
+
+    pieces: int | None = None
+    """In how many pieces worker 0 computed its share of a batch at the end of the epoch, where memory made it more than
+    `accumulate`. None else."""
 
     @property
     def val_score(self) -> float:

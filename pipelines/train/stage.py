@@ -22,6 +22,7 @@ from pipelines.ray_runtime import ray_session
 from pipelines.stage_output import RUN, StageResult, open_run, publish_catalog, read_catalog
 from pipelines.storage import Storage
 from pipelines.tracking import RUN_KEY_TAG, RunLog, TrackingConfig, refuse_local_store, resolve_uri
+from pipelines.train.batch_size import settle_batch_size
 from pipelines.train.config import TrainConfig
 from pipelines.train.initial import ghost_size_of, keep_copy, starting_spec
 from pipelines.train.plan import STAGE, TrainPlan
@@ -65,6 +66,7 @@ def run(config: TrainConfig) -> TrainResult:
     pinned = config.model_copy(
         update={"dataset": standing["dataset"], "out": plan.out, **_pinned_init(config, plan, store)}
     )
+    pinned = settle_batch_size(pinned, store, standing)
     log = _open_log(config, plan, store, standing)
     with log:
         _log_start(log, pinned, plan)
@@ -99,7 +101,11 @@ def run(config: TrainConfig) -> TrainResult:
                 "epochs": outcome.epochs,
                 "records": [record.to_json() for record in outcome.records],
                 # Addresses may hold a password, and say nothing about the network.
-                "config": config.model_dump(mode="json", exclude={"tracking", "ray"}),
+                "config": {
+                    **config.model_dump(mode="json", exclude={"tracking", "ray"}),
+                    **pinned.model_dump(mode="json", include={"global_batch_size", "optimizer", "find_batch_size"}),
+                },
+                **({"batch_size": standing["batch_size"]} if "batch_size" in standing else {}),
             },
         )
     return _result(plan, store, catalog, skipped=False)

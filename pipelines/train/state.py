@@ -92,6 +92,8 @@ class Cursor:
     """How often the run went back to a checkpoint because it had diverged."""
     rate_scale: float = 1.0
     """What that has left of the learning rate."""
+    pieces: int = 1
+    """In how many pieces a share is computed, where memory made it more than `accumulate`."""
     last_loss: float = 0.0
     """Mean training loss of the epoch before; 0 in the first."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,16 +11,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipelines.errors import DataError
+from pipelines.train.batch_norm import has_global_norms
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
 from pipelines.train.feed import Batch
 from pipelines.train.losses import RowLoss, rows_right
+from pipelines.train.memory import is_out_of_memory
 from pipelines.train.mixing import blend, draw_mixes
 from pipelines.train.optimizer import set_rate
 from pipelines.train.precision import Precision
 from pipelines.train.schedule import side_at
 from pipelines.train.state import TrainState
 from pipelines.train.transforms import Normalise, sample_keys
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class MemoryShortage(DataError):
+    """A step does not fit into memory, however small its pieces."""
 
 
 class Step:
@@ -51,13 +61,16 @@ class Step:
         self._config, self._state, self._world = config, state, world
         self._precision, self._normalise, self._row_loss = precision, normalise, row_loss
         self._channels_last, self._draws_by_sample = channels_last, draws_by_sample
+        self._buffers: list[Tensor] = []
+        self.may_halve = True
+        """Whether a share that does not fit into memory is cut smaller; else that is an error."""
 
     def __call__(self, batch: Batch, rate: float) -> Tensor:
         """Take the step at a fraction of the peak rate; return this share's sum of losses and right answers, (2,)."""
         config, state = self._config, self._state
         set_rate(state.optimizer, config.optimizer.lr * rate)
         state.optimizer.zero_grad(set_to_none=True)
-        figures = [self._gradient(piece) for piece in _pieces(batch, config.accumulate)]
+        figures = self._gradients(batch)
         self._world.sum_gradients(state.network)
         if config.optimizer.clip_norm:
             state.scaler.unscale_(state.optimizer)
@@ -67,6 +80,68 @@ class Step:
         if state.average:
             state.average.update(state.network, state.cursor.step + 1)
         return torch.stack(figures).sum(0)
+
+    @property
+    def pieces(self) -> int:
+        """In how many pieces a share is computed now: `accumulate`, or more where memory was short."""
+        return max(self._config.accumulate, self._state.cursor.pieces)
+
+    def _gradients(self, batch: Batch) -> list[Tensor]:
+        """Add up the gradient of the share; return figures of its pieces, which are halved while memory is short."""
+        while True:
+            # What norms have seen in a forward pass that failed must not count twice.
+            self._keep_buffers()
+            try:
+                return [self._gradient(piece) for piece in _pieces(batch, self.pieces)]
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error).splitlines()[0]
+            # Outside the except block, whose exception holds on to the tensors of the pass that failed.
+            self._take_smaller_pieces(len(batch.targets), reason)
+
+    def _take_smaller_pieces(self, rows: int, reason: str) -> None:
+        """Halve the pieces, and forget what the share has added up so far.
+
+        Raises:
+            MemoryShortage: there is nothing to halve, or workers that look at a batch together would part.
+        """
+        state, before = self._state, self.pieces
+        per_piece = -(-rows // before)
+        if not self.may_halve or per_piece <= 1:
+            raise MemoryShortage(
+                f"a step of {per_piece} images does not fit into memory: {reason}",
+                mend="take a smaller network or smaller images, or a machine with more memory",
+            )
+        if self._world.size > 1 and has_global_norms(state.network):
+            raise MemoryShortage(
+                f"a share of {per_piece} images does not fit into memory, and batch norm looks at the batch of all"
+                f" workers, which must take as many pieces each: {reason}",
+                mend=f"accumulate={2 * before}, or more workers",
+            )
+        state.optimizer.zero_grad(set_to_none=True)
+        self._restore_buffers()
+        if self._normalise.device.type == "cuda":
+            torch.cuda.empty_cache()
+        state.cursor.pieces = 2 * before
+        _LOGGER.warning(
+            "memory is short: worker %d computes its share of a batch in %d pieces from step %d on, the batch of %d"
+            " images as before%s (%s)",
+            *(self._world.rank, state.cursor.pieces, state.cursor.step + 1, self._config.global_batch_size),
+            *("; batch norm sees a piece at a time" if self._buffers else "", reason),
+        )
+
+    def _keep_buffers(self) -> None:
+        buffers = list(self._state.network.buffers())
+        if len(self._buffers) != len(buffers):
+            self._buffers = [torch.empty_like(buffer) for buffer in buffers]
+        for kept, buffer in zip(self._buffers, buffers, strict=True):
+            kept.copy_(buffer)
+
+    def _restore_buffers(self) -> None:
+        with torch.no_grad():
+            for kept, buffer in zip(self._buffers, self._state.network.buffers(), strict=True):
+                buffer.copy_(kept)
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return images (N, 3, H, W) and targets (N,) or (N, classes) on the device."""

@@ -1,0 +1,265 @@
+"""The batch size found by itself: doubled while memory holds it and larger batches make training faster.
+
+Steps of the real training are timed, in a process of its own: the memory that it takes is given back at its end, and
+where the system kills it for the memory that it asked for, that too is an answer.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from pipelines.errors import ConfigError, PipelineError
+from pipelines.stage_output import RUN
+from pipelines.storage import Storage
+from pipelines.tracking import TrackingConfig
+from pipelines.train.config import TrainConfig
+
+_LOGGER = logging.getLogger(__name__)
+
+LARGEST = 65_536
+"""Images of the largest batch that is tried."""
+_ENOUGH_GAIN = 1.05
+"""A batch twice as large must be so many times as fast to be worth it."""
+_TIMED_S = 0.6
+_TIMED_STEPS = 2
+_MARGIN = 1.25
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One size."""
+
+    size: int
+    """Images of the global batch."""
+    images_per_s: float
+    """Of one worker's steps, data loading included."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was chosen, and why no larger."""
+
+    size: int
+    tried: tuple[Tried, ...]
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {"size": self.size, "reason": self.reason, "tried": [asdict(each) for each in self.tried]}
+
+
+def settle_batch_size(config: TrainConfig, run: Storage, standing: dict[str, Any]) -> TrainConfig:
+    """Return the config with the batch size that was found and the rate that belongs to it; looked for once a run.
+
+    Args:
+        config: the run, its dataset pinned.
+        run: its storage; `run.json` keeps what was found, so that a resumed run goes on with the same.
+        standing: contents of `run.json`; what is found is added.
+
+    Raises:
+        ConfigError: the workers are on other machines than this one.
+        PipelineError: not even the first size works.
+    """
+    if not config.find_batch_size:
+        return config
+    if "batch_size" not in standing:
+        if config.ray.address or os.environ.get("RAY_ADDRESS"):
+            raise ConfigError(
+                "find_batch_size is true and the workers run on a cluster; it is this machine that would be measured",
+                mend="find_batch_size=false, and global_batch_size as large as a worker's memory holds",
+            )
+        standing["batch_size"] = find_batch_size(config).to_json()
+        run.put(RUN, json.dumps(standing, indent=1).encode())
+    return with_batch_size(config, int(standing["batch_size"]["size"]))
+
+
+def with_batch_size(config: TrainConfig, size: int) -> TrainConfig:
+    """Return the config with another batch size and the rate that belongs to it.
+
+    The rate grows with the size for SGD (arXiv:1706.02677, sec. 2.1) and with its root for AdamW (arXiv:2205.10287).
+    """
+    factor = size / config.global_batch_size
+    rate = config.optimizer.lr * (factor if config.optimizer.name == "sgd" else factor**0.5)
+    optimizer = config.optimizer.model_copy(update={"lr": rate})
+    return config.model_copy(update={"global_batch_size": size, "optimizer": optimizer, "find_batch_size": False})
+
+
+def find_batch_size(config: TrainConfig, *, measure: Callable[..., None] | None = None) -> Found:
+    """Return the largest batch that is worth it, beginning with `global_batch_size`.
+
+    Args:
+        config: the run, its dataset pinned.
+        measure: what the process runs, as `measure_sizes`, given its arguments.
+
+    Raises:
+        PipelineError: not even the first size works.
+    """
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads and CUDA would hang
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=measure or measure_sizes, args=(config.model_dump_json(), sender), daemon=True)
+    process.start()
+    sender.close()
+    tried: list[Tried] = []
+    reason = ""
+    for message in _messages(receiver):
+        if failure := message.get("failure"):
+            _stop(process)
+            raise _rebuilt(failure)
+        if "reason" in message:
+            reason = str(message["reason"])
+            break
+        tried.append(Tried(int(message["size"]), float(message["images_per_s"])))
+        _LOGGER.info("a batch of %d images: %.1f images/s a worker", tried[-1].size, tried[-1].images_per_s)
+    _stop(process)
+    if not tried:
+        raise ConfigError(
+            f"global_batch_size is {config.global_batch_size}, and not even a batch of that size can be trained:"
+            f" {reason or _death(process.exitcode)}",
+            mend="begin with a smaller global_batch_size",
+        )
+    best = max(tried, key=lambda each: each.images_per_s)
+    # The smallest that is as good: what is larger makes fewer steps of an epoch for nothing.
+    size = next(each.size for each in tried if each.images_per_s * _ENOUGH_GAIN >= best.images_per_s)
+    found = Found(size, tuple(tried), reason or f"the process that tried the next size {_death(process.exitcode)}")
+    _LOGGER.info("global_batch_size=%d: %s", found.size, found.reason)
+    return found
+
+
+def measure_sizes(text: str, answers: Connection) -> None:
+    """Time batches of rising size and send each figure, then why there is no more; the body of a process.
+
+    Args:
+        text: the config as JSON.
+        answers: takes `size` with `images_per_s`, at last a `reason`, or the parts of an error as `failure`.
+    """
+    from pipelines.train.worker import describe_failure
+
+    try:
+        reason = _measure(TrainConfig.model_validate_json(text), answers)
+        answers.send({"reason": reason})
+    except PipelineError as error:
+        answers.send({"failure": describe_failure(error)})
+    finally:
+        answers.close()
+
+
+def _measure(config: TrainConfig, answers: Connection) -> str:
+    """Send what each size does; return why the next one is not tried."""
+    import torch
+
+    from pipelines.train.feed import SplitRows
+    from pipelines.train.memory import free_bytes, is_out_of_memory
+    from pipelines.train.precision import resolve_device
+    from pipelines.train.step import MemoryShortage
+
+    device = resolve_device("cpu" if config.use_gpu is False else "auto")
+    torch.set_num_threads(config.cpus_per_worker or max(1, (os.cpu_count() or 1) // config.num_workers))
+    kept: dict[str, SplitRows] = {}
+
+    def open_once(dataset: Any, split: str, **how: Any) -> SplitRows:
+        if split not in kept:
+            kept[split] = SplitRows(dataset, split, **how)
+        return kept[split]
+
+    size, last, before = config.global_batch_size, 0.0, _peak_bytes()
+    while True:
+        try:
+            speed, num_rows = _time_steps(config, size, device, open_once)
+        except (RuntimeError, MemoryError, MemoryShortage) as error:
+            if not isinstance(error, MemoryShortage) and not is_out_of_memory(error):
+                raise
+            return f"{size} images a batch do not fit into memory"
+        answers.send({"size": size, "images_per_s": speed})
+        if speed < _ENOUGH_GAIN * last:
+            return f"{size} images a batch are hardly faster than {size // 2}"
+        if 2 * size > min(LARGEST, num_rows):
+            return f"train has {num_rows} rows" if num_rows <= LARGEST else f"no more than {LARGEST} are tried"
+        grown, free = _peak_bytes() - before, free_bytes(device)
+        if device.type == "cpu" and free is not None and free < _MARGIN * grown:
+            return f"{2 * size} images a batch would take {grown >> 20:,} MB more, and {free >> 20:,} MB are free"
+        size, last = 2 * size, speed
+
+
+def _time_steps(config: TrainConfig, size: int, device: Any, open_rows: Any) -> tuple[float, int]:
+    """Return images a second of one worker's steps at a global batch size, and the rows of train."""
+    import torch
+
+    from pipelines.train.assemble import assemble
+    from pipelines.train.collectives import World
+    from pipelines.train.feed import Batch
+    from pipelines.train.initial import find_initial, ghost_size_of, starting_spec
+    from pipelines.train.transfer import set_training
+
+    share = -(-size // config.num_workers)
+    if ghost := ghost_size_of(starting_spec(config, find_initial(config))):
+        share = -(-share // ghost) * ghost  # whole ghosts
+    changes = {
+        "global_batch_size": share,
+        "find_batch_size": False,
+        "tracking": TrackingConfig(enabled=False),
+        "num_workers": 1,
+    }
+    parts = assemble(config.model_copy(update=changes), World(), device, None, open_rows)
+    parts.step.may_halve = False
+    set_training(parts.state.network, parts.frozen)
+
+    def full_batches() -> Iterator[Batch]:
+        epoch = 0
+        while True:
+            epoch += 1
+            for batch in parts.feed.batches(epoch):
+                if len(batch.targets) == min(share, parts.feed.num_rows):
+                    yield batch
+
+    batches = full_batches()
+    parts.step(next(batches), 0.0).tolist()  # a rate of 0: what is timed is the same whatever the rate
+    steps, started_s = 0, time.perf_counter()
+    while steps < _TIMED_STEPS or time.perf_counter() - started_s < _TIMED_S:
+        parts.step(next(batches), 0.0).tolist()  # waits for the device
+        steps += 1
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return steps * min(share, parts.feed.num_rows) / (time.perf_counter() - started_s), parts.feed.num_rows
+
+
+def _messages(receiver: Connection) -> Iterator[Mapping[str, Any]]:
+    """Yield what a process says until it ends."""
+    while True:
+        try:
+            yield receiver.recv()
+        except EOFError:
+            return
+
+
+def _stop(process: Any) -> None:
+    process.join(timeout=30)
+    if process.is_alive():
+        process.kill()
+        process.join()
+
+
+def _death(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"was killed by signal {-code}, as it is where memory runs out"
+    return f"ended with code {code}"
+
+
+def _rebuilt(failure: dict[str, str]) -> PipelineError:
+    from pipelines.train.worker import rebuild_failure
+
+    return rebuild_failure(failure)
+
+
+def _peak_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else 1024 * peak)
