@@ -667,10 +667,11 @@ def kill_switch(patch: pytest.MonkeyPatch) -> Callable[[int], int]:
 
     def wrap(method: Callable[..., None]) -> Callable[..., None]:
         def write(storage: LocalStorage, *args: Any, **options: Any) -> None:
-            state["number"] += 1
-            if state["number"] == state["kill_at"]:
-                raise Killed
-            method(storage, *args, **options)
+            for call in [(path,) for path in args] if method.__name__ == "delete" else [args]:
+                state["number"] += 1
+                if state["number"] == state["kill_at"]:
+                    raise Killed
+                method(storage, *call, **options)
 
         return write
 

@@ -344,10 +344,11 @@ class Switch:
 
     def _wrap(self, method: Any) -> Any:
         def write(storage: LocalStorage, *args: Any, **options: Any) -> None:
-            self.number += 1
-            if self.number == self.kill_at:
-                raise Killed
-            method(storage, *args, **options)
+            for call in [(path,) for path in args] if method.__name__ == "delete" else [args]:
+                self.number += 1
+                if self.number == self.kill_at:
+                    raise Killed
+                method(storage, *call, **options)
 
         return write
 
