@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from pipelines.train.schedule import side_at
 from resnet_models.layers import trace_layers
 from resnet_models.resnet import build
 
-SIDES = {"cifar-fast": 32, "default": 32, "digits": 8, "finetune": 32, "imagenet": 224}
+SIDES = {"cifar": 32, "cifar-fast": 32, "default": 32, "digits": 8, "finetune": 32, "imagenet": 224}
 CIFAR = [name for name in SIDES if name.startswith("cifar")]
 
 
@@ -48,6 +49,19 @@ def test_the_cost_that_a_recipe_states_is_its_networks(name: str) -> None:
     path = find_preset("train", name)
     assert path is not None
     assert f"{millions:.0f} million multiply-adds" in path.read_text()
+
+
+def test_small_images_come_first_for_as_many_epochs_as_the_recipe_says() -> None:
+    expected = {"cifar-fast": {16: 3, 24: 5, 32: 3}, "cifar": {16: 6, 24: 9, 32: 9}}
+    assert set(expected) == set(CIFAR)
+    for name, epochs in expected.items():
+        config = preset(name)
+        sides = [
+            side_at(config.progressive, side_px=32, epoch=epoch, epochs=config.epochs)
+            for epoch in range(1, config.epochs + 1)
+        ]
+        assert Counter(sides) == epochs
+        assert sides == sorted(sides)
 
 
 def test_fine_tuning_from_nothing_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
