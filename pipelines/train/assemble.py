@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from pipelines.config.strict import output_values
-from pipelines.dataset.reader import open_dataset
-from pipelines.errors import ConfigError
+from pipelines.dataset.reader import Dataset, open_dataset
+from pipelines.errors import ConfigError, DataError
 from pipelines.stage_output import canonical_json
 from pipelines.train.checkpoint import Checkpoint
 from pipelines.train.collectives import World
@@ -53,6 +53,21 @@ class Parts:
     """Which data, network and recipe the checkpoints belong to."""
 
 
+def _mean_std(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of train's pixels; what is not a number there would be found in every step."""
+    mean, std = dataset.mean_std("train")
+    if not np.isfinite([*mean, *std]).all():
+        table = dataset.table("train", ["image_id", "channel_sum", "channel_square_sum"])
+        sums = [np.stack(table.column(name).to_numpy()) for name in ("channel_sum", "channel_square_sum")]
+        bad = np.flatnonzero(~np.isfinite(np.concatenate(sums, axis=1)).all(axis=1))
+        raise DataError(
+            f"the pixel sums of {len(bad)} rows in split 'train' of {dataset.ref} are no numbers, first that of image"
+            f" {table.column('image_id')[int(bad[0])].as_py()}",
+            mend="ingest the images again, or take these out with `resnet data exclude`",
+        )
+    return mean, std
+
+
 def assemble(
     config: TrainConfig, world: World, device: torch.device, newest: Checkpoint | None, open_rows: OpenRows
 ) -> Parts:
@@ -61,7 +76,7 @@ def assemble(
     Raises:
         InputError: the dataset cannot be trained on.
         ConfigError: the network does not fit the data, or a batch size is still to be found.
-        DataError: the checkpoint is of another run.
+        DataError: the checkpoint is of another run, or the pixels' sums are no numbers.
     """
     if config.find_batch_size:
         raise ConfigError(
@@ -70,7 +85,7 @@ def assemble(
         )
     dataset = open_dataset(config.dataset)
     train_rows, val_rows = open_splits(dataset, config, world, open_rows)
-    mean, std = dataset.mean_std("train")
+    mean, std = _mean_std(dataset)
     precision = resolve_precision(config.precision, device)
     normalise = Normalise(mean, usable_std(std), device, dtype=precision.weights)
     start = start_network(

@@ -6,8 +6,8 @@ import json
 import logging
 from typing import Any
 
-from pipelines.dataset.reader import open_dataset
-from pipelines.errors import DataError
+from pipelines.dataset.reader import Dataset, open_dataset
+from pipelines.errors import DataError, InputError
 from pipelines.package.describe import PackageDescription, write_package
 from pipelines.storage import Storage
 from pipelines.train.checkpoint import Checkpoint, DamagedCheckpoint, load_checkpoint, load_latest
@@ -34,12 +34,12 @@ def write_model(config: TrainConfig, run: Storage, best: Best, *, train_key: str
         train_key: key of the stage.
 
     Raises:
-        DataError: no checkpoint is whole.
+        DataError: no checkpoint is whole, or the dataset is no longer there.
     """
     checkpoint = _best_whole(run, best)
     cursor = read_cursor(checkpoint)
     record = read_record(run, cursor.epoch)
-    dataset = open_dataset(config.dataset)
+    dataset = _open_pinned(config, run)
     mean, std = dataset.mean_std("train")
     safe = usable_std(std)
     initial = find_initial(config)
@@ -57,6 +57,18 @@ def write_model(config: TrainConfig, run: Storage, best: Best, *, train_key: str
         origin=initial.to_json(dataset.classes) if initial else {},
     )
     return write_package(run, MODEL, read_kept_weights(checkpoint), description)
+
+
+def _open_pinned(config: TrainConfig, run: Storage) -> Dataset:
+    """Open the version that the run was trained on; it may have been taken away meanwhile."""
+    try:
+        return open_dataset(config.dataset)
+    except InputError as error:
+        raise DataError(
+            f"training is done, and its dataset is no longer there: {error.what}",
+            where=run.uri,
+            mend="put it back and run the same command again: the checkpoints stand, only the package is missing",
+        ) from error
 
 
 def _best_whole(run: Storage, best: Best) -> Checkpoint:

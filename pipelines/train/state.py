@@ -171,6 +171,7 @@ class TrainState:
             if name == "network" and isinstance(theirs, dict):
                 theirs = {**ModelSpec().to_json(), **theirs}  # an earlier release knew fewer fields
             if theirs != ours:
+                name, theirs, ours = _first_difference(name, theirs, ours)
                 raise DataError(
                     f"the checkpoint of step {checkpoint.step} is of {name} {theirs!r}, and this run's is {ours!r}",
                     mend="choose another --out",
@@ -187,6 +188,14 @@ class TrainState:
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.cursor = read_cursor(checkpoint)
+
+
+def _first_difference(name: str, theirs: Any, ours: Any) -> tuple[str, Any, Any]:
+    """Return the first field in which two descriptions differ, with both values; what is no description as it is."""
+    if not isinstance(theirs, dict) or not isinstance(ours, dict):
+        return name, theirs, ours
+    field = next(field for field in {**ours, **theirs} if theirs.get(field) != ours.get(field))
+    return f"{name}.{field}", theirs.get(field), ours.get(field)
 
 
 def read_cursor(checkpoint: Checkpoint) -> Cursor:
