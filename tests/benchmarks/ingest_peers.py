@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import simplejpeg
 
-from pipelines.dataset.tables import open_writer
+from pipelines.dataset.tables import IMAGE_BYTES, MAX_PACKED_BYTES, open_writer
 from pipelines.ingest.config import ImageConfig
 from pipelines.ingest.quality import measure
 from pipelines.ingest.stored import make_stored_image
@@ -57,18 +57,23 @@ def same_functions_kept(source: Path, names: Names, out: Path) -> int:
     return same_functions(source, names, out, config=ImageConfig(size_px=0))
 
 
+def small_jpeg(data: bytes) -> bytes:
+    """Decode, crop, shrink, encode."""
+    cv2.setNumThreads(1)
+    pixels = simplejpeg.decode_jpeg(data, "RGB")
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = np.ascontiguousarray(pixels[top : top + side, left : left + side])
+    small = cv2.resize(square, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_AREA)
+    return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(small), 90, "RGB", "420"))
+
+
 def minimal(source: Path, names: Names, out: Path) -> int:
     """Decode, crop, shrink, encode, write: nothing that tells a good image from a bad one."""
-    cv2.setNumThreads(1)
     with out.open("wb") as target:
         for _, data in members(source, names):
-            pixels = simplejpeg.decode_jpeg(data, "RGB")
-            height, width = pixels.shape[:2]
-            side = min(height, width)
-            top, left = (height - side) // 2, (width - side) // 2
-            square = np.ascontiguousarray(pixels[top : top + side, left : left + side])
-            small = cv2.resize(square, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_AREA)
-            target.write(simplejpeg.encode_jpeg(np.ascontiguousarray(small), 90, "RGB", "420"))
+            target.write(small_jpeg(data))
         target.flush()
         os.fsync(target.fileno())
     return len(names)
@@ -84,7 +89,7 @@ def checked_copies(source: Path, names: Names, out: Path) -> int:
 
 
 class Table:
-    """Writes rows as Parquet in groups of 2 MB, synced at the end."""
+    """Writes rows as Parquet in groups of 2 MB as ingest does, synced at the end."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._sink = path, io.BytesIO()
@@ -99,14 +104,15 @@ class Table:
         """Add one row."""
         if self._rows and (self._size + len(data) > GROUP_BYTES or len(self._rows) == 512):
             self._flush()
-        self._rows.append({"bytes": data, **row})
+        self._rows.append({IMAGE_BYTES: data, **row})
         self._size += len(data)
 
     def _flush(self) -> None:
         columns = {name: [row[name] for row in self._rows] for name in self._rows[0]}
         columns |= {"phash": pa.array(columns["phash"], pa.uint64())} if "phash" in columns else {}
         table = pa.table(columns)
-        self._writer = self._writer or open_writer(self._sink, table.schema)
+        packs = self._size <= MAX_PACKED_BYTES * len(self._rows)
+        self._writer = self._writer or open_writer(self._sink, table.schema, packs_images=packs)
         self._writer.write_table(table)
         self._rows, self._size = [], 0
 

@@ -4,7 +4,7 @@
 
 Set by environment: `RESNET_BENCH_SECONDS`, what one side of a pair takes (60; 3 is a smoke run), `RESNET_BENCH_PAIRS`
 (3), `RESNET_BENCH_PHOTOS`, a tar of JPEG photographs, `RESNET_BENCH_SMALL`, a zip of small JPEGs in class folders (both
-are made where they are not given, from noise, which compresses worse), and `RESNET_BENCH_PLOT`, a PNG to write.
+are made where they are not given, from noise, which compresses worse), and `RESNET_BENCH_PLOTS`, a folder for pictures.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from pipelines.ray_runtime import RayConfig
 from tests import factories
 from tests.benchmarks import ingest_peers
 from tests.benchmarks.bench_images import photographs, small_images
+from tests.benchmarks.bench_plots import plot_cores, plot_memory, plot_rates
 from tests.benchmarks.ingest_peers import Pool
+from tests.benchmarks.library_peers import library_peers
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(7200)]
 
@@ -155,28 +157,6 @@ def hold(rows: list[Row]) -> None:
     assert IS_SMOKE or not short, short
 
 
-def plot(rows: list[Row]) -> None:
-    """Write images per second of all sides as bars, where a path is given."""
-    target = os.environ.get("RESNET_BENCH_PLOT")
-    if not target:
-        return
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    bars = {"ingest": statistics.median(rows[0].ours)} | {row.name: statistics.median(row.peer) for row in rows}
-    figure = Figure(figsize=(7, 2.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.barh(list(bars), list(bars.values()), color=["#c2410c", *["#94a3b8"] * len(rows)])
-    for place, rate in enumerate(bars.values()):
-        axes.text(rate, place, f" {rate:,.0f}", va="center", fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel("photographs a second, two processes: 256 px, JPEG")
-    axes.margins(x=0.12)
-    figure.savefig(target, dpi=150)
-    print(f"\nplot: {target}")
-
-
 def test_photographs(tmp_path: Path, pool: Pool, ray_local: None) -> None:
     images, scratch = photographs(), tmp_path / "scratch"
     names = write_folder(tmp_path / "few", images, min(len(images), 200))
@@ -188,27 +168,37 @@ def test_photographs(tmp_path: Path, pool: Pool, ray_local: None) -> None:
         Row("minimal loop, 2 processes", 0.75),
         Row("ray.data.read_images + map + write_parquet", None),
     ]
-    with Memory() as memory:
-        compare(
-            rows,
-            lambda: ingest_rate(source, tmp_path / "out", number),
-            [
-                lambda: pool.rate(ingest_peers.same_functions, source, names, scratch),
-                lambda: pool.rate(ingest_peers.minimal, source, names, scratch),
-                lambda: ingest_peers.ray_data_rate(tmp_path / "few", scratch / "ray"),
-            ],
-        )
-    report(f"photographs, {number:,} to 256 px", rows)
-    plot(rows)
-    with Memory() as memory:
-        ingest_rate(source, tmp_path / "out", number)
-    with Memory() as fewer:
-        ingest_rate(tmp_path / "few", tmp_path / "out", len(list((tmp_path / "few").rglob("*.jpg"))))
-    print(
-        f"peak memory of one worker: {memory.peak_mb:,.0f} MB (at most {MAX_WORKER_MB}), of few: {fewer.peak_mb:,.0f}"
+    compare(
+        rows,
+        lambda: ingest_rate(source, tmp_path / "out", number),
+        [
+            lambda: pool.rate(ingest_peers.same_functions, source, names, scratch),
+            lambda: pool.rate(ingest_peers.minimal, source, names, scratch),
+            lambda: ingest_peers.ray_data_rate(tmp_path / "few", scratch / "ray"),
+        ],
     )
+    report(f"photographs, {number:,} to 256 px", rows)
+    bars = {"ingest": statistics.median(rows[0].ours)} | {row.name: statistics.median(row.peer) for row in rows}
+    print("one turn each, images/s, each with the minimal loop's functions")
+    for name, peer in library_peers(pool).items():
+        bars[name] = peer(source, names[: len(names) // 2], scratch / "library")
+        print(f"{name:54s} {bars[name]:9,.0f}")
+    plot_rates(bars)
     hold(rows)
-    assert memory.peak_mb <= MAX_WORKER_MB
+
+
+def test_memory(tmp_path: Path, ray_local: None) -> None:
+    images, peaks = photographs(), dict[int, float]()
+    for number in [max(100, int(SIDE_S * each)) for each in (3, 30, 300)]:
+        write_folder(tmp_path / str(number), images, number)
+        with Memory() as memory:
+            ingest_rate(tmp_path / str(number), tmp_path / "out", number)
+        peaks[number] = memory.peak_mb
+    print(f"\npeak memory of one worker, MB (at most {MAX_WORKER_MB})")
+    for number, peak_mb in peaks.items():
+        print(f"{number:8,d} photographs {peak_mb:6,.0f}")
+    plot_memory(peaks, MAX_WORKER_MB)
+    assert max(peaks.values()) <= MAX_WORKER_MB
 
 
 def test_photographs_kept(tmp_path: Path, pool: Pool, ray_local: None) -> None:
@@ -306,9 +296,12 @@ def test_cores(tmp_path: Path) -> None:
     images, number = photographs(), max(200, int(SIDE_S * 300))
     write_folder(tmp_path / "photos", images, number)
     print(f"\nimages/s against cores, {number:,} photographs")
+    rates = {}
     for cores in range(1, (os.cpu_count() or 1) + 1):
         took_s = start_s(CORES, str(tmp_path / "photos"), str(tmp_path / f"out{cores}"), str(cores))
-        print(f"{cores:3d} {number / took_s:8,.0f}")
+        rates[cores] = number / took_s
+        print(f"{cores:3d} {rates[cores]:8,.0f}")
+    plot_cores(rates)
 
 
 def test_start(tmp_path: Path) -> None:
