@@ -5,21 +5,27 @@ Only a run's driver process opens a `RunLog`; workers and trials hand it their r
 
 from __future__ import annotations
 
-import json
 import logging
-import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pipelines.errors import ConfigError, RegistryError, Unfinished
-from pipelines.redact import flatten, redact
+from pipelines.redact import redact
+from pipelines.tracking_records import (
+    MAX_TAG,
+    Place,
+    Record,
+    dataset_record,
+    file_record,
+    metrics_record,
+    params_record,
+    tags_record,
+)
+from pipelines.tracking_sender import Sender
 from pipelines.tracking_store import (
     TrackingConfig,
     browser_address,
@@ -57,29 +63,14 @@ _LOGGER = logging.getLogger(__name__)
 RUN_KEY_TAG = "resnet.run_key"
 """Tag that finds a run again when its id was not written down before a crash; give it to `RunLog.open`."""
 
-_MAX_VALUE = 6000  # characters of a parameter value (mlflow/utils/validation.py)
-_MAX_TAG = 5000  # of a tag value; the longest that every MLflow backend keeps whole
-_BATCH = 100  # parameters or tags a call
-_METRIC_BATCH = 1000
-_MAX_DIGEST = 36
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 15.0, 60.0  # between attempts while the server is away
-_TEXT_SUFFIXES = (".yaml", ".yml", ".json", ".txt", ".md", ".toml")
+_LONGEST_CALL_S = 60.0  # that a call under way is waited for at the end
 
 # Errors that sending the same thing again cannot mend; everything else is taken for an outage and kept.
 _PERMANENT = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "NOT_FOUND")
 _REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED")
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
-
-
-@dataclass
-class _Record:
-    """One call to MLflow, kept until it was answered."""
-
-    what: str
-    send: Callable[[MlflowClient, str, bool], None]  # (client, run id, was an earlier attempt made)
-    tried: bool = False
-    steps: tuple[tuple[str, int], ...] = ()  # (metric, step) pairs it holds
 
 
 class _RunGoneError(Exception):
@@ -90,7 +81,8 @@ class RunLog:
     """One MLflow run, written by one process; nothing it is given is lost while the server is away for a time.
 
     A call that fails is kept in memory, in order, and sent again with a later call or at `end`; the user is told
-    once. After `open` no method raises because of the server: a log must not end hours of training.
+    once. After `open` no method raises because of the server: a log must not end hours of training. Opened with
+    `is_background`, no method but `end` and `logged_steps` waits for it either.
     As a context manager it ends the run as FINISHED, FAILED (an exception) or KILLED (an interrupt, or time was up).
     """
 
@@ -117,11 +109,16 @@ class RunLog:
         self._client: MlflowClient | None = None
         self._is_open = False
         self._is_attached = False
-        self._queue: deque[_Record] = deque()
+        self._is_sure = True  # False: what the store holds of this run is not known
+        self._ended_as = ""
+        self._patience_s = 0.0
+        self._sender: Sender | None = None
+        self._queue: deque[Record] = deque()
         self._retry_at = 0.0
         self._has_warned = False
         self._num_dropped = 0
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()  # of the queue; never held while the server is asked
+        self._sending = threading.RLock()
 
     @classmethod
     def open(
@@ -133,6 +130,8 @@ class RunLog:
         parent_run_id: str = "",
         tags: Mapping[str, str] | None = None,
         attach: bool = False,
+        is_background: bool = False,
+        patience_s: float = 0.0,
     ) -> RunLog:
         """Create a run, or resume the run `run_id`, and set it RUNNING.
 
@@ -142,14 +141,18 @@ class RunLog:
         Without `run_id`, a run of the experiment that carries the same tag `RUN_KEY_TAG` is resumed: a process
         killed between creating the run and writing its id down leaves no second run behind.
 
+        With `is_background` records are sent by a thread. At the end of a run that succeeded a server that is away is
+        waited for, up to `patience_s` seconds.
+
         Raises:
             ConfigError: the address or the experiment cannot be used.
             RegistryError: the store refuses us, or a database file cannot be opened.
         """
         uri = resolve_uri(tracking) if tracking.enabled else ""
-        clean = {key: redact(value, name=key)[:_MAX_TAG] for key, value in (tags or {}).items()}
+        clean = {key: redact(value, name=key)[:MAX_TAG] for key, value in (tags or {}).items()}
         log = cls(tracking, uri, run_name=run_name, run_id=run_id, parent_run_id=parent_run_id, tags=clean)
-        log._is_attached = attach
+        log._is_attached, log._patience_s = attach, patience_s
+        log._sender = Sender(log._send_waiting) if is_background else None
         if tracking.enabled:
             log._drain(at_start=True)
         return log
@@ -164,35 +167,11 @@ class RunLog:
 
         MLflow parameters never change, so one that differs on resume (a worker count) becomes a tag `resumed.<name>`.
         """
-        flat = {key[:250]: value[:_MAX_VALUE] for key, value in flatten(params).items()}
-
-        def send(client: MlflowClient, run_id: str, tried: bool) -> None:
-            from mlflow.entities import Param, RunTag
-
-            standing = client.get_run(run_id).data.params
-            new = [Param(key, value) for key, value in flat.items() if key not in standing]
-            changed = [
-                RunTag(f"resumed.{key}"[:250], value[:_MAX_TAG])
-                for key, value in flat.items()
-                if standing.get(key, value) != value
-            ]
-            for start in range(0, len(new), _BATCH):
-                client.log_batch(run_id, params=new[start : start + _BATCH], synchronous=True)
-            for start in range(0, len(changed), _BATCH):
-                client.log_batch(run_id, tags=changed[start : start + _BATCH], synchronous=True)
-
-        self._put(_Record("parameters", send))
+        self._put(params_record(params))
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run; later values replace earlier ones."""
-        clean = {key: redact(value, name=key)[:_MAX_TAG] for key, value in tags.items()}
-
-        def send(client: MlflowClient, run_id: str, tried: bool) -> None:
-            from mlflow.entities import RunTag
-
-            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in clean.items()], synchronous=True)
-
-        self._put(_Record("tags", send))
+        self._put(tags_record(tags))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int, timestamp_s: float | None = None) -> None:
         """Record figures of one step; sending the same step twice after an outage leaves one entry.
@@ -202,20 +181,7 @@ class RunLog:
             step: epoch or global step, whichever the caller uses throughout.
             timestamp_s: Unix time of the figures; now when not given.
         """
-        values = {name: float(value) for name, value in metrics.items()}
-        stamp_ms = int((time.time() if timestamp_s is None else timestamp_s) * 1000)
-
-        def send(client: MlflowClient, run_id: str, tried: bool) -> None:
-            from mlflow.entities import Metric
-
-            due = values
-            if tried:  # an earlier process, or an attempt whose answer was lost, may have written this step
-                due = {name: value for name, value in values.items() if step not in _steps(client, run_id, name)}
-            batch = [Metric(name, value, stamp_ms, step) for name, value in due.items()]
-            for start in range(0, len(batch), _METRIC_BATCH):
-                client.log_batch(run_id, metrics=batch[start : start + _METRIC_BATCH], synchronous=True)
-
-        self._put(_Record("metrics", send, steps=tuple((name, step) for name in values)))
+        self._put(metrics_record(metrics, step, timestamp_s))
 
     def log_dataset(self, name: str, uri: str, digest: str, context: str) -> None:
         """Tie the run to a dataset.
@@ -226,60 +192,51 @@ class RunLog:
             digest: its fingerprint; MLflow keeps the first 36 characters.
             context: what the run did with it: "training", "validation" or "testing".
         """
-        source = json.dumps({"uri": redact(uri)})
-        kind = urlsplit(uri).scheme or "local"
-
-        def send(client: MlflowClient, run_id: str, tried: bool) -> None:
-            from mlflow.entities import Dataset, DatasetInput, InputTag
-
-            dataset = Dataset(name=name, digest=digest[:_MAX_DIGEST], source_type=kind, source=source)
-            client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
-
-        self._put(_Record("dataset", send))
+        self._put(dataset_record(name, uri, digest, context))
 
     def log_file(self, artifact_path: str, data: bytes) -> None:
         """Store one file with the run, for example `figures/curves.png`; text files are redacted."""
-        path = PurePosixPath(artifact_path)
-        if path.suffix in _TEXT_SUFFIXES:
-            data = redact(data.decode("utf-8", errors="surrogateescape")).encode("utf-8", errors="surrogateescape")
-        folder = None if str(path.parent) == "." else str(path.parent)
-
-        def send(client: MlflowClient, run_id: str, tried: bool) -> None:
-            with tempfile.TemporaryDirectory(prefix="resnet-") as scratch:
-                local = Path(scratch, path.name)
-                local.write_bytes(data)
-                client.log_artifact(run_id, str(local), folder)
-
-        self._put(_Record(f"file {artifact_path}", send))
+        self._put(file_record(artifact_path, data))
 
     def logged_steps(self, metric: str) -> set[int]:
         """Return the steps at which `metric` is recorded, those not yet delivered included."""
         with self._lock:
             waiting = {step for record in self._queue for name, step in record.steps if name == metric}
-            if self._client is None or not self.run_id or self._queue:
-                return waiting
-            try:
-                return waiting | _steps(self._client, self.run_id, metric)
-            except Exception as error:  # noqa: BLE001 - boundary to another process, see _drain
-                self._warn_away(error)
-                return waiting
+            can_ask = self._client is not None and self.run_id and not self._queue
+        try:
+            if can_ask:
+                assert self._client is not None
+                return waiting | Place(self._client, self.run_id).steps(metric)
+        except Exception as error:  # noqa: BLE001 - boundary to another process, see _drain
+            self._warn_away(error)
+        self._is_sure = False
+        return waiting
 
     def end(self, status: RunStatus = "FINISHED") -> None:
         """Deliver what is waiting and close the run; tell the user what could not be delivered."""
-        if not self._is_enabled:
+        if not self._is_enabled or self._ended_as == status:
             return
+        self._ended_as = status
 
-        def send(client: MlflowClient, run_id: str, tried: bool) -> None:
-            client.set_terminated(run_id, status=status)
+        def send(place: Place, tried: bool) -> None:
+            place.client.set_terminated(place.run_id, status=status)
 
-        self._put(_Record(f"status {status}", (lambda *_: None) if self._is_attached else send), is_last=True)
-        with self._lock:
-            if self._queue:
-                _LOGGER.warning(
-                    "%d records of run %r were not delivered: MLflow at %s is still away. "
-                    "The output folder holds every figure; `resnet track` sends those of a training later.",
-                    *(len(self._queue), self._run_name, redact(self.uri)),
-                )
+        if self._sender is not None:
+            self._sender.stop(_LONGEST_CALL_S)
+            self._sender = None
+        self._put(Record(f"status {status}", (lambda *_: None) if self._is_attached else send), is_last=True)
+        ends_s = time.monotonic() + (self._patience_s if status == "FINISHED" else 0.0)
+        if self._queue and time.monotonic() < ends_s:
+            _LOGGER.warning("waiting up to %.0f s for MLflow to come back", self._patience_s)
+        while self._queue and time.monotonic() < ends_s:
+            time.sleep(min(2.0, self.pause_s))
+            self._drain()
+        if self._queue:
+            _LOGGER.warning(
+                "%d records of run %r were not delivered: MLflow at %s is still away. "
+                "The output folder holds every figure; `resnet track` sends those of a training later.",
+                *(len(self._queue), self._run_name, redact(self.uri)),
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -293,16 +250,29 @@ class RunLog:
             is_fault = issubclass(kind, Exception) and not issubclass(kind, Unfinished)
             self.end("FAILED" if is_fault else "KILLED")
 
-    def _put(self, record: _Record, *, is_last: bool = False) -> None:
+    def _put(self, record: Record, *, is_last: bool = False) -> None:
         if not self._is_enabled:
             return
         with self._lock:
+            record.tried = not (self._is_open and self._is_sure)
             self._queue.append(record)
-            if is_last or time.monotonic() >= self._retry_at:
-                self._drain()
+        if self._sender is not None:
+            self._sender.wake()
+        elif is_last or time.monotonic() >= self._retry_at:
+            self._drain()
+
+    def _send_waiting(self) -> float | None:
+        """Send what is waiting unless the server was away a moment ago; return when to try again."""
+        if time.monotonic() >= self._retry_at:
+            self._drain()
+        return max(0.0, self._retry_at - time.monotonic()) if self._queue else None
 
     def _drain(self, *, at_start: bool = False) -> None:
         """Send what is waiting, in order, until done or a call fails."""
+        with self._sending:
+            self._send_all(at_start=at_start)
+
+    def _send_all(self, *, at_start: bool) -> None:
         try:
             client = self._open_run()
         except ConfigError:
@@ -322,21 +292,24 @@ class RunLog:
                 ) from error
             self._warn_away(error)
             return
+        place = Place(client, self.run_id)
         while self._queue:
             record = self._queue[0]
             try:
-                record.send(client, self.run_id, record.tried)
+                record.send(place, record.tried)
             except Exception as error:  # noqa: BLE001 - boundary to another process: requests, SQL and S3 clients
                 # raise types of their own, and a log call must not end the training it describes.
                 if _code(error) not in _PERMANENT:
-                    for waiting in self._queue:
-                        waiting.tried = True
+                    with self._lock:
+                        for waiting in self._queue:
+                            waiting.tried = True
                     self._warn_away(error)
                     return
                 self._num_dropped += 1
                 if self._num_dropped == 1:
                     _LOGGER.warning("MLflow refused %s of run %r: %s", record.what, self._run_name, redact(str(error)))
-            self._queue.popleft()
+            with self._lock:
+                self._queue.popleft()
             self.pause_s = _FIRST_PAUSE_S
 
     def _open_run(self) -> MlflowClient:
@@ -390,10 +363,6 @@ class RunLog:
                 redact(str(error)).splitlines()[0][:200] if str(error) else type(error).__name__,
                 self._run_name,
             )
-
-
-def _steps(client: MlflowClient, run_id: str, metric: str) -> set[int]:
-    return {point.step for point in client.get_metric_history(run_id, metric)}
 
 
 def _code(error: Exception) -> str:

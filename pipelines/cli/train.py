@@ -34,6 +34,7 @@ def _check_start(config: TrainConfig) -> None:
 @options.dataset
 @options.out
 @options.dry_run
+@click.option("--local", is_flag=True, help="Train in this process, without Ray; one worker.")
 @click.option("--smoke", is_flag=True, help="Two steps of everything, nothing kept; says what a run would take.")
 @click.option(
     "--find-lr",
@@ -49,11 +50,12 @@ def command(
     dataset: str,
     out: str,
     dry_run: bool,
+    local: bool,
     smoke: bool,
     find_lr: str,
     as_json: bool,
 ) -> None:
-    """Train one network, e.g. `resnet train cifar10 --dataset datasets/cifar model.depth=20`.
+    """Train one network, e.g. `resnet train cifar-fast --dataset datasets/cifar model.depth=20`.
 
     CONFIG is a preset, a YAML file, a dataset, or images (a folder, .zip or .tar), taken in that order; images are
     ingested first and the split that was made is stated.
@@ -62,6 +64,7 @@ def command(
 
     if find_lr:
         _check_range(find_lr, smoke=smoke)
+    overrides = (*overrides, "local=true") if local else overrides
     resolved = options.resolve("train", TrainConfig, config, overrides, dataset=dataset, out=out, dry_run=dry_run)
     if dry_run:
         _check_start(resolved)

@@ -244,6 +244,8 @@ class TrainConfig(StrictModel):
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of initial weights, order and augmentation."""
 
+    local: bool = runtime_field(False)
+    """Train in the command's own process, without Ray: one worker, and the shortest way to the first step."""
     num_workers: int = runtime_field(1, ge=1)
     """Training processes. The steps they compute do not depend on how many they are, up to rounding."""
     min_workers: int = runtime_field(0, ge=0)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from pipelines.errors import StorageError
 from pipelines.progress import Progress
 from pipelines.storage import Storage
 from pipelines.train.records import EpochRecord, read_progress, read_record
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class Follower:
@@ -32,6 +36,7 @@ class Follower:
         self._images = 0
         self._progress: Progress | None = None
         self._latest: EpochRecord | None = None
+        self._has_warned = False
         self._standing = read_progress(run)  # an earlier attempt's note is no progress of this one
 
     def __enter__(self) -> Self:
@@ -41,12 +46,20 @@ class Follower:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            self.poll()
+            self._look()
         if self._progress is not None:
             self._progress.__exit__(kind, error, trace)
 
     def poll(self) -> None:
-        """Look once at what has appeared."""
+        """Look once at what has appeared; storage that cannot be read for a while is looked at again later."""
+        try:
+            self._look()
+        except StorageError as error:
+            if not self._has_warned:
+                self._has_warned = True
+                _LOGGER.warning("the run cannot be followed at the moment; it goes on: %s", error)
+
+    def _look(self) -> None:
         # A run that diverged goes back and does epochs again: theirs are then other records.
         while self._handed and not _is_same(read_record(self._run, self._handed[-1].epoch), self._handed[-1]):
             self._next_epoch = self._handed.pop().epoch

@@ -18,11 +18,12 @@ from pipelines.ray_runtime import RaySession
 from pipelines.storage import Storage
 from pipelines.train.config import TrainConfig
 from pipelines.train.follow import Follower
+from pipelines.train.notice import NOTICE, catching_sigterm
 from pipelines.train.records import EpochRecord
 from pipelines.train.worker import FAILURE, STOP, read_failure, rebuild_failure, train_worker
 
 if TYPE_CHECKING:
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def train_in_workers(
         cpus=resources["CPU"],
         node_cpus=session.node_cpus,
     )
-    for note in (STOP, FAILURE):
+    for note in (STOP, FAILURE, NOTICE):
         run.delete(note)
     settings: dict[str, Any] = {"config": config.model_dump_json(), "run": run.uri, "threads": cpus, "use_gpu": use_gpu}
     if config.max_hours:
@@ -91,9 +92,13 @@ def train_in_workers(
     scratch = tempfile.mkdtemp(prefix="resnet-train-")
     try:
         fitting = _Fitting(_make_trainer((least, config.num_workers), resources, settings, scratch))
-        with Follower(run, on_record) as follower:
+        is_passed_on = False
+        with catching_sigterm() as told, Follower(run, on_record) as follower:
             while not fitting.is_done(_POLL_S):
                 follower.poll()
+                if told.is_set() and not is_passed_on:
+                    run.put(NOTICE, b"{}")
+                    is_passed_on = True
         _raise_failure(run, fitting)
         return fitting.returned
     finally:
@@ -143,7 +148,7 @@ def warn_unusable_gpu() -> bool:
 class _Fitting:
     """`trainer.fit()` in a thread, so that the caller's thread can follow the run and be interrupted."""
 
-    def __init__(self, trainer: TorchTrainer) -> None:
+    def __init__(self, trainer: DataParallelTrainer) -> None:
         self.returned: dict[str, Any] = {}
         self.error: BaseException | None = None
         self._trainer = trainer
@@ -164,13 +169,16 @@ class _Fitting:
 
 def _make_trainer(
     workers: tuple[int, int], resources: dict[str, float], settings: dict[str, Any], scratch: str
-) -> TorchTrainer:
+) -> DataParallelTrainer:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    return TorchTrainer(
+    from pipelines.train.ray_backend import WorkerConfig
+
+    return DataParallelTrainer(
         train_worker,
         train_loop_config=settings,
+        backend_config=WorkerConfig(has_group=workers[1] > 1 or "GPU" in resources),
         scaling_config=ScalingConfig(
             num_workers=workers if workers[0] < workers[1] else workers[1],
             use_gpu="GPU" in resources,

@@ -31,6 +31,7 @@ from pipelines.train.config import TrainConfig
 from pipelines.train.evaluation import evaluate, train_figures
 from pipelines.train.feed import Batch, OpenRows, SplitRows
 from pipelines.train.keeper import Keeper
+from pipelines.train.notice import Notice
 from pipelines.train.outcome import FitOutcome, is_over, outcome_of
 from pipelines.train.precision import resolve_device
 from pipelines.train.records import EpochRecord, delete_records, read_records
@@ -48,6 +49,7 @@ _SYNC_S = 1.0
 """Seconds between the moments when workers add up their figures and agree what to do."""
 _PATIENCE_S = 30.0
 """Seconds that a run which ends by an error waits for what is being written."""
+_NO_NOTICE = Notice()
 
 
 def fit_local(
@@ -83,15 +85,17 @@ def fit(
     on_epoch: OnEpoch | None = None,
     open_rows: OpenRows = SplitRows,
     ends_at_s: float = math.inf,
+    notice: Notice = _NO_NOTICE,
 ) -> FitOutcome:
     """Train as one of the processes of `world`; every one of them calls this.
 
-    `on_epoch` is called by rank 0. At the Unix time `ends_at_s` the run leaves a checkpoint and stops where it is.
+    `on_epoch` is called by rank 0. At the Unix time `ends_at_s`, or where `notice` to any process calls it off, the run
+    leaves a checkpoint and stops where it is.
     """
     newest = _agree_on_checkpoint(run, world, device)
     if newest and is_over(config, read_cursor(newest)):  # do not even read the data
         return outcome_of(config, run, newest)
-    loop = _Loop(config, run, world, device, newest, open_rows, ends_at_s)
+    loop = _Loop(config, run, world, device, newest, open_rows, ends_at_s, notice)
     try:
         return loop.run_epochs(on_epoch)
     except Exception:
@@ -148,9 +152,10 @@ class _Loop:
         newest: Checkpoint | None,
         open_rows: OpenRows = SplitRows,
         ends_at_s: float = math.inf,
+        notice: Notice = _NO_NOTICE,
     ) -> None:
         self.config, self.run, self.world, self.device = config, run, world, device
-        self._ends_at_s = ends_at_s
+        self._ends_at_s, self._notice = ends_at_s, notice
         self.keeper = Keeper(run, world, device)
         self._open_rows = open_rows
         self._returned_to: int | None = None  # the step that the run went back to last
@@ -160,7 +165,7 @@ class _Loop:
         self._shares: list[tuple[int, int, int]] = []
         self._wait_s = 0.0
         self._sync_every = 1
-        self._is_late = self._is_replay = False
+        self._is_late = self._is_replay = self._has_drained = False
         self._mark_s = time.perf_counter()
 
     def _assemble(self, newest: Checkpoint | None) -> None:
@@ -182,10 +187,10 @@ class _Loop:
                 self._roll_back(diverged)
                 continue
             record = self._finish_epoch()
-            go_on = time.time() < self._ends_at_s
+            go_on = time.time() < self._ends_at_s and not self._notice.is_called_off()
             if self.world.rank == 0 and on_epoch is not None:
                 go_on = on_epoch(record) and go_on
-            stopped = self.world.sum_values([float(not go_on)], self.device)[0] > 0  # rank 0's wish
+            stopped = self.world.sum_values([float(not go_on)], self.device)[0] > 0  # anybody's wish
         self.keeper.finish(self.state, self.identity)
         cursor = self.state.cursor
         records = read_records(self.run, cursor.epoch)
@@ -282,7 +287,9 @@ class _Loop:
         now_s = time.perf_counter()
         spent_s, self._mark_s = now_s - self._mark_s, now_s
         wants = self.keeper.is_due(self.config.checkpoint_every_s)
-        is_late = self.world.rank == 0 and time.time() >= self._ends_at_s
+        is_draining = self._notice.is_draining()
+        wants, self._has_drained = wants or (is_draining and not self._has_drained), is_draining
+        is_late = (self.world.rank == 0 and time.time() >= self._ends_at_s) or self._notice.is_called_off()
         number, own_rows = len(self._shares), sum(share for share, _, _ in self._shares)
         limbs = [limb for _, _, trace in self._shares for limb in split_trace(trace)]
         mine = [loss, right, float(own_rows), spent_s, self._wait_s, float(wants), float(is_late)]

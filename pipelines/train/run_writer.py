@@ -6,6 +6,7 @@ record is thus never missing before a checkpoint that stands. At most one checkp
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -235,9 +236,5 @@ class RunWriter:
         return None
 
     def _write_progress(self, path: str, data: bytes) -> None:
-        try:
+        with contextlib.suppress(StorageError):  # nobody needs it; what follows is told of if it fails too
             self._run.put(path, data)
-        except StorageError as failure:
-            if not self._has_warned:
-                self._has_warned = True
-                _LOGGER.warning("where the run is cannot be written; training goes on: %s", failure)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 
+_PATIENCE_S = 90.0
+"""Seconds that a run which is done waits for an MLflow server that is away; after that `resnet track` delivers."""
 _BUSY_ENOUGH = 0.9
 """Share of the workers' time that a batch should use at least; below it a warning says what would."""
 
@@ -69,8 +72,9 @@ def run(config: TrainConfig) -> TrainResult:
     pinned = settle_batch_size(pinned, store, standing)
     log = _open_log(config, plan, store, standing)
     with log:
+        logged = log.logged_steps("train_loss")
         _log_start(log, pinned, plan)
-        outcome = _train(pinned, store, log)
+        outcome = _train(pinned, store, log, logged)
         from pipelines.train.model import MODEL, write_model
         from pipelines.train.pictures import draw_pictures
 
@@ -111,12 +115,9 @@ def run(config: TrainConfig) -> TrainResult:
     return _result(plan, store, catalog, skipped=False)
 
 
-def _train(config: TrainConfig, store: Storage, log: RunLog) -> FitOutcome:
-    """Train what is left to train; each epoch's figures go to MLflow as they appear."""
-    from pipelines.train.group import train_in_workers
+def _train(config: TrainConfig, store: Storage, log: RunLog, logged: set[int]) -> FitOutcome:
+    """Train what is left to train; each epoch's figures go to MLflow as they appear, unless they are there."""
     from pipelines.train.outcome import read_outcome
-
-    logged = log.logged_steps("train_loss")
 
     def on_epoch(record: EpochRecord) -> bool:
         if record.epoch not in logged:
@@ -125,26 +126,42 @@ def _train(config: TrainConfig, store: Storage, log: RunLog) -> FitOutcome:
 
     outcome = read_outcome(config, store)
     if outcome is None or outcome.stopped:
-        with ray_session(config.ray) as session:
-            if config.tracking.enabled:
-                refuse_local_store(resolve_uri(config.tracking), session.num_nodes)
-            places = {"--dataset": parse_ref(config.dataset)[0], "--out": f"{store.uri}/{RUN}"}
-            check_nodes_see(session.num_nodes, places)
-            train_in_workers(config, store, session, on_epoch=on_epoch)
+        ends_at_s = time.time() + config.max_hours * 3600
+        if config.local:
+            from pipelines.train.alone import train_alone
+
+            train_alone(config, store, on_epoch=on_epoch)
+        else:
+            _train_in_ray(config, store, on_epoch)
         outcome = read_outcome(config, store)
-        assert outcome is not None
-        if outcome.stopped:
-            assert config.max_hours, "the workers returned without an error and without all epochs"
-            raise Unfinished(
-                f"max_hours={config.max_hours:g} is over after {outcome.epochs} of {config.epochs} epochs;"
-                " nothing is published",
-                where=store.uri,
-                mend="the same command goes on from the checkpoint that was left",
-            )
+        if outcome is None or outcome.stopped:
+            is_over = bool(config.max_hours) and time.time() >= ends_at_s
+            raise _unfinished(config, store, outcome, is_over=is_over)
     else:
         for record in outcome.records:
             on_epoch(record)
     return outcome
+
+
+def _train_in_ray(config: TrainConfig, store: Storage, on_epoch: Callable[[EpochRecord], bool]) -> None:
+    from pipelines.train.group import train_in_workers
+
+    with ray_session(config.ray) as session:
+        if config.tracking.enabled:
+            refuse_local_store(resolve_uri(config.tracking), session.num_nodes)
+        places = {"--dataset": parse_ref(config.dataset)[0], "--out": f"{store.uri}/{RUN}"}
+        check_nodes_see(session.num_nodes, places)
+        train_in_workers(config, store, session, on_epoch=on_epoch)
+
+
+def _unfinished(config: TrainConfig, store: Storage, outcome: FitOutcome | None, *, is_over: bool) -> Unfinished:
+    """Return what is said of a run that was left with a checkpoint: its time was up, or it was told to end."""
+    why = f"max_hours={config.max_hours:g} is over" if is_over else "the run was told to end (SIGTERM)"
+    return Unfinished(
+        f"{why} after {outcome.epochs if outcome else 0} of {config.epochs} epochs; nothing is published",
+        where=store.uri,
+        mend="the same command goes on from the checkpoint that was left",
+    )
 
 
 def run_workers(
@@ -161,10 +178,18 @@ def run_workers(
     from pipelines.train.group import train_in_workers
     from pipelines.train.outcome import read_outcome
 
+    is_ended = False
+
+    def follow(record: EpochRecord) -> bool:
+        nonlocal is_ended
+        is_ended = on_epoch is not None and not on_epoch(record)
+        return not is_ended
+
     with ray_session(config.ray) as session:
-        train_in_workers(config, run, session, on_epoch=on_epoch, inside_tune=True)
+        train_in_workers(config, run, session, on_epoch=follow, inside_tune=True)
     outcome = read_outcome(config, run)
-    assert outcome is not None, "workers that return without an error leave a checkpoint"
+    if outcome is None or (outcome.stopped and not is_ended):
+        raise _unfinished(config, run, outcome, is_over=False)
     return outcome
 
 
@@ -180,6 +205,10 @@ def check(config: TrainConfig) -> None:
 
 def _refuse_early(config: TrainConfig, plan: TrainPlan) -> None:
     """Refuse what is known to fail before Ray and its workers are started."""
+    if config.local:
+        from pipelines.train.alone import check_alone
+
+        check_alone(config)
     if config.use_gpu is True and not (config.ray.address or os.environ.get("RAY_ADDRESS")):
         capacity.check_gpu(use_gpu=True)
     from pipelines.dataset.reader import open_dataset
@@ -219,6 +248,8 @@ def _open_log(config: TrainConfig, plan: TrainPlan, store: Storage, standing: di
         run_name=f"train {Path(store.uri).name}",
         run_id=str(standing.get("mlflow_run_id", "")),
         tags={RUN_KEY_TAG: f"{plan.key}-{place}", "stage": STAGE, "key": plan.key, "out": store.uri},
+        is_background=True,
+        patience_s=_PATIENCE_S,
     )
     if log.run_id and standing.get("mlflow_run_id") != log.run_id:
         store.put(RUN, json.dumps({**standing, "mlflow_run_id": log.run_id}, indent=1).encode())
@@ -276,15 +307,15 @@ def deliver(uri: str, tracking: TrackingConfig) -> StageResult:
     config = TrainConfig.model_validate_json(json.dumps(values)).model_copy(update={"tracking": tracking})
     plan = TrainPlan(STAGE, catalog["key"], catalog["inputs"], store.uri, dataset=standing["dataset"])
     with _open_log(config, plan, store, standing) as log:
+        logged, has_best = log.logged_steps("train_loss"), bool(log.logged_steps("best_epoch"))
         _log_start(log, config, plan)
-        logged = log.logged_steps("train_loss")
         records = [EpochRecord.from_json(record) for record in catalog["records"]]
         for record in records:
             if record.epoch not in logged:
                 log.log_metrics(record.metrics(), step=record.epoch)
         for file in store.list("figures"):
             log.log_file(file.path, store.read(file.path))
-        if not log.logged_steps("best_epoch"):
+        if not has_best:
             _log_best(log, catalog["best"], catalog["model"]["weights_sha256"], step=len(records))
     if log.num_waiting or not log.run_id:
         raise RegistryError("MLflow is still away", where=log.uri, mend="start it, and run the same command again")

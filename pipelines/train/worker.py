@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from typing import Any
 
 from pipelines import errors
-from pipelines.errors import ConfigError, DataError, InputError, NotFound, PipelineError
+from pipelines.errors import ConfigError, DataError, InputError, NotFound, PipelineError, StorageError
 from pipelines.storage import Storage
 from pipelines.train.config import TrainConfig
 
@@ -36,6 +37,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """
     import torch
 
+    from pipelines.train import notice
     from pipelines.train.collectives import World
     from pipelines.train.loop import fit, replay
     from pipelines.train.precision import resolve_device
@@ -50,14 +52,16 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         device = resolve_device("auto" if settings["use_gpu"] else "cpu")
         if window := settings.get("window"):
             return {"steps": replay(config, run, **window, world=world, device=device)}
-        fit(
-            config,
-            run,
-            world=world,
-            device=device,
-            on_epoch=lambda _: not run.exists(STOP),
-            ends_at_s=settings.get("ends_at_s", math.inf),
-        )
+        with notice.noted_in(run) if world.rank == 0 else nullcontext(notice.is_terminated) as is_noted:
+            fit(
+                config,
+                run,
+                world=world,
+                device=device,
+                on_epoch=lambda _: not _is_stopped(run),
+                ends_at_s=settings.get("ends_at_s", math.inf),
+                notice=notice.Notice(lambda: notice.is_terminated() or is_noted(), _is_draining),
+            )
     except _PERMANENT as error:
         failure = describe_failure(error)
         if world.size == 1:
@@ -67,6 +71,27 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         run.put(FAILURE, json.dumps(failure).encode())
         raise
     return {}
+
+
+def _is_stopped(run: Storage) -> bool:
+    """Return whether the driver ends the run; storage that is away says nothing."""
+    try:
+        return run.exists(STOP)
+    except StorageError:
+        return False
+
+
+def _is_draining() -> bool:
+    """Return whether a node of the run's workers is being taken away.
+
+    Read where Ray's watcher puts it: the public `ray.train.get_preemption_info` waits for all workers.
+    """
+    try:
+        from ray.train.v2._internal.execution.context import get_train_context
+
+        return get_train_context().preemption_context.preemption_info is not None
+    except (ImportError, AttributeError, RuntimeError):  # not in a worker of Ray Train
+        return False
 
 
 def describe_failure(error: PipelineError) -> dict[str, str]:

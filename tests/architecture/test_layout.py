@@ -18,7 +18,7 @@ MAX_LINES = 400
 LAYERS = [
     {"errors", "object_listing", "local_folders"},
     {"config", "storage", "image", "capacity", "stage_output", "redact"},
-    {"progress", "tracking_store", "ray_runtime", "node_paths", "plots"},
+    {"progress", "tracking_records", "tracking_sender", "tracking_store", "ray_runtime", "node_paths", "plots"},
     {"tracking"},
     {"metrics", "dataset"},
     {"sources", "package"},

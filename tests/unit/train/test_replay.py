@@ -42,7 +42,7 @@ def trained(config: TrainConfig, run: Storage) -> Storage:
         "key": "k",
         "inputs": {"dataset": "f"},
         "mlflow_run_id": "",
-        "best": asdict(outcome.best),
+        "best": {**asdict(outcome.best), "val_top1": outcome.best.val_score},
         "model": {"weights_sha256": "0" * 64},
         "config": config.model_dump(mode="json", exclude={"tracking", "ray"}),
         "records": [record.to_json() for record in outcome.records],

@@ -1,0 +1,45 @@
+"""A thread that sends what waits for a server, so that who gives it never waits for the network."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+
+class Sender:
+    """Calls `send` in a thread when it is woken, and again after the pause that `send` asks for.
+
+    Args:
+        send: sends what there is; returns the seconds after which to try again, or None where nothing is left.
+    """
+
+    def __init__(self, send: Callable[[], float | None]) -> None:
+        self._send = send
+        self._woken = threading.Event()
+        self._is_stopped = False
+        self._thread: threading.Thread | None = None
+
+    def wake(self) -> None:
+        """Have the thread look; the first call starts it."""
+        if self._thread is None:
+            # A daemon: what it does not get sent stands in the run's folder.
+            self._thread = threading.Thread(target=self._work, name="run-log", daemon=True)
+            self._thread.start()
+        self._woken.set()
+
+    def stop(self, patience_s: float) -> None:
+        """End the thread after the call that it is in; wait for that so long at most."""
+        self._is_stopped = True
+        self._woken.set()
+        if self._thread is not None:
+            self._thread.join(patience_s)
+            self._thread = None
+
+    def _work(self) -> None:
+        pause_s: float | None = None
+        while not self._is_stopped:
+            self._woken.wait(pause_s)
+            self._woken.clear()
+            if self._is_stopped:
+                return
+            pause_s = self._send()

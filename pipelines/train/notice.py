@@ -1,0 +1,106 @@
+"""Word that a training will soon be ended from outside: SIGTERM, a note in the run's storage, a node that is drained.
+
+Clouds and schedulers take machines away with seconds to minutes of notice. The loop asks at every sync and leaves a
+checkpoint at once. A second SIGTERM goes to whoever handled the first one before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+from pipelines.errors import StorageError
+from pipelines.storage import Storage
+
+_LOGGER = logging.getLogger(__name__)
+
+NOTICE = "_work/notice.json"
+"""Written by a driver that was told to end; its workers look for it."""
+_POLL_S = 1.0
+
+_TERMINATED = threading.Event()
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What the loop asks about the time it has left."""
+
+    is_called_off: Callable[[], bool] = _never
+    """Whether to leave a checkpoint and stop."""
+    is_draining: Callable[[], bool] = _never
+    """Whether to leave a checkpoint at once and go on, since the machine will be gone: others may take over."""
+
+
+def watch_sigterm() -> None:
+    """Have this process note the first SIGTERM instead of dying of it; call it in the main thread."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if _TERMINATED.is_set():
+            _hand_on(before, number, frame)
+        _TERMINATED.set()
+
+    signal.signal(signal.SIGTERM, note)
+
+
+def is_terminated() -> bool:
+    """Return whether a SIGTERM was noted (`watch_sigterm`)."""
+    return _TERMINATED.is_set()
+
+
+@contextlib.contextmanager
+def catching_sigterm() -> Iterator[threading.Event]:
+    """Yield an event that the first SIGTERM sets; outside the main thread, which alone gets signals, nothing does."""
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if told.is_set():
+            _hand_on(before, number, frame)
+            return
+        told.set()
+        _LOGGER.warning("told to end (SIGTERM): a checkpoint is taken, then the run stops; once more ends it at once")
+
+    signal.signal(signal.SIGTERM, note)
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def noted_in(run: Storage) -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether the driver has left a notice; a thread looks, so that no step waits for it."""
+    found, ended = threading.Event(), threading.Event()
+
+    def look() -> None:
+        while not found.is_set() and not ended.wait(_POLL_S):
+            with contextlib.suppress(StorageError):
+                if run.exists(NOTICE):
+                    found.set()
+
+    threading.Thread(target=look, name="notice", daemon=True).start()
+    try:
+        yield found.is_set
+    finally:
+        ended.set()
+
+
+def _hand_on(before: object, number: int, frame: FrameType | None) -> None:
+    if callable(before):
+        before(number, frame)
+    elif before is signal.SIG_DFL:
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)

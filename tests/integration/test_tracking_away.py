@@ -1,0 +1,167 @@
+"""A training whose MLflow server is away, broken or slow: no step waits, and every figure arrives once."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.storage import Storage
+from pipelines.tracking import TrackingConfig, open_client
+from pipelines.train import stage
+from pipelines.train.step import Step
+from tests.flaky_wire import FlakyWire, Mode, flaky_wire
+from tests.integration.test_tracking_store import _server
+from tests.unit.train.tiny import make_config, write_dataset
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+STEP_S = 0.1
+"""Each step of the tiny network is made as long as one of a real one."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with _server(port, tmp_path_factory.mktemp("server")):
+        yield port
+
+
+class Outage:
+    """A training during which the wire to the server is disturbed, and when each of its steps began."""
+
+    def __init__(self, wire: FlakyWire, mode: Mode, seconds: float) -> None:
+        self.wire, self.mode, self.seconds = wire, mode, seconds
+        self.starts_s: list[float] = []
+        self.began_s = self.ended_s = float("inf")
+
+    def begin(self) -> None:
+        if self.began_s < float("inf"):
+            return
+        self.wire.mode, self.began_s = self.mode, time.perf_counter()
+        threading.Timer(self.seconds, self._end).start()
+
+    def _end(self) -> None:
+        self.wire.mode, self.ended_s = "whole", time.perf_counter()
+
+    def ratio(self) -> float:
+        """Mean time of a step while the server was away, over that of the others."""
+        away, there = [], []
+        for before, after in pairwise(self.starts_s):
+            (away if self.began_s <= before < self.ended_s else there).append(after - before)
+        return (sum(away) / len(away)) / (sum(there) / len(there)) if away and there else 1.0
+
+
+def train_through(
+    server: int,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    mode: Mode,
+    when: str,
+    seconds: float,
+    epochs: int,
+) -> dict[str, Any]:
+    dataset = write_dataset(place / "dataset")
+    take = Step.__call__
+    with flaky_wire(server) as wire:
+        outage = Outage(wire, mode, seconds)
+        begin_at = {"start": 0, "middle": 4 * epochs // 8, "end": 4 * epochs - 2}[when]
+
+        def stepping(self: Step, *arguments: Any) -> Any:
+            outage.starts_s.append(time.perf_counter())
+            if len(outage.starts_s) >= begin_at:
+                outage.begin()
+            time.sleep(STEP_S)
+            return take(self, *arguments)
+
+        monkeypatch.setattr(Step, "__call__", stepping)
+        if when == "start":
+            outage.begin()
+        tracking = {"uri": f"http://127.0.0.1:{wire.port}", "experiment": f"{mode}-{when}-{seconds:g}"}
+        config = make_config(dataset, epochs=epochs, local=True, out=str(place / "run"), tracking=tracking)
+        started_s = time.perf_counter()
+        stage.run(config)
+        took_s = time.perf_counter() - started_s
+        found = look_at(server, tracking["experiment"], epochs)
+        return {"mode": mode, "when": when, "away_s": seconds, "step_ratio": round(outage.ratio(), 3),
+                "took_s": round(took_s, 1), **found}  # fmt: skip
+
+
+def look_at(server: int, experiment: str, epochs: int) -> dict[str, Any]:
+    """Return what the server holds of the one run: its status, and figures that are missing or there twice."""
+    client = open_client(f"http://127.0.0.1:{server}")
+    found = client.get_experiment_by_name(experiment)
+    (run,) = client.search_runs([found.experiment_id])
+    lost = doubled = 0
+    for name in ("train_loss", "val_loss", "val_top1", "images_per_s", "lr"):
+        steps = Counter(point.step for point in client.get_metric_history(run.info.run_id, name))
+        lost += len(set(range(1, epochs + 1)) - set(steps))
+        doubled += sum(count - 1 for count in steps.values())
+    best = client.get_metric_history(run.info.run_id, "best_epoch")
+    figures = client.list_artifacts(run.info.run_id, "figures")
+    return {"status": run.info.status, "lost": lost, "doubled": doubled + len(best) - 1, "figures": len(figures)}
+
+
+def assert_whole(found: dict[str, Any]) -> None:
+    print("\n" + json.dumps(found))
+    assert {name: found[name] for name in ("status", "lost", "doubled", "figures")} == {
+        "status": "FINISHED", "lost": 0, "doubled": 0, "figures": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mode", "when"),
+    [("cut", "start"), ("cut", "middle"), ("cut", "end"), ("500", "middle"), ("slow", "middle")],
+)
+def test_a_minute_without_the_server_costs_nothing(
+    server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode, when: str
+) -> None:
+    epochs = 180 if when == "middle" else 40
+    found = train_through(server, tmp_path, monkeypatch, mode=mode, when=when, seconds=60, epochs=epochs)
+    assert_whole(found)
+    assert found["step_ratio"] <= 1.05
+
+
+def test_an_outage_of_seconds(server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.tracking._FIRST_PAUSE_S", 1.0)
+    assert_whole(train_through(server, tmp_path, monkeypatch, mode="500", when="middle", seconds=4, epochs=16))
+
+
+def test_a_server_that_stays_away_gets_everything_later_and_once(
+    server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "_PATIENCE_S", 0.0)
+    dataset = write_dataset(tmp_path / "dataset")
+    with flaky_wire(server) as wire:
+        tracking = {"uri": f"http://127.0.0.1:{wire.port}", "experiment": "later"}
+        config = make_config(dataset, epochs=6, local=True, out=str(tmp_path / "run"), tracking=tracking)
+        log_metrics = stage.RunLog.log_metrics
+
+        def cut_after_three(self: Any, metrics: Any, step: int, **options: Any) -> None:
+            if step == 4:
+                deadline_s = time.monotonic() + 60
+                while self.num_waiting and time.monotonic() < deadline_s:
+                    time.sleep(0.05)
+                wire.mode = "cut"
+            log_metrics(self, metrics, step, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(stage.RunLog, "log_metrics", cut_after_three)
+            stage.run(config)
+        assert Storage.open(config.out).exists("_catalog.json")
+        wire.mode = "whole"
+        for sent in (3, 0):
+            assert stage.deliver(config.out, TrackingConfig(**tracking)).figures["epochs_sent"] == sent
+    assert look_at(server, "later", 6) == {"status": "FINISHED", "lost": 0, "doubled": 0, "figures": 2}

@@ -1,0 +1,146 @@
+"""Word that a run is to end, or its machine to go: a checkpoint at once, and the same run later."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.errors import ConfigError, Unfinished
+from pipelines.storage import Storage
+from pipelines.train import loop, notice, stage
+from pipelines.train.checkpoint import committed_steps
+from pipelines.train.collectives import World
+from pipelines.train.loop import fit, fit_local
+from pipelines.train.notice import NOTICE, Notice, catching_sigterm, noted_in
+from pipelines.train.records import EpochRecord
+from tests.unit.train.test_loop import final_files
+from tests.unit.train.tiny import make_config, write_dataset
+from tests.unit.train.worlds import in_threads
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_dataset(tmp_path_factory.mktemp("dataset"))
+
+
+def asked_times(number: int) -> Any:
+    """A question that is answered with yes from the given time on."""
+    asked = [0]
+
+    def ask() -> bool:
+        asked[0] += 1
+        return asked[0] >= number
+
+    return ask
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_notice_to_any_worker_leaves_a_checkpoint_and_ends_all(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: int
+) -> None:
+    monkeypatch.setattr(loop, "_SYNC_S", 0.0)
+    config = make_config(dataset, epochs=3)
+    run = Storage.open(tmp_path / "run")
+    asks = asked_times(6)  # the second step of the second epoch; an epoch's end asks too
+
+    def work(world: World) -> Any:
+        mine = Notice(asks if world.rank == told else lambda: False)
+        return fit(config, run, world=world, device=torch.device("cpu"), notice=mine)
+
+    outcomes = in_threads(2, work)
+    assert [outcome.stopped for outcome in outcomes] == [True, True]
+    assert committed_steps(run)[-1] == 5
+    in_threads(2, lambda world: fit(config, run, world=world, device=torch.device("cpu")))
+    whole = Storage.open(tmp_path / "whole")
+    in_threads(2, lambda world: fit(config, whole, world=world, device=torch.device("cpu")))
+    assert final_files(run) == final_files(whole)
+
+
+def test_a_node_that_drains_leaves_one_checkpoint_at_once_and_the_run_goes_on(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_SYNC_S", 0.0)
+    steps: list[int] = []
+    save = loop.Keeper.save
+
+    def counted(self: Any, state: Any, identity: Any) -> None:
+        steps.append(state.cursor.step)
+        save(self, state, identity)
+
+    monkeypatch.setattr(loop.Keeper, "save", counted)
+    run = Storage.open(tmp_path / "run")
+    outcome = fit(
+        make_config(dataset, epochs=2),
+        run,
+        world=World(),
+        device=torch.device("cpu"),
+        notice=Notice(is_draining=asked_times(6)),
+    )
+    assert not outcome.stopped
+    assert steps == [4, 6, 8]  # the ends of the epochs, and one between
+
+
+def test_sigterm_to_a_run_in_this_process_exits_with_75_and_goes_on(dataset: str, tmp_path: Path) -> None:
+    config = make_config(dataset, epochs=400, local=True, out=str(tmp_path / "run"))
+    run = Storage.open(config.out)
+    sent: list[int] = []
+
+    finish = loop._Loop._finish_epoch
+
+    def finish_and_terminate(self: Any) -> EpochRecord:
+        record = finish(self)
+        if record.epoch == 3 and not sent:
+            sent.append(record.epoch)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return record
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Loop, "_finish_epoch", finish_and_terminate)
+        with pytest.raises(Unfinished, match=r"told to end \(SIGTERM\) after \d+ of 400 epochs") as caught:
+            stage.run(config)
+    assert caught.value.exit_code == 75
+    assert committed_steps(run)[-1] >= 12
+    short = config.model_copy(update={"epochs": 400})
+    stopped = fit_local(short, run, device="cpu", on_epoch=lambda record: record.epoch < 8)
+    assert stopped.epochs == 8
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_second_sigterm_goes_to_whoever_was_there_before() -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    try:
+        with catching_sigterm() as told:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert told.wait(1)
+            assert seen == []
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert seen == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_drivers_note_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notice, "_POLL_S", 0.01)
+    run = Storage.open(tmp_path)
+    with noted_in(run) as is_noted:
+        assert not is_noted()
+        run.put(NOTICE, b"{}")
+        deadline_s = time.monotonic() + 5
+        while not is_noted() and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        assert is_noted()
+
+
+def test_several_workers_in_one_process_are_refused(dataset: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="local is true and num_workers is 2: without Ray there is this process alone"
+    ):
+        stage.run(make_config(dataset, local=True, num_workers=2, out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
