@@ -126,15 +126,17 @@ class EpochOrder:
         """Return the ghost group of a lane; 0 where there are no ghost batches."""
         return lane % self.num_ghosts if self.num_ghosts else 0
 
+    def given_before(self, t: int) -> Positions:
+        """Return how many rows each lane has given before batch t, (lanes,); `num_batches` stands for the end."""
+        return self._given(min(t * self.global_batch, self.num_rows))
+
     def _given(self, rows: int) -> Positions:
         """Return how many rows each lane has given once `rows` rows were given in all."""
         return (rows + np.arange(self.num_lanes)) // self.num_lanes
 
     def _spans(self, t: int) -> list[tuple[int, int]]:
         self._check(t)
-        before = self._given(min(t * self.global_batch, self.num_rows))
-        after = self._given(min((t + 1) * self.global_batch, self.num_rows))
-        return list(zip(before.tolist(), after.tolist(), strict=True))
+        return list(zip(self.given_before(t).tolist(), self.given_before(t + 1).tolist(), strict=True))
 
     def _check(self, t: int) -> None:
         if not 0 <= t < self.num_batches:

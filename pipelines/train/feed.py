@@ -7,7 +7,7 @@ need it, from row groups kept encoded, one batch ahead of the step.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +18,7 @@ import torch
 
 from pipelines.dataset.keyed import Hashes, id_trace, image_hashes
 from pipelines.dataset.order import WINDOW_GROUPS, EpochOrder, make_lanes
+from pipelines.dataset.order_table import LaneOrder, OrderTable
 from pipelines.dataset.reader import Dataset
 from pipelines.errors import InputError
 from pipelines.train.collectives import World
@@ -145,14 +146,16 @@ class TrainFeed:
         # Ghost by ghost, so that norms that cut the share into ghosts cut it where the ghosts meet.
         lanes = sorted(order.lanes_of(self.world.rank, self.world.size), key=order.ghost_of)
         if self.rows.is_cached:
+            table = OrderTable(order, lanes)
             for t in range(start, order.num_batches):
-                yield self._make(order, lanes, epoch, t)
+                yield self._make(order, table, epoch, t)
             return
+        by_lane = LaneOrder(order, lanes)
         with ThreadPoolExecutor(1, thread_name_prefix="feed") as loader:
             ahead: list[Future[Batch]] = []
             for t in range(start, order.num_batches):
                 while len(ahead) <= _AHEAD and t + len(ahead) < order.num_batches:
-                    ahead.append(loader.submit(self._make, order, lanes, epoch, t + len(ahead)))
+                    ahead.append(loader.submit(self._make, order, by_lane, epoch, t + len(ahead)))
                 yield ahead.pop(0).result()
 
     def _order(self, epoch: int) -> EpochOrder:
@@ -174,18 +177,18 @@ class TrainFeed:
             rows.targets.astype(np.int64), rows.hashes, rows.group_sizes, seed=self.config.seed, epoch=epoch
         )
 
-    def _make(self, order: EpochOrder, lanes: Sequence[int], epoch: int, t: int) -> Batch:
-        positions, keys = self._copies(_of_lanes(order.batch(t), lanes), epoch)
+    def _make(self, order: EpochOrder, own: LaneOrder, epoch: int, t: int) -> Batch:
+        positions, keys = self._copies(own.batch(t), epoch)
         batch = Batch(
             pixels=self._augmented(positions, keys, epoch),
             targets=self.rows.targets[positions],
             hashes=keys,
             global_rows=order.batch_rows(t),
-            trace=id_trace(_of_lanes(order.places(t), lanes), self.rows.hashes[positions]),
+            trace=id_trace(own.places(t), self.rows.hashes[positions]),
         )
         if not self.config.augment.is_mixed:
             return batch
-        partners, their_keys = self._copies(_of_lanes(order.partners(t), lanes), epoch)
+        partners, their_keys = self._copies(own.partners(t), epoch)
         return Batch(
             **vars(batch)
             | {
@@ -279,8 +282,3 @@ def window_groups_of(global_batch: int, world: World) -> int:
     """Return how many row groups the windows of one worker's lanes hold together."""
     lanes, _ = make_lanes(global_batch)
     return -(-lanes // world.size) * max(2, WINDOW_GROUPS // lanes)
-
-
-def _of_lanes(per_lane: Sequence[Positions], lanes: Sequence[int]) -> Positions:
-    """Put together what the lanes of one worker give, in the order of lanes."""
-    return np.concatenate([per_lane[lane] for lane in lanes])

@@ -14,9 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipelines.dataset.keyed import Hashes, keyed_hash, keyed_uniform
+from pipelines.dataset.keyed import Hashes, keyed_hash, keyed_uniform, keyed_uniforms
 from pipelines.train.config import AugmentConfig
 from pipelines.train.policies import apply_policy
+from pipelines.train.shifts import flip, shift
 from pipelines.train.streams import (
     CUTOUT_X,
     CUTOUT_Y,
@@ -81,17 +82,11 @@ def augment(
     count, height, width = pixels.shape[:3]
     if count == 0:
         return pixels
-    rows = np.broadcast_to(np.arange(height), (count, height))
-    columns = np.broadcast_to(np.arange(width), (count, width))
     if config.shift_px:
-        rows = _mirror(rows + _shifts(hashes, config.shift_px, seed, epoch, SHIFT_Y)[:, None], height)
-        columns = _mirror(columns + _shifts(hashes, config.shift_px, seed, epoch, SHIFT_X)[:, None], width)
+        down, right = _shifts(hashes, config.shift_px, seed, epoch)
+        pixels = shift(pixels, down, right, config.shift_px)
     if config.flip:
-        columns = np.where(_is_mirrored(hashes, seed, epoch)[:, None], columns[:, ::-1], columns)
-    if config.shift_px or config.flip:
-        # One gather of whole pixels does shift and flip together: 5 microseconds an image at 32 pixels.
-        index = (np.arange(count)[:, None] * height + rows)[:, :, None] * width + columns[:, None, :]
-        pixels = np.take(pixels.reshape(-1, 3), index, axis=0)
+        pixels = flip(pixels if config.shift_px else pixels.copy(), _is_mirrored(hashes, seed, epoch))
     if config.policy != "none":
         pixels = apply_policy(pixels, hashes, config, seed=seed, epoch=epoch, fill=_colour(mean))
     if config.cutout_px:
@@ -124,18 +119,10 @@ def _is_mirrored(hashes: Hashes, seed: int, epoch: int) -> npt.NDArray[np.bool_]
     return first ^ bool(epoch % 2)
 
 
-def _shifts(hashes: Hashes, most: int, seed: int, epoch: int, stream: int) -> npt.NDArray[np.int64]:
-    """Return whole shifts in [-most, most], (N,)."""
-    return np.floor(keyed_uniform(seed, epoch, hashes, stream=stream) * (2 * most + 1)).astype(np.int64) - most
-
-
-def _mirror(index: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
-    """Fold indices outside [0, size) back in, mirrored about the border pixel."""
-    if size == 1:
-        return np.zeros_like(index)
-    period = 2 * (size - 1)
-    folded = np.mod(index, period)
-    return np.asarray(np.minimum(folded, period - folded))
+def _shifts(hashes: Hashes, most: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Return whole shifts in [-most, most] down and to the right, (2, N)."""
+    draws = keyed_uniforms(seed, epoch, hashes, (SHIFT_Y, SHIFT_X))
+    return np.floor(draws * (2 * most + 1)).astype(np.int64) - most
 
 
 def _holes(hashes: Hashes, side: int, shape: tuple[int, int], seed: int, epoch: int) -> npt.NDArray[np.bool_]:
