@@ -11,7 +11,7 @@ from pipelines.dataset.duplicates import Alike
 from pipelines.dataset.duplicates_page import add_clusters
 from pipelines.dataset.predictive import Classes
 from pipelines.dataset.profile import TELLING, Profile
-from pipelines.dataset.quarantine import MAX_CHANCE, read_quarantine
+from pipelines.dataset.quarantine import MAX_CHANCE, quarantine_rows
 from pipelines.dataset.quarantine_page import add_thumbnails
 from pipelines.dataset.reader import Dataset
 from pipelines.dataset.stored_images import stored_images
@@ -289,4 +289,4 @@ def _add_refused(page: Page, dataset: Dataset, profile: Profile) -> None:
     section.table(["reason", "class", "members"], classes)
     if profile.refused_bias is not None and profile.refused_bias.chance < MAX_CHANCE:
         section.note(profile.refused_bias.words, warn=True)
-    add_thumbnails(section, read_quarantine(dataset), limit=_THUMBNAILS_SHOWN)
+    add_thumbnails(section, quarantine_rows(dataset), limit=_THUMBNAILS_SHOWN)

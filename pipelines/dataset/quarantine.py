@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,10 +78,17 @@ def read_quarantine(
         accepted: False: those that nobody has accepted as lost; True: only those; None: all.
         columns: what to read, `accepted` with it; None for all, thumbnails too.
     """
-    rows: list[Row] = []
+    return [*quarantine_rows(dataset, accepted=accepted, columns=columns)]
+
+
+def quarantine_rows(
+    dataset: Dataset, *, accepted: bool | None = False, columns: Sequence[str] | None = None
+) -> Iterator[Row]:
+    """Yield what `read_quarantine` returns, a file at a time."""
     for file in dataset.quarantine_files():
-        rows += _rows_of(dataset.storage, file, columns)
-    return [row for row in rows if accepted is None or (row["accepted"] is not None) == accepted]
+        for row in _rows_of(dataset.storage, file, columns):
+            if accepted is None or (row["accepted"] is not None) == accepted:
+                yield row
 
 
 def group(rows: Sequence[Row], *, examples: int = 3) -> list[Group]:

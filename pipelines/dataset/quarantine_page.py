@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pipelines.dataset.quarantine import Row, group
 from pipelines.plots.page import Cell, Page, Section, Tile
@@ -40,12 +40,14 @@ def make_page(rows: Sequence[Row], title: str) -> bytes:
     return page.render()
 
 
-def add_thumbnails(section: Section, rows: Sequence[Row], *, limit: int = _PICTURES_SHOWN) -> None:
-    """Add the thumbnails that refused members have, up to a limit."""
+def add_thumbnails(section: Section, rows: Iterable[Row], *, limit: int = _PICTURES_SHOWN) -> None:
+    """Add the thumbnails that refused members have, up to a limit; no more rows are asked for than that takes."""
     tiles: list[Tile] = []
     for row in rows:
-        pixels = make_thumbnail(row["thumbnail"]) if row["thumbnail"] and len(tiles) < limit else None
+        pixels = make_thumbnail(row["thumbnail"]) if row["thumbnail"] else None
         if pixels is not None:
             tiles.append(Tile(make_picture(pixels), str(row["label"] or "no class"), f"{row['reason']} · {row['key']}"))
+        if len(tiles) == limit:
+            break
     if tiles:
         section.images(tiles)

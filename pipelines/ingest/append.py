@@ -41,12 +41,9 @@ from pipelines.ingest.newcomers import (
 )
 from pipelines.ingest.report import write_sheet
 from pipelines.ingest.standing import FOLLOWED
-from pipelines.ingest.thumbnail import make_thumbnail
+from pipelines.ingest.thumbnail import MAX_THUMBNAILS, make_thumbnail
 from pipelines.ingest.twins import QUARANTINED, Place, Twin, find_contested, find_twins, judge
 from pipelines.storage import Storage
-
-MAX_THUMBNAILS = 200
-"""Refused newcomers that get a picture; reading and shrinking each takes a millisecond of the driver."""
 
 
 def run_key(key: str, standing: Catalog, name: str, update: Update) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, groupby
 from typing import Any
 
 from pipelines.dataset.catalog import Catalog
@@ -23,6 +25,7 @@ from pipelines.ingest.dedupe import LABEL_CONFLICT, Copy, Duplicates, find_dupli
 from pipelines.ingest.privacy import carried_columns
 from pipelines.ingest.split import SplitPlan
 from pipelines.ingest.stored import make_preprocess
+from pipelines.ingest.thumbnail import MAX_THUMBNAILS, make_thumbnail
 from pipelines.ingest.unit import schema_of
 from pipelines.sources.base import Listing, Source
 from pipelines.stage_output import Plan
@@ -59,7 +62,7 @@ def build_catalog(
     files = [file for report in reports for file in report.files]
     quarantine = [file for report in reports for file in report.quarantine]
     duplicates = find_duplicates(store, files, config.duplicates)
-    conflicting = _quarantine_conflicts(store, run_id, files, duplicates.quarantined, unit=len(receipts))
+    conflicting = _quarantine_conflicts(config, store, run_id, files, duplicates.quarantined, unit=len(receipts))
     refused = len(duplicates.quarantined)
     budget.refuse(refused, {f"quarantined.{LABEL_CONFLICT}": refused}, conflicting)
     budget.check()
@@ -158,28 +161,46 @@ def _with_patch(store: Storage, run_id: str, catalog: Catalog, duplicates: Dupli
 
 
 def _quarantine_conflicts(
-    store: Storage, run_id: str, files: Sequence[ShardFile], copies: Sequence[Copy], *, unit: int
+    config: IngestConfig, store: Storage, run_id: str, files: Sequence[ShardFile], copies: Sequence[Copy], *, unit: int
 ) -> list[QuarantineFile]:
     """Write the copies whose labels contradict each other as quarantine rows."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for file in files:
         of_file = {copy.row: copy for copy in copies if copy.shard == file.path}
         if not of_file:
             continue
         table = open_parquet(store, file.path).read(
-            columns=["source", "key", "occurrence", "image_id", "label", "source_sha256"]
+            columns=["source", "key", "occurrence", "image_id", "label", "source_sha256", "source_bytes"]
         )
+        room = MAX_THUMBNAILS - len(rows)
+        pictures = _thumbnails(store, file, sorted(of_file)[: max(0, room)], config)
         for row in sorted(of_file):
             values = table.slice(row, 1).to_pylist()[0]
             rows.append(
                 {
-                    **{name: value for name, value in values.items() if name != "source_sha256"},
+                    **{name: values[name] for name in ("source", "key", "occurrence", "image_id")},
                     "label": label_text(values["label"]),
                     "split": file.split,
                     "reason": LABEL_CONFLICT,
                     "message": "the same bytes stand under another label too",
                     "bytes_sha256": values["source_sha256"],
+                    "size_bytes": values["source_bytes"],
+                    "thumbnail": pictures.get(row),
                 }
             )
     # one name for all drivers of this run: they would write the same bytes
     return [write_quarantine(store, f"quarantine/{run_id}-conflicts.parquet", unit, rows)] if rows else []
+
+
+def _thumbnails(store: Storage, file: ShardFile, rows: Sequence[int], config: IngestConfig) -> dict[int, bytes | None]:
+    """Return pictures of some rows of a shard, of which only their row groups are read."""
+    ends = list(accumulate(file.row_groups))
+    found: dict[int, bytes | None] = {}
+    parquet = open_parquet(store, file.path) if rows else None
+    for number, wanted in groupby(rows, key=lambda row: bisect_right(ends, row)):
+        assert parquet is not None
+        images = parquet.read_row_group(number, columns=["image"]).column("image")
+        for row in wanted:
+            data = images[row - ends[number] + file.row_groups[number]].as_py()["bytes"]
+            found[row] = make_thumbnail(data, LABEL_CONFLICT, config.image, config.privacy)
+    return found

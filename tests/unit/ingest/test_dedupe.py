@@ -125,6 +125,8 @@ def test_each_policy_takes_out_what_it_says(
     refused = [row["key"] for row in inspect.quarantined(dataset)]
     if policy.get("conflicts") == "quarantine":
         assert sorted(refused) == ["train/cat/4.jpg", "train/dog/conflict.jpg"]
+        shown = [(row["size_bytes"] > 0, (row["thumbnail"] or b"")[:1]) for row in inspect.quarantined(dataset)]
+        assert all(has_size and first in (b"\xff", b"\x89") for has_size, first in shown)
         assert dataset.catalog["counts"]["quarantined.LABEL_CONFLICT"] == 2
     else:
         assert refused == []
