@@ -10,7 +10,7 @@ from pipelines.sources.base import Entry, Unit
 
 MIN_UNIT_BYTES = 4 * 2**20
 MAX_UNIT_BYTES = 64 * 2**20
-MAX_UNIT_ROWS = 4_096
+MAX_UNIT_ROWS = 8_192
 SPANS_PER_UNIT = 16
 MAX_SPAN_BYTES = 8 * 2**20
 WANTED_UNITS = 16

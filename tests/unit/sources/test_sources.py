@@ -154,7 +154,7 @@ def test_file_units_are_bounded() -> None:
 
 def test_units_of_a_sorted_archive_hold_all_classes() -> None:
     units = span_units(listing([900] * 50_000))
-    assert len(units) == 12
+    assert len(units) == 10
     for unit in units:
         labels = {entry.label for entry in unit.entries}
         assert len(labels) == 10
