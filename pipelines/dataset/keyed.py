@@ -114,7 +114,12 @@ def id_trace(positions: npt.NDArray[np.integer], hashes: Hashes) -> int:
     Traces of disjoint sets of rows add up (`merge_traces`), so workers keep one integer each and the sum says
     whether an epoch consumed the same rows at the same positions, whatever the number of workers.
     """
-    return int(keyed_hash(positions, hashes).sum(dtype=np.uint64)) if len(hashes) else 0
+    return int(row_traces(positions, hashes).sum(dtype=np.uint64)) if len(hashes) else 0
+
+
+def row_traces(positions: npt.NDArray[np.integer], hashes: Hashes) -> Hashes:
+    """Return the trace of each row alone, (N,); `id_trace` is their sum modulo 2^64."""
+    return keyed_hash(positions, hashes)
 
 
 def merge_traces(traces: Sequence[int]) -> int:

@@ -22,11 +22,16 @@ def test_a_table_gives_what_the_lanes_give(seed: int) -> None:
     for rank in range(world):
         lanes = sorted(order.lanes_of(rank, world), key=order.ghost_of)
         table, by_lane = OrderTable(order, lanes), LaneOrder(order, lanes)
-        for t in range(order.num_batches):
-            for name in ("batch", "partners", "places"):
-                ours, theirs = getattr(table, name)(t), getattr(by_lane, name)(t)
-                assert ours.tolist() == theirs.tolist(), (name, t, rank)
+        for first in range(order.num_batches):
+            last = int(rng.integers(first + 1, order.num_batches + 1))
+            assert table.ends(first, last) == by_lane.ends(first, last)
+            assert table.ends(first, last)[-1] == len(table.rows(first, last))
+            for name in ("rows", "partners", "places"):
+                ours, theirs = getattr(table, name)(first, last), getattr(by_lane, name)(first, last)
+                assert ours.tolist() == theirs.tolist(), (name, first, last, rank)
                 assert ours.dtype == theirs.dtype
+        one = [list(order.batch(0)[lane]) for lane in lanes]
+        assert by_lane.rows(0, 1).tolist() == [row for rows in one for row in rows]
 
 
 def test_hashes_of_integers_and_of_arrays_are_one_function() -> None:
