@@ -62,7 +62,7 @@ def start_network(
     if initial is None and config.init.lr_decay_by_depth < 1 and world.rank == 0:
         _LOGGER.warning(
             "init.lr_decay_by_depth is %g and there is no init.from: the first layers start from random weights and"
-            " hardly learn; mend: name a network with init.from=..., or set init.lr_decay_by_depth=1",
+            " learn slowest; mend: name a network with init.from=..., or set init.lr_decay_by_depth=1",
             config.init.lr_decay_by_depth,
         )
     spec = settle_spec(starting_spec(config, initial), classes, image_shape)

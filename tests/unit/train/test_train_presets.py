@@ -73,8 +73,8 @@ def test_fine_tuning_from_nothing_is_warned_of(caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.WARNING):
         start(preset("finetune"))
     assert caplog.messages == [
-        "init.lr_decay_by_depth is 0.5 and there is no init.from: the first layers start from random weights and hardly"
-        " learn; mend: name a network with init.from=..., or set init.lr_decay_by_depth=1"
+        "init.lr_decay_by_depth is 0.7 and there is no init.from: the first layers start from random weights and learn"
+        " slowest; mend: name a network with init.from=..., or set init.lr_decay_by_depth=1"
     ]
     caplog.clear()
     with caplog.at_level(logging.WARNING):
