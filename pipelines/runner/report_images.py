@@ -54,8 +54,10 @@ def sample_classes(dataset: Dataset, split: str, per_class: int, classes: Collec
         table = dataset.read_group(split, index, ["image", "image_id", "key", "label"])
         labels = table.column("label").to_pylist()
         for row, label in enumerate(labels):
-            if label in found and len(found[label]) < per_class:
-                found[label] += _pictured(table.slice(row, 1).to_pylist())
+            # of several labels, the first that has too few images yet
+            own = next((name for name in _names(label) if name in found and len(found[name]) < per_class), None)
+            if own is not None:
+                found[own] += _pictured(table.slice(row, 1).to_pylist())
         if all(len(images) >= per_class for images in found.values()):
             break
     return [image for images in found.values() for image in images]
@@ -80,8 +82,14 @@ def _pictured(rows: Iterable[Mapping[str, Any]]) -> list[Pictured]:
     for row in rows:
         pixels = make_thumbnail(row["image"]["bytes"])
         if pixels is not None:
-            images.append(Pictured(row["image_id"], row["key"], str(row["label"]), make_picture(pixels), pixels))
+            label = ", ".join(_names(row["label"])) or "none"
+            images.append(Pictured(row["image_id"], row["key"], label, make_picture(pixels), pixels))
     return images
+
+
+def _names(label: str | list[str] | None) -> list[str]:
+    """Return the labels of an image: one, several or none."""
+    return label if isinstance(label, list) else [label] if label is not None else []
 
 
 def read_predictions(out: str, catalog: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -24,19 +24,23 @@ def done(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
     return dict(json.loads(shown.out))
 
 
+def write_photos(folder: Path) -> None:
+    """Write 400 pictures of stripes, and the table that lists the labels of each."""
+    table = []
+    for number in range(400):
+        path = folder / "photos" / f"{number:03d}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(encode(make_striped(labels_of(number), number, size=16), "PNG"))
+        table.append(json.dumps({"key": path.name, "labels": labels_of(number)}))
+    (folder / "labels.jsonl").write_text("\n".join(table))
+
+
 @pytest.mark.usefixtures("ray_local")
 def test_from_pictures_to_scored_labels(
     workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace}/mlflow.db")
-    table = []
-    for number in range(400):
-        path = workspace / "photos" / f"{number:03d}.png"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(encode(make_striped(labels_of(number), number, size=16), "PNG"))
-        table.append(json.dumps({"key": path.name, "labels": labels_of(number)}))
-    (workspace / "labels.jsonl").write_text("\n".join(table))
-
+    write_photos(workspace)
     ingested = done(capsys, "ingest", "photos", "labels=labels.jsonl", "duplicates.near=report", "--out", "data")
     assert ingested["next_commands"][-1].endswith("loss.name=bce")
     quick = ["epochs=6", "global_batch_size=32", "use_gpu=false", "model.depths=[1,1]", "model.channels=[8,16]"]
@@ -68,3 +72,23 @@ def test_from_pictures_to_scored_labels(
         assert {name for name, value in of_class.items() if value >= 0.5} == set(row["labels"])
         right += set(row["labels"]) == set(labels_of(int(row["key"][:3])))
     assert right > 300
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_whole_run_reports_what_makes_sense(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_photos(workspace)
+    (workspace / "road.yaml").write_text(
+        "name: stripes\nsource: photos\n"
+        "ingest: {labels: labels.jsonl, duplicates: {near: report}}\n"
+        "train:\n"
+        "  model: {depths: [1, 1], channels: [8, 16]}\n"
+        "  epochs: 4\n  global_batch_size: 32\n  use_gpu: false\n"
+        "  loss: {name: bce}\n  augment: {flip: false}\n"
+        "evaluate: {}\nregister: {}\n"
+    )
+    made = done(capsys, "run", "road.yaml")
+    assert made["figures"]["test_map"] > 0.8
+    page = (workspace / "runs" / "stripes" / "report.html").read_text()
+    for words in ("whose mean average precision is", "mean average precision on test images", "Calibration"):
+        assert words in page
+    assert "Confusion" not in page
