@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipelines.errors import ConfigError
 from pipelines.storage import Storage
-from pipelines.train import transfer
+from pipelines.train import stage, transfer
 from pipelines.train.batch_size import Found, find_batch_size, measure_sizes, settle_batch_size, with_batch_size
 from pipelines.train.checkpoint import load_latest
 from pipelines.train.collectives import World
@@ -239,6 +239,21 @@ def test_it_is_looked_for_once_and_the_rate_grows_with_it(dataset: str, tmp_path
     slower = with_batch_size(make_config(dataset, global_batch_size=8, optimizer={"name": "adamw", "lr": 0.1}), 32)
     assert slower.optimizer.lr == pytest.approx(0.2)
     assert settle_batch_size(make_config(dataset), run, {}) == make_config(dataset)
+
+
+def test_a_run_trains_with_what_was_found_and_goes_on_with_it(dataset: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    config = make_config(dataset, find_batch_size=True, global_batch_size=8, epochs=1, local=True, out=out)
+    result = stage.run(config)
+    catalog = json.loads((tmp_path / "run" / "_catalog.json").read_text())
+    size = catalog["batch_size"]["size"]
+    assert size in [each["size"] for each in catalog["batch_size"]["tried"]]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["batch_size"] == catalog["batch_size"]
+    assert catalog["config"]["global_batch_size"] == size
+    assert catalog["config"]["optimizer"]["lr"] == pytest.approx(0.1 * size / 8)
+    assert catalog["records"][0]["step"] == -(-72 // size)
+    assert not result.skipped
+    assert stage.run(config).skipped
 
 
 def test_where_it_cannot_be_found_it_is_refused(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
