@@ -1,6 +1,8 @@
 """The digits preset on the real road, five times: another split and another start each time, mean accuracy on test.
 
-python -m pytest -m slow -s tests/e2e/test_digits_accuracy.py     (about three minutes on two cores)
+Measured 2026-11-29: 98.9, 99.2, 98.9, 99.4 and 99.2%, mean 99.1% (14 minutes on two cores that many shared).
+
+python -m pytest -m slow -s tests/e2e/test_digits_accuracy.py
 """
 
 from __future__ import annotations
