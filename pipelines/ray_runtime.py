@@ -72,6 +72,8 @@ def ray_session(config: RayConfig | None = None) -> Iterator[RaySession]:
     address = settings.address or os.environ.get("RAY_ADDRESS", "")
     if not address:
         os.environ.setdefault("RAY_enable_metrics_collection", "0")
+        # A process more for each training, to see that nodes are drained: the only one never is.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     import ray
 
     if ray.is_initialized():

@@ -108,6 +108,7 @@ class RunLog:
         self._tags = tags | ({"mlflow.parentRunId": parent_run_id} if parent_run_id else {})
         self._client: MlflowClient | None = None
         self._is_open = False
+        self._is_begun = True
         self._is_attached = False
         self._is_sure = True  # False: what the store holds of this run is not known
         self._ended_as = ""
@@ -132,6 +133,7 @@ class RunLog:
         attach: bool = False,
         is_background: bool = False,
         patience_s: float = 0.0,
+        is_deferred: bool = False,
     ) -> RunLog:
         """Create a run, or resume the run `run_id`, and set it RUNNING.
 
@@ -140,6 +142,8 @@ class RunLog:
 
         Without `run_id`, a run of the experiment that carries the same tag `RUN_KEY_TAG` is resumed: a process
         killed between creating the run and writing its id down leaves no second run behind.
+
+        With `is_deferred` the store is not looked at before `begin`, which then raises as said here.
 
         With `is_background` records are sent by a thread. At the end of a run that succeeded a server that is away is
         waited for, up to `patience_s` seconds.
@@ -153,9 +157,16 @@ class RunLog:
         log = cls(tracking, uri, run_name=run_name, run_id=run_id, parent_run_id=parent_run_id, tags=clean)
         log._is_attached, log._patience_s = attach, patience_s
         log._sender = Sender(log._send_waiting) if is_background else None
-        if tracking.enabled:
-            log._drain(at_start=True)
+        log._is_begun, log._is_sure = False, not is_deferred
+        if not is_deferred:
+            log.begin()
         return log
+
+    def begin(self) -> None:
+        """Open the run that `open` was told to defer, and send what was given since."""
+        self._is_begun = True
+        if self._is_enabled:
+            self._drain(at_start=True)
 
     @property
     def num_waiting(self) -> int:
@@ -206,7 +217,9 @@ class RunLog:
         try:
             if can_ask:
                 assert self._client is not None
-                return waiting | Place(self._client, self.run_id).steps(metric)
+                stored = Place(self._client, self.run_id).steps(metric)
+                self._is_sure = True
+                return waiting | stored
         except Exception as error:  # noqa: BLE001 - boundary to another process, see _drain
             self._warn_away(error)
         self._is_sure = False
@@ -256,6 +269,8 @@ class RunLog:
         with self._lock:
             record.tried = not (self._is_open and self._is_sure)
             self._queue.append(record)
+        if not (self._is_begun or is_last):
+            return
         if self._sender is not None:
             self._sender.wake()
         elif is_last or time.monotonic() >= self._retry_at:
@@ -275,8 +290,11 @@ class RunLog:
     def _send_all(self, *, at_start: bool) -> None:
         try:
             client = self._open_run()
-        except ConfigError:
-            raise
+        except ConfigError as error:
+            if at_start:
+                raise
+            self._warn_away(error)
+            return
         except _RunGoneError:
             self._queue.clear()
             self._is_enabled = False

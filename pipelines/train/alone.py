@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
 from collections.abc import Callable
 
 from pipelines import capacity
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, PipelineError
 from pipelines.storage import Storage
+from pipelines.train import startup
 from pipelines.train.config import TrainConfig
 from pipelines.train.follow import Follower
 from pipelines.train.notice import Notice, catching_sigterm
 from pipelines.train.records import EpochRecord
+
+_LOGGER = logging.getLogger(__name__)
 
 _POLL_S = 0.5
 
@@ -31,7 +35,13 @@ def check_alone(config: TrainConfig) -> None:
         )
 
 
-def train_alone(config: TrainConfig, run: Storage, *, on_epoch: Callable[[EpochRecord], object]) -> None:
+def train_alone(
+    config: TrainConfig,
+    run: Storage,
+    *,
+    on_epoch: Callable[[EpochRecord], object],
+    on_start: Callable[[], object],
+) -> None:
     """Train in this process until all epochs are done, the time is up or SIGTERM comes; follow it in a thread.
 
     Args:
@@ -39,6 +49,7 @@ def train_alone(config: TrainConfig, run: Storage, *, on_epoch: Callable[[EpochR
         run: storage of the run.
         on_epoch: called with each epoch's record, earlier ones of a resumed run first, in a thread of its own; nothing
             waits for it.
+        on_start: called once after the first step, in the same thread; what it refuses is said, and training goes on.
 
     Raises:
         PipelineError: what ended the training.
@@ -49,6 +60,7 @@ def train_alone(config: TrainConfig, run: Storage, *, on_epoch: Callable[[EpochR
     from pipelines.train.loop import fit
     from pipelines.train.precision import resolve_device
 
+    startup.mark("torch imported")
     torch.set_num_threads(config.cpus_per_worker or config.ray.num_cpus or capacity.available_cpus())
     if config.use_gpu is True:
         capacity.check_gpu(use_gpu=True)
@@ -59,8 +71,20 @@ def train_alone(config: TrainConfig, run: Storage, *, on_epoch: Callable[[EpochR
 
     def follow() -> None:
         with Follower(run, hand_on) as follower:
+            has_begun = False
             while not ended.wait(_POLL_S):
+                if not has_begun and startup.has_passed("first step"):
+                    has_begun = True
+                    begin()
                 follower.poll()
+            if not has_begun:
+                begin()
+
+    def begin() -> None:
+        try:
+            on_start()
+        except PipelineError as error:
+            _LOGGER.warning("%s", error)
 
     following = threading.Thread(target=follow, name="follower", daemon=True)
     with catching_sigterm() as told:

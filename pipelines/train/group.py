@@ -16,6 +16,7 @@ from pipelines import capacity
 from pipelines.errors import ClusterError, ConfigError, PipelineError
 from pipelines.ray_runtime import RaySession
 from pipelines.storage import Storage
+from pipelines.train import startup
 from pipelines.train.config import TrainConfig
 from pipelines.train.follow import Follower
 from pipelines.train.notice import NOTICE, catching_sigterm
@@ -91,6 +92,8 @@ def train_in_workers(
     # is checked by the driver and by uploads of checkpoints only), so a folder here serves for any number of nodes.
     scratch = tempfile.mkdtemp(prefix="resnet-train-")
     try:
+        startup.mark("workers asked for")
+        settings["marks"] = startup.marks()
         fitting = _Fitting(_make_trainer((least, config.num_workers), resources, settings, scratch))
         is_passed_on = False
         with catching_sigterm() as told, Follower(run, on_record) as follower:

@@ -16,6 +16,7 @@ from pipelines.storage import Storage
 from pipelines.train.collectives import World
 from pipelines.train.records import EpochRecord, write_progress, write_record
 from pipelines.train.run_writer import RunWriter
+from pipelines.train.startup import START, mark, to_json
 from pipelines.train.state import Best, Cursor, TrainState
 from pipelines.train.step_log import StepLog, write_step_log
 
@@ -42,6 +43,7 @@ class Keeper:
         self._writer = RunWriter(run) if world.rank == 0 else None
         self._safe_best = self._best_in_flight = Best()
         self._in_flight = self._saved_step = -1
+        self._has_started = False
         self._progress_s = self._saved_s = time.perf_counter()
 
     def is_due(self, every_s: float) -> bool:
@@ -110,6 +112,13 @@ class Keeper:
             # The record first: after a kill in between, the epoch is done again and writes the same figures.
             write_record(self._writer.later, record)
             write_step_log(self._writer.later, record.epoch, steps)
+
+    def note_start(self) -> None:
+        """Keep what the start took, after the first step."""
+        if self._writer is not None and not self._has_started:
+            mark("first step")
+            self._writer.keep(START, to_json())
+        self._has_started = True
 
     def note_progress(
         self, cursor: Cursor, *, rows: int, epochs: int, is_due: bool = False, loss: float = math.nan

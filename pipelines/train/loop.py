@@ -36,6 +36,7 @@ from pipelines.train.outcome import FitOutcome, is_over, outcome_of
 from pipelines.train.precision import resolve_device
 from pipelines.train.records import EpochRecord, delete_records, read_records
 from pipelines.train.schedule import rate_at
+from pipelines.train.startup import mark
 from pipelines.train.state import Best, EpochSums, add_exactly, read_cursor
 from pipelines.train.step_log import StepLog
 from pipelines.train.transfer import set_training
@@ -167,6 +168,7 @@ class _Loop:
         self._sync_every = 1
         self._is_late = self._is_replay = self._has_drained = False
         self._mark_s = time.perf_counter()
+        mark("data read")
 
     def _assemble(self, newest: Checkpoint | None) -> None:
         """Take the parts of the run as they were at a checkpoint, or at the start."""
@@ -314,6 +316,7 @@ class _Loop:
         self._shares.clear()
         self._wait_s = 0.0
         if not self._is_replay:
+            self.keeper.note_start()
             self.keeper.note_progress(cursor, rows=self.feed.num_rows, epochs=self.config.epochs)
         return wanted > 0
 

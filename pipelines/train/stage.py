@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from pipelines.ray_runtime import ray_session
 from pipelines.stage_output import RUN, StageResult, open_run, publish_catalog, read_catalog
 from pipelines.storage import Storage
 from pipelines.tracking import RUN_KEY_TAG, RunLog, TrackingConfig, refuse_local_store, resolve_uri
+from pipelines.train import startup
 from pipelines.train.batch_size import settle_batch_size
 from pipelines.train.config import TrainConfig
 from pipelines.train.initial import ghost_size_of, keep_copy, starting_spec
@@ -59,12 +61,15 @@ def run(config: TrainConfig) -> TrainResult:
         ClusterError: workers do not fit the cluster or died too often.
         Unfinished: `max_hours` are over; a checkpoint stands.
     """
+    startup.begin()
+    startup.mark("command read")
     plan = make_plan(config)
     store = Storage.open(plan.out)
     catalog = read_catalog(store)
     if catalog is not None and catalog["key"] == plan.key:
         return _result(plan, store, catalog, skipped=True)
     _refuse_early(config, plan)
+    startup.mark("config checked")
     standing = open_run(store, STAGE, plan.key, {"dataset": plan.dataset})
     pinned = config.model_copy(
         update={"dataset": standing["dataset"], "out": plan.out, **_pinned_init(config, plan, store)}
@@ -72,9 +77,8 @@ def run(config: TrainConfig) -> TrainResult:
     pinned = settle_batch_size(pinned, store, standing)
     log = _open_log(config, plan, store, standing)
     with log:
-        logged = log.logged_steps("train_loss")
         _log_start(log, pinned, plan)
-        outcome = _train(pinned, store, log, logged)
+        outcome = _train(pinned, store, log)
         from pipelines.train.model import MODEL, write_model
         from pipelines.train.pictures import draw_pictures
 
@@ -86,6 +90,7 @@ def run(config: TrainConfig) -> TrainResult:
         _log_best(log, kept, description["weights_sha256"], step=outcome.epochs)
         # Before the catalog: a run killed in between is ended by the rerun, and a late run id still gets in.
         log.end()
+        _keep_run_id(store, log)
         catalog = publish_catalog(
             store,
             {
@@ -115,11 +120,24 @@ def run(config: TrainConfig) -> TrainResult:
     return _result(plan, store, catalog, skipped=False)
 
 
-def _train(config: TrainConfig, store: Storage, log: RunLog, logged: set[int]) -> FitOutcome:
+def _train(config: TrainConfig, store: Storage, log: RunLog) -> FitOutcome:
     """Train what is left to train; each epoch's figures go to MLflow as they appear, unless they are there."""
     from pipelines.train.outcome import read_outcome
 
+    logged: set[int] = set()
+    has_kept_id = False
+
+    def open_log() -> None:
+        log.begin()
+        _keep_run_id(store, log)
+        logged.update(log.logged_steps("train_loss"))
+        startup.mark("MLflow run open")
+
     def on_epoch(record: EpochRecord) -> bool:
+        nonlocal has_kept_id
+        if log.run_id and not has_kept_id:
+            _keep_run_id(store, log)
+            has_kept_id = True
         if record.epoch not in logged:
             log.log_metrics(record.metrics(), step=record.epoch)
         return True
@@ -130,28 +148,37 @@ def _train(config: TrainConfig, store: Storage, log: RunLog, logged: set[int]) -
         if config.local:
             from pipelines.train.alone import train_alone
 
-            train_alone(config, store, on_epoch=on_epoch)
+            # MLflow takes as long to import as torch: the first step does not wait for it.
+            train_alone(config, store, on_epoch=on_epoch, on_start=open_log)
         else:
-            _train_in_ray(config, store, on_epoch)
+            _train_in_ray(config, store, on_epoch, open_log)
         outcome = read_outcome(config, store)
         if outcome is None or outcome.stopped:
             is_over = bool(config.max_hours) and time.time() >= ends_at_s
             raise _unfinished(config, store, outcome, is_over=is_over)
     else:
+        open_log()
         for record in outcome.records:
             on_epoch(record)
     return outcome
 
 
-def _train_in_ray(config: TrainConfig, store: Storage, on_epoch: Callable[[EpochRecord], bool]) -> None:
+def _train_in_ray(
+    config: TrainConfig, store: Storage, on_epoch: Callable[[EpochRecord], bool], open_log: Callable[[], None]
+) -> None:
     from pipelines.train.group import train_in_workers
 
-    with ray_session(config.ray) as session:
-        if config.tracking.enabled:
-            refuse_local_store(resolve_uri(config.tracking), session.num_nodes)
-        places = {"--dataset": parse_ref(config.dataset)[0], "--out": f"{store.uri}/{RUN}"}
-        check_nodes_see(session.num_nodes, places)
-        train_in_workers(config, store, session, on_epoch=on_epoch)
+    # MLflow is imported and its run opened while Ray's processes come up.
+    with ThreadPoolExecutor(1) as beside:
+        opening = beside.submit(open_log)
+        with ray_session(config.ray) as session:
+            startup.mark("Ray up")
+            if config.tracking.enabled:
+                refuse_local_store(resolve_uri(config.tracking), session.num_nodes)
+            places = {"--dataset": parse_ref(config.dataset)[0], "--out": f"{store.uri}/{RUN}"}
+            check_nodes_see(session.num_nodes, places)
+            opening.result()
+            train_in_workers(config, store, session, on_epoch=on_epoch)
 
 
 def _unfinished(config: TrainConfig, store: Storage, outcome: FitOutcome | None, *, is_over: bool) -> Unfinished:
@@ -241,7 +268,7 @@ def _refuse_early(config: TrainConfig, plan: TrainPlan) -> None:
 
 
 def _open_log(config: TrainConfig, plan: TrainPlan, store: Storage, standing: dict[str, Any]) -> RunLog:
-    """Open the run's MLflow run, the standing one where there is one, and keep its id in run.json."""
+    """Return the run's log, to be begun when there is time; a standing MLflow run is gone on with."""
     place = hashlib.sha256(store.uri.encode()).hexdigest()[:16]
     log = RunLog.open(
         config.tracking,
@@ -249,11 +276,19 @@ def _open_log(config: TrainConfig, plan: TrainPlan, store: Storage, standing: di
         run_id=str(standing.get("mlflow_run_id", "")),
         tags={RUN_KEY_TAG: f"{plan.key}-{place}", "stage": STAGE, "key": plan.key, "out": store.uri},
         is_background=True,
+        is_deferred=True,
         patience_s=_PATIENCE_S,
     )
-    if log.run_id and standing.get("mlflow_run_id") != log.run_id:
-        store.put(RUN, json.dumps({**standing, "mlflow_run_id": log.run_id}, indent=1).encode())
     return log
+
+
+def _keep_run_id(store: Storage, log: RunLog) -> None:
+    """Write the MLflow run's id into run.json, as soon as there is one."""
+    if not log.run_id:
+        return
+    standing = json.loads(store.read(RUN))
+    if standing.get("mlflow_run_id") != log.run_id:
+        store.put(RUN, json.dumps({**standing, "mlflow_run_id": log.run_id}, indent=1).encode())
 
 
 def _pinned_init(config: TrainConfig, plan: TrainPlan, store: Storage) -> dict[str, Any]:
@@ -307,6 +342,7 @@ def deliver(uri: str, tracking: TrackingConfig) -> StageResult:
     config = TrainConfig.model_validate_json(json.dumps(values)).model_copy(update={"tracking": tracking})
     plan = TrainPlan(STAGE, catalog["key"], catalog["inputs"], store.uri, dataset=standing["dataset"])
     with _open_log(config, plan, store, standing) as log:
+        log.begin()
         logged, has_best = log.logged_steps("train_loss"), bool(log.logged_steps("best_epoch"))
         _log_start(log, config, plan)
         records = [EpochRecord.from_json(record) for record in catalog["records"]]
@@ -317,6 +353,7 @@ def deliver(uri: str, tracking: TrackingConfig) -> StageResult:
             log.log_file(file.path, store.read(file.path))
         if not has_best:
             _log_best(log, catalog["best"], catalog["model"]["weights_sha256"], step=len(records))
+    _keep_run_id(store, log)
     if log.num_waiting or not log.run_id:
         raise RegistryError("MLflow is still away", where=log.uri, mend="start it, and run the same command again")
     new = len([record for record in records if record.epoch not in logged])

@@ -14,6 +14,7 @@ from typing import Any
 from pipelines import errors
 from pipelines.errors import ConfigError, DataError, InputError, NotFound, PipelineError, StorageError
 from pipelines.storage import Storage
+from pipelines.train import startup
 from pipelines.train.config import TrainConfig
 
 STOP = "_work/stop.json"
@@ -35,6 +36,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     Returns:
         `failure` with the parts of an error that ended the run for good; `steps` of a window; else empty.
     """
+    startup.begin(settings.get("marks", ()))
+    startup.mark("worker entered")
     import torch
 
     from pipelines.train import notice
@@ -42,6 +45,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     from pipelines.train.loop import fit, replay
     from pipelines.train.precision import resolve_device
 
+    startup.mark("torch imported")
     config = TrainConfig.model_validate_json(settings["config"])
     run = Storage.open(settings["run"])
     torch.set_num_threads(settings["threads"])

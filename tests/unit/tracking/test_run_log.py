@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
@@ -271,3 +272,71 @@ def test_ending_delivers_so_that_a_late_run_id_can_be_kept(store: FakeStore) -> 
         assert log.run_id == "run-0"
     assert store.runs["run-0"].info.status == "FINISHED"
     assert steps(store, "run-0", "loss") == [0]
+
+
+def test_a_deferred_run_is_opened_by_begin_and_not_before(store: FakeStore) -> None:
+    log = open_log(is_deferred=True)
+    log.log_params({"lr": 0.1})
+    assert (log.run_id, store.num_calls) == ("", 0)
+    log.begin()
+    assert store.runs[log.run_id].data.params == {"lr": "0.1"}
+    log.log_metrics({"loss": 1.0}, 0)
+    log.end()
+    assert steps(store, log.run_id, "loss") == [0]
+
+
+def test_a_deferred_run_is_refused_by_begin(store: FakeStore) -> None:
+    store.fault = Refused("PERMISSION_DENIED")
+    log = open_log(is_deferred=True)
+    with pytest.raises(RegistryError, match="MLflow cannot open a run"):
+        log.begin()
+
+
+def test_nobody_waits_for_a_slow_server_in_the_background(store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = open_log(is_background=True)
+    log_batch = store.log_batch
+
+    def slowly(*arguments: Any, **options: Any) -> None:
+        time.sleep(0.2)
+        log_batch(*arguments, **options)
+
+    monkeypatch.setattr(store, "log_batch", slowly)
+    started_s = time.monotonic()
+    for step in range(10):
+        log.log_metrics({"loss": 1.0}, step)
+    assert time.monotonic() - started_s < 0.2
+    log.end()
+    assert steps(store, log.run_id, "loss") == list(range(10))
+
+
+def test_what_a_resumed_run_holds_is_not_doubled_when_the_server_was_away_at_its_start(store: FakeStore) -> None:
+    first = open_log(tags={RUN_KEY_TAG: "abc"})
+    first.log_metrics({"loss": 1.0}, 0)
+    store.fault = ConnectionError("refused")
+    again = open_log(tags={RUN_KEY_TAG: "abc"})
+    assert again.logged_steps("loss") == set()  # nobody can be asked
+    store.fault = None
+    for step in (0, 1):
+        again.log_metrics({"loss": 1.0}, step)
+    again.end()
+    assert again.run_id == first.run_id
+    assert steps(store, first.run_id, "loss") == [0, 1]
+
+
+def test_a_server_that_comes_back_within_the_patience_gets_everything(
+    store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_log(is_background=True, patience_s=60.0)
+    store.fault = ConnectionError("refused")
+    log.log_metrics({"loss": 1.0}, 0)
+    slept: list[float] = []
+
+    def come_back(seconds: float) -> None:
+        slept.append(seconds)
+        store.fault = None if len(slept) > 2 else store.fault
+
+    monkeypatch.setattr(tracking.time, "sleep", come_back)
+    log.end()
+    assert len(slept) == 3
+    assert log.num_waiting == 0
+    assert store.runs[log.run_id].info.status == "FINISHED"
