@@ -46,8 +46,8 @@ def test_a_misspelt_key_is_named() -> None:
 
 def test_an_unknown_preset_lists_those_there_are() -> None:
     with pytest.raises(InputError) as raised:
-        api.load("train", "cifar", dataset="d")
-    assert raised.value.what == "train has no preset 'cifar'"
+        api.load("train", "cifar-slow", dataset="d")
+    assert raised.value.what == "train has no preset 'cifar-slow'"
     assert "cifar-fast" in raised.value.mend
 
 
