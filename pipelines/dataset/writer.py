@@ -106,15 +106,16 @@ class _Shard:
         if self._rows and (len(self._rows) == MAX_GROUP_ROWS or self._group_bytes + len(data) > MAX_GROUP_BYTES):
             self._flush()
         whole = {**self._later, **row}
-        whole.setdefault("stored_sha256", hashlib.sha256(data).hexdigest())
+        if "stored_sha256" not in row:
+            whole["stored_sha256"] = hashlib.sha256(data).hexdigest()
         if whole.keys() != self._names:
             odd = sorted(whole.keys() ^ self._names)
             raise KeyError(f"the row and the shard schema differ in {odd}")
         self._rows.append(whole)
         self._group_bytes += len(data)
         self._hashes.append(row_fingerprint(whole, self.split, self._carried))
-        names = label_names(whole["label"])
-        self._labels.update(names)
+        for name in label_names(whole["label"]):
+            self._labels[name] += 1
         self._unlabelled += whole["label"] is None
 
     def _flush(self) -> None:

@@ -66,14 +66,18 @@ ODD_ASPECT = 3.0
 
 def quality_flags(quality: Quality, source_width: int, source_height: int) -> tuple[str, ...]:
     """Return what is unusual of a picture: dark, bright, flat, blurred, odd_aspect."""
-    found = {
-        "dark": quality.brightness < DARK_BRIGHTNESS,
-        "bright": quality.brightness > BRIGHT_BRIGHTNESS,
-        "flat": quality.contrast < FLAT_CONTRAST,
-        "blurred": quality.sharpness < BLURRED_SHARPNESS and quality.contrast >= FLAT_CONTRAST,
-        "odd_aspect": max(source_width, source_height) > ODD_ASPECT * min(source_width, source_height),
-    }
-    return tuple(name for name, is_so in found.items() if is_so)
+    found = []
+    if quality.brightness < DARK_BRIGHTNESS:
+        found.append("dark")
+    elif quality.brightness > BRIGHT_BRIGHTNESS:
+        found.append("bright")
+    if quality.contrast < FLAT_CONTRAST:
+        found.append("flat")
+    elif quality.sharpness < BLURRED_SHARPNESS:
+        found.append("blurred")
+    if max(source_width, source_height) > ODD_ASPECT * min(source_width, source_height):
+        found.append("odd_aspect")
+    return tuple(found)
 
 
 def difference_hash(grey: np.ndarray) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 from pipelines.image.decode import DecodedImage, Pixels, decode_image
@@ -12,7 +12,7 @@ from pipelines.image.encode import encode_image
 from pipelines.image.header import ImageHeader, Limits
 from pipelines.image.metadata import Block, list_blocks, strip_blocks
 from pipelines.image.preprocess import Preprocess
-from pipelines.image.resize import Geometry, apply_geometry
+from pipelines.image.resize import Geometry, GeometryMode, apply_geometry
 from pipelines.image.sniff import name_flags
 from pipelines.ingest.config import ImageConfig, PrivacyConfig
 from pipelines.ingest.privacy import Box, hide_regions
@@ -136,7 +136,12 @@ def _removed(data: bytes, kept: bytes | None, image_format: str) -> tuple[Block,
 
 def stored_geometry(config: ImageConfig) -> Geometry:
     """Return the geometry of stored images; it never enlarges."""
-    return Geometry(config.size_px, config.mode if config.size_px else "none", can_enlarge=False)
+    return _geometry(config.size_px, config.mode if config.size_px else "none")
+
+
+@lru_cache(maxsize=16)
+def _geometry(size_px: int, mode: GeometryMode) -> Geometry:
+    return Geometry(size_px, mode, can_enlarge=False)  # checks itself, which need not be done for each image
 
 
 def make_preprocess(config: ImageConfig, largest_side_px: int) -> Preprocess:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -95,7 +95,8 @@ def _write_unit(
     """Write what a unit comes to; return the report, and what privacy rules took out of each image."""
     largest_side_px, flags, audit = 0, Counter[str](), list[dict[str, Any]]()
     column = job.source.carried.index(job.privacy.region_column) if job.privacy.region_column else None
-    timed: Callable[[], AbstractContextManager[None]] = nullcontext if watchdog is None else watchdog.image
+    timed: AbstractContextManager[None] = watchdog or nullcontext()
+    travelling = frozenset(carried_columns(job.source.carried, job.privacy))
     for member in job.source.open(unit):
         try:
             if member.data is None:
@@ -103,16 +104,16 @@ def _write_unit(
             regions = () if column is None else read_regions(member.carried[column])
             if careful is not None and (refusal := careful(member.data, regions)) is not None:
                 raise refusal
-            with timed():
+            with timed:
                 image = make_stored_image(member.data, member.key, job.image, job.privacy, regions)
         except RefusedImage as refused:  # this type only: a bug of ours must still stop the job
             thumbnail = None
             if careful is None:  # else one that is refused by its header may be what kills when it is decoded
-                with timed():
+                with timed:
                     thumbnail = make_thumbnail(member.data, refused.reason, job.image, job.privacy)
             writer.quarantine(_quarantine_row(member, refused, job, thumbnail))
             continue
-        row = _row(member, image, job)
+        row = _row(member, image, job, travelling)
         if job.privacy.applies:
             audit.append(audit_row(member, image, regions, job.privacy))
         largest_side_px = max(largest_side_px, row["width"], row["height"])
@@ -127,9 +128,8 @@ def _write_unit(
     return report, audit
 
 
-def _row(member: Member, image: StoredImage, job: IngestJob) -> dict[str, Any]:
+def _row(member: Member, image: StoredImage, job: IngestJob, travelling: Collection[str]) -> dict[str, Any]:
     quality = measure(image.pixels, image.width * image.height)
-    travelling = carried_columns(job.source.carried, job.privacy)
     return {
         "image": {"bytes": image.data, "path": member.key},
         "label": list(member.label) if isinstance(member.label, tuple) else member.label,

@@ -19,7 +19,10 @@ EXIT_CODE = 75
 
 
 class Watchdog:
-    """Ends the process when one image takes longer than `limit_s`; costs a microsecond an image and a thread a unit."""
+    """Ends the process when one image, a `with` block of it, takes longer than `limit_s`.
+
+    It costs half a microsecond an image, and a thread a unit.
+    """
 
     def __init__(self, limit_s: float = HANG_S, end: Callable[[], None] = lambda: os._exit(EXIT_CODE)) -> None:
         self._limit_s = limit_s
@@ -27,14 +30,12 @@ class Watchdog:
         self._begun_s = math.inf
         self._done = threading.Event()
 
-    @contextmanager
-    def image(self) -> Iterator[None]:
-        """Time one image while the block runs; reading from a slow store is outside of it."""
+    def __enter__(self) -> None:
+        """Begin to time one image; reading from a slow store is outside of it."""
         self._begun_s = time.monotonic()
-        try:
-            yield
-        finally:
-            self._begun_s = math.inf
+
+    def __exit__(self, *_: object) -> None:
+        self._begun_s = math.inf
 
     @contextmanager
     def watching(self) -> Iterator[Watchdog]:

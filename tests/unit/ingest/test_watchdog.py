@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +32,7 @@ def test_a_hanging_image_ends_the_process() -> None:
         "import time\n"
         "from pipelines.ingest.watchdog import Watchdog\n"
         "with Watchdog(limit_s=0.2).watching() as watchdog:\n"
-        "    with watchdog.image():\n"
+        "    with watchdog:\n"
         "        time.sleep(60)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[3], capture_output=True)
@@ -45,11 +44,11 @@ def test_images_that_are_done_in_time_are_left_alone() -> None:
     ended = threading.Event()
     with Watchdog(limit_s=30.0, end=ended.set).watching() as watchdog:
         for _ in range(100):
-            with watchdog.image():
+            with watchdog:
                 pass
     assert not ended.is_set()
     with Watchdog(limit_s=0.05, end=ended.set).watching() as watchdog:
-        with watchdog.image():
+        with watchdog:
             pass
         assert not ended.wait(0.3)  # waiting for the source is no image
     assert not [thread for thread in threading.enumerate() if thread.name == "ingest-watchdog"]
@@ -98,12 +97,10 @@ class _Counting(Watchdog):
         super().__init__(end=lambda: None)
         self.images = 0
 
-    @contextmanager
     @override
-    def image(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         self.images += 1
-        with super().image():
-            yield
+        super().__enter__()
 
 
 def test_a_unit_tells_its_watchdog_of_every_decoding(tmp_path: Path) -> None:
