@@ -12,7 +12,8 @@ from pipelines.sources.resolve import open_source
 from pipelines.stage_output import Plan, default_out, stage_key
 
 STAGE = "ingest"
-OUTPUT_VERSION = 2
+OUTPUT_VERSION = 3
+"""Raised where the same source and settings come to other rows or another order of them; 3: units of 8,192 rows."""
 
 
 def plan(config: IngestConfig) -> Plan:
@@ -61,7 +62,8 @@ def earlier_keys(config: IngestConfig, source: Source) -> list[str]:
     The last one is that of a dataset to which this release has appended, with the dataset's settings.
     """
     first = as_first(config)
-    return [_key(first, source, version) for version in range(1, OUTPUT_VERSION + 1)]
+    later = [_key(config, source, version) for version in range(2, OUTPUT_VERSION)]
+    return [*later, *(_key(first, source, version) for version in range(1, OUTPUT_VERSION + 1))]
 
 
 def as_first(config: IngestConfig) -> IngestConfig:

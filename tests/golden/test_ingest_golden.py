@@ -16,10 +16,15 @@ from pipelines.image.resize import Geometry, apply_geometry
 from pipelines.ingest import stage
 from pipelines.ingest.config import ImageConfig, IngestConfig
 from pipelines.ingest.plan import OUTPUT_VERSION
+from pipelines.ingest.quality import Quality, measure
 from pipelines.ingest.stored import make_preprocess
 from pipelines.ingest.unit import ingest_unit
+from pipelines.sources.base import Found, Unit, make_listing
+from pipelines.sources.units import file_units, span_units
 from tests import factories
 
+SIZES = ((1, 320, 240), (2, 256, 256), (3, 97, 640), (4, 96, 96), (5, 33, 32))
+"""Seed, width and height of pictures on either side of the size from which they are measured in another way."""
 GOLDEN = Path(__file__).with_name("ingest.json")
 
 
@@ -50,6 +55,7 @@ def measured(tmp_path: Path) -> dict[str, object]:
     values = {row["image_id"]: [row[name] for name in columns] for row in table.to_pylist()}
     photo = pattern(7, 320, 240)
     geometries = [Geometry(100, mode) for mode in ("fit", "crop", "pad", "squash")] + [Geometry(400, "squash")]
+    pictures = [pattern(seed, width, height) for seed, width, height in SIZES]
     network_input = prepare_raw(stored_png(photo), make_preprocess(ImageConfig(), 256))
     return {
         "output_version": OUTPUT_VERSION,
@@ -58,9 +64,24 @@ def measured(tmp_path: Path) -> dict[str, object]:
         "splits": {name: part["fingerprint"] for name, part in catalog["splits"].items()},
         "counts": catalog["counts"],
         "columns": digest(json.dumps(values, sort_keys=True).encode()),
+        "measures": [digest(json.dumps(as_stored(measure(picture))).encode()) for picture in pictures],
+        "units": digest(json.dumps([[unit.index, len(unit.entries), unit.entries[0].key] for unit in cut()]).encode()),
         "resized": [digest(apply_geometry(photo, geometry).tobytes()) for geometry in geometries],
         "network_input": digest(network_input.tobytes()),
     }
+
+
+def as_stored(quality: Quality) -> list[float | int]:
+    """Return measures as a row's columns hold them, in 32 bits."""
+    return [quality.phash, *np.float32([quality.brightness, quality.contrast, quality.sharpness]).tolist()]
+
+
+def cut() -> list[Unit]:
+    """Return how a large listing is cut: the order of rows follows from it."""
+    entries = make_listing(
+        "set", [Found(b"c%d/%06d.jpg" % (i // 3000, i), 900, i * 900, 900) for i in range(30_000)]
+    ).entries
+    return [*span_units(entries), *file_units(entries)]
 
 
 def digest(data: bytes) -> str:
