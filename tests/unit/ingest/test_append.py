@@ -487,6 +487,17 @@ def test_what_an_earlier_release_made_stands(
         stage.run(config_of(folder, out))
 
 
+def test_what_the_release_before_made_with_the_same_settings_stands(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest_plan, "OUTPUT_VERSION", 2)
+        ingest(folder, tmp_path / "out", **{"image.size_px": 16})
+    assert stage.run(config_of(folder, tmp_path / "out", **{"image.size_px": 16})).skipped
+    with pytest.raises(InputError):
+        stage.run(config_of(folder, tmp_path / "out", **{"image.size_px": 17}))
+
+
 def test_a_dataset_without_a_listing_is_compared_by_keys(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
