@@ -94,13 +94,14 @@ class ParquetSource(Source):
     def _rows_of(
         self, parquet: pq.ParquetFile, layout: _Layout, number: int, path: str, split: str | None
     ) -> Iterator[Entry]:
-        names = _own_names(parquet, layout)
+        where = self._storage.address(path)
+        names = _own_names(parquet, layout, where)
         row = 0
         for group in range(parquet.num_row_groups):
             facts = parquet.metadata.row_group(group)
             size = max(1, facts.total_byte_size // max(1, facts.num_rows))
-            labels = _labels(parquet, group, layout, self._columns.separator)
-            cells = _cells(parquet, group, layout)
+            labels = _labels(parquet, group, layout, self._columns.separator, where)
+            cells = _cells(parquet, group, layout, where)
             if len(labels) != facts.num_rows or len(cells) != facts.num_rows:
                 raise pa.ArrowInvalid(f"row group {group} has {len(labels)} labels for {facts.num_rows} rows")
             for place in range(facts.num_rows):
@@ -282,12 +283,29 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
         return ()
 
 
-def _cells(parquet: pq.ParquetFile, group: int, layout: _Layout) -> list[tuple[str | None, ...]]:
+def _values(column: pa.ChunkedArray | pa.Array, name: str, where: str) -> list[Any]:
+    """Return a column's cells as Python's values.
+
+    Raises:
+        InputError: one has no such value: bytes that are not UTF-8 in text, a date outside Python's years 1 to 9999.
+    """
+    try:
+        values: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError, LookupError) as error:  # LookupError: a time zone that nobody knows
+        raise InputError(
+            f"{where} has a cell in column {name!r} that cannot be read as {column.type}: {error}",
+            mend="mend the cell, or leave the column out of the file",
+        ) from error
+    return values
+
+
+def _cells(parquet: pq.ParquetFile, group: int, layout: _Layout, where: str) -> list[tuple[str | None, ...]]:
     """Return what stands in the further columns of each row, as text; nothing where it is null or empty."""
     if not layout.carried:
         return [()] * int(parquet.metadata.row_group(group).num_rows)
-    columns = parquet.read_row_group(group, columns=list(layout.carried)).select(list(layout.carried)).to_pydict()
-    return list(zip(*([_cell(value) for value in column] for column in columns.values()), strict=True))
+    table = parquet.read_row_group(group, columns=list(layout.carried))
+    columns = ([_cell(value) for value in _values(table[name], name, where)] for name in layout.carried)
+    return list(zip(*columns, strict=True))
 
 
 def _cell(value: Any) -> str | None:
@@ -302,10 +320,10 @@ def _carrying(entry: Entry, names: Sequence[str], wanted: Sequence[str]) -> Entr
     return entry._replace(carried=tuple(held.get(name) for name in wanted))
 
 
-def _labels(parquet: pq.ParquetFile, group: int, layout: _Layout, separator: str) -> list[Label]:
+def _labels(parquet: pq.ParquetFile, group: int, layout: _Layout, separator: str, where: str) -> list[Label]:
     if not layout.label:
         return [None] * int(parquet.metadata.row_group(group).num_rows)
-    values = parquet.read_row_group(group, columns=[layout.label]).column(0).to_pylist()
+    values = _values(parquet.read_row_group(group, columns=[layout.label]).column(0), layout.label, where)
     return [read_label(_named(value, layout.names), separator) for value in values]
 
 
@@ -318,7 +336,7 @@ def _named(value: Any, names: Sequence[str]) -> Any:
     return value
 
 
-def _own_names(parquet: pq.ParquetFile, layout: _Layout) -> list[str]:
+def _own_names(parquet: pq.ParquetFile, layout: _Layout, where: str) -> list[str]:
     """Return a name for every row: its own path where all rows have one and no two the same, else its number."""
     number = int(parquet.metadata.num_rows)
     numbers = [f"{row:06d}" for row in range(number)]
@@ -326,5 +344,6 @@ def _own_names(parquet: pq.ParquetFile, layout: _Layout) -> list[str]:
     if not layout.is_struct or kind.get_field_index("path") < 0:
         return numbers
     cells = parquet.read(columns=[f"{layout.image}.path"]).column(0).combine_chunks()
-    own = [PurePosixPath(name).as_posix() if name else "" for name in cells.field("path").to_pylist()]
+    paths = _values(cells.field("path"), f"{layout.image}.path", where)
+    own = [PurePosixPath(name).as_posix() if name else "" for name in paths]
     return own if all(own) and len(set(own)) == number else numbers

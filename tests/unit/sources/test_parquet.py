@@ -201,6 +201,35 @@ def test_p05_a_flipped_bit_costs_its_row_group_and_no_other(tmp_path: Path) -> N
     }
 
 
+_NO_TEXT = pa.array([b"a", b"\xff\xfe", *[b"c"] * 10], pa.binary())
+_NO_TEXT = pa.StringArray.from_buffers(12, _NO_TEXT.buffers()[1], _NO_TEXT.buffers()[2])
+_NO_DATE = pa.array([0, 2**62, *[0] * 10], pa.int64()).cast(pa.timestamp("us"))
+BAD_CELLS: dict[str, tuple[dict[str, Any], str]] = {
+    "text in a further column": ({"image": IMAGES, "label": ["a"] * 12, "site": _NO_TEXT}, "'site' .* as string"),
+    "text in a label": ({"image": IMAGES, "label": _NO_TEXT}, "'label' .* as string"),
+    "text in a path": (
+        {"image": pa.StructArray.from_arrays([pa.array(IMAGES), _NO_TEXT], ["bytes", "path"])},
+        "'image.path' .* as string",
+    ),
+    "date in a further column": ({"image": IMAGES, "taken": _NO_DATE}, "'taken' .* as timestamp"),
+    "date in a label": ({"image": IMAGES, "label": _NO_DATE}, "'label' .* as timestamp"),
+    "day after the last year": ({"image": IMAGES, "day": pa.array([2**31 - 1] * 12, pa.date32())}, "'day' .* as date"),
+    "time of no known zone": (
+        {"image": IMAGES, "taken": pa.array([0] * 12, pa.timestamp("s", "Nowhere/None"))},
+        "'taken' .* as timestamp",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CELLS)
+def test_a_cell_that_is_no_value_is_refused_by_file_and_column(tmp_path: Path, name: str) -> None:
+    columns, words = BAD_CELLS[name]
+    path = write(tmp_path / "a.parquet", columns)
+    with pytest.raises(InputError, match=rf"a\.parquet has a cell in column {words}") as caught:
+        open_source(str(path)).listing()
+    assert caught.value.exit_code == 2
+
+
 class _Canary:
     """Makes a folder when it is unpickled."""
 
