@@ -22,7 +22,7 @@ from pipelines.dataset.catalog import (
     publish_version,
     read_version,
 )
-from pipelines.errors import InputError
+from pipelines.errors import InputError, NotFound
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.plan import STAGE, make_plan, open_images
 from pipelines.ingest.review import not_given, review, tell_unchecked
@@ -101,7 +101,14 @@ def run(config: IngestConfig, run_units: RunUnits | None = None) -> IngestResult
     if config.retry_failed:
         return _retry(config, plan, store, source, standing, run_units)
     if standing is None:
-        return _start(config, plan, store, source, run_units)
+        try:
+            return _start(config, plan, store, source, run_units)
+        except NotFound:
+            # another driver of this run may have published it, and cleaned up what this one was still looking at
+            standing = read_version(store, stage_format=DATASET_FORMAT)
+            if standing is None or standing["sources"].get(source.name) != plan.key:
+                raise
+            return _result(plan, standing, skipped=True)
     return _append(config, plan, store, source, standing, run_units)
 
 

@@ -421,3 +421,25 @@ def test_an_output_that_the_sources_pattern_takes_is_refused(
     with pytest.raises(InputError, match="the output") if is_refused else contextlib.nullcontext():
         dataset = ingest(photos / pattern, photos / out)
         assert dataset.catalog["rows"] == (3 if pattern == "*/cat" else 6)
+
+
+def test_a_driver_that_is_overtaken_ends_with_what_the_other_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = factories.write_class_folder(tmp_path / "set", {"cat": 16, "dog": 14})
+    for i in range(12):
+        shutil.copy(folder / "dog" / f"{i:04d}.jpg", folder / "dog" / f"copy{i:02d}.jpg")  # leaks: shards are rewritten
+    config = IngestConfig(source=str(folder), out=str(tmp_path / "out"))
+    slow, fast = finish.find_duplicates, []
+
+    def overtaken(*args: Any) -> Any:
+        if not fast:
+            fast.append(None)
+            fast[0] = stage.run(config, in_process)
+        return slow(*args)
+
+    monkeypatch.setattr(finish, "find_duplicates", overtaken)
+    late = stage.run(config, in_process)
+    assert late.skipped
+    assert late.version == fast[0].version == 1
+    assert late.figures["fingerprint"] == fast[0].figures["fingerprint"]
