@@ -61,14 +61,17 @@ def exclude(dataset: str, images: tuple[str, ...], table: str, reason: str, as_j
 @click.option("--reason", default="retracted", show_default=True, help="Why; it is kept with every row.")
 @options.as_json
 def retract(dataset: str, images: tuple[str, ...], table: str, reason: str, as_json: bool) -> None:
-    """Consent or licence withdrawn: exclude the images, and list every version whose files still hold them."""
+    """Consent or licence withdrawn: exclude the images, and list every version whose files still hold them.
+
+    Refused members can be named too: they are not read again, and `compact --purge` deletes their thumbnails.
+    """
     from pipelines.dataset.compare import versions_with
     from pipelines.dataset.corrections import exclusions
     from pipelines.dataset.patch import publish_patch
     from pipelines.dataset.reader import open_dataset
 
     opened = open_dataset(dataset)
-    changes = exclusions(opened, images, table, reason)
+    changes = exclusions(opened, images, table, reason, refused=True)
     version = publish_patch(opened.uri, changes)
     held = versions_with(opened.storage, [change.image_id for change in changes])
     if as_json:

@@ -29,10 +29,11 @@ from pipelines.dataset.catalog import (
     purged_path,
     read_version,
 )
+from pipelines.dataset.quarantine import without_pictures
 from pipelines.dataset.reader import Dataset, open_dataset
 from pipelines.dataset.rewrite import rewrite_touched
 from pipelines.dataset.shards import read_shard_list, write_shard_list
-from pipelines.dataset.taken import TAKEN, write_taken
+from pipelines.dataset.taken import TAKEN, taken_out, write_taken
 from pipelines.errors import AlreadyExists, DataError, InputError
 from pipelines.storage import Storage, StoredFile
 
@@ -110,20 +111,21 @@ def clean_run(storage: Storage, run_id: str) -> list[str]:
 
 
 def compact(reference: str) -> int | None:
-    """Write every patched shard anew and publish the result; return the version, or None where no patch stood.
+    """Write every patched shard anew and publish the result; return the version, or None where nothing had to change.
 
     Rows, their order and all fingerprints stay as they are; of images that were taken out the ids are kept, so that
-    an append does not bring them back. When another version is published meanwhile it starts
-    again from that one.
+    an append does not bring them back, and no thumbnail among the refused members. When another version is published
+    meanwhile it starts again from that one.
     """
     while True:
         dataset = open_dataset(reference)
-        if not dataset.catalog["patches"]:
-            return None
         key = _key("compact", dataset.version, dataset.fingerprint)
         run_id = next_run_id(dataset.storage, key)
         attempt = secrets.token_hex(4)
-        entries = dataset.catalog["shard_lists"]
+        standing = dataset.catalog["shard_lists"]
+        entries = without_pictures(dataset.storage, run_id, standing, taken_out(dataset))
+        if not dataset.catalog["patches"] and entries == standing:
+            return None
         # Units of different runs share numbers, so the place of the run is in the name too.
         lists = [_compacted_list(dataset, run_id, f"{attempt}-{n}", entry) for n, entry in enumerate(entries)]
         catalog = {**dataset.catalog, "stage": "compact", "key": key, "shard_lists": lists, "patches": []}

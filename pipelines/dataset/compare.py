@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.dataset.catalog import DATASET_FORMAT, list_versions, purged_path, read_version
+from pipelines.dataset.quarantine import pictured
 from pipelines.dataset.reader import Dataset, open_dataset
 from pipelines.storage import Storage
 
@@ -51,10 +52,11 @@ def difference(old: str, new: str) -> Difference:
 def versions_with(storage: Storage, image_ids: Sequence[str]) -> dict[int, int]:
     """Return for each version that can still be opened how many of the images its files hold, dead rows included.
 
-    A row that a patch took out is still in the file: only `compact` and `purge` remove the bytes.
+    A row that a patch took out is still in the file, and so is the thumbnail of a refused member: only `compact` and
+    `purge` remove the bytes.
     """
     wanted = set(image_ids)
-    known: dict[str, int] = {}
+    known: dict[str, set[str]] = {}  # versions share most of their files
     found: dict[int, int] = {}
     for version in list_versions(storage):
         if storage.exists(purged_path(version)):
@@ -62,14 +64,18 @@ def versions_with(storage: Storage, image_ids: Sequence[str]) -> dict[int, int]:
         catalog = read_version(storage, version, stage_format=DATASET_FORMAT)
         assert catalog is not None
         dataset = Dataset(storage.uri, version, catalog)
-        held = 0
-        for file in dataset.shards():
-            if file.path not in known:  # versions share most of their files
-                ids = dataset.written_rows(file, ["image_id"]).column(0).to_pylist()
-                known[file.path] = len(wanted.intersection(ids))
-            held += known[file.path]
+        held: set[str] = set()
+        for shard in dataset.shards():
+            if shard.path not in known:
+                ids = dataset.written_rows(shard, ["image_id"]).column(0).to_pylist()
+                known[shard.path] = wanted.intersection(ids)
+            held |= known[shard.path]
+        for file in dataset.quarantine_files():
+            if file.path not in known:
+                known[file.path] = wanted.intersection(pictured(storage, file))
+            held |= known[file.path]
         if held:
-            found[version] = held
+            found[version] = len(held)
     return found
 
 

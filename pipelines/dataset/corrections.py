@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.dataset.patch import Change
+from pipelines.dataset.quarantine import quarantine_rows
 from pipelines.dataset.reader import Dataset
 from pipelines.dataset.user_table import read_rows
 from pipelines.errors import InputError
@@ -54,7 +55,9 @@ def read_relabels(dataset: Dataset, address: str) -> list[Change]:
     return changes
 
 
-def exclusions(dataset: Dataset, names: Sequence[str], address: str, reason: str) -> list[Change]:
+def exclusions(
+    dataset: Dataset, names: Sequence[str], address: str, reason: str, *, refused: bool = False
+) -> list[Change]:
     """Return the changes that take images out of a dataset.
 
     Args:
@@ -62,6 +65,7 @@ def exclusions(dataset: Dataset, names: Sequence[str], address: str, reason: str
         names: image ids or keys.
         address: a table of images as for `read_relabels`, without labels; empty for none.
         reason: why; it is kept for good.
+        refused: whether refused members may be named too, of which a dataset may hold a thumbnail.
 
     Raises:
         InputError: nothing is named, or an image that the dataset does not have.
@@ -71,7 +75,7 @@ def exclusions(dataset: Dataset, names: Sequence[str], address: str, reason: str
         rows += [(row, f"{address} row {number}") for number, row in enumerate(read_rows(address), start=1)]
     if not rows:
         raise InputError("no image is named", mend=_NAMES)
-    find = _Finder(dataset)
+    find = _Finder(dataset, refused=refused)
     ids = dict.fromkeys(find(row, where) for row, where in rows)
     return [Change(image_id, "live", False, reason) for image_id in ids]
 
@@ -79,15 +83,21 @@ def exclusions(dataset: Dataset, names: Sequence[str], address: str, reason: str
 class _Finder:
     """Finds image ids by id, or by key where that is clear. Dead rows are found too: what is done stays nameable."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, *, refused: bool = False) -> None:
         self._ref = dataset.ref
         self._ids: set[str] = set()
         self._keys: dict[str, list[tuple[str, str]]] = {}
         for file in dataset.shards():
             table = dataset.written_rows(file, ["image_id", "key", "source"])
             for image_id, key, source in zip(*(column.to_pylist() for column in table.columns), strict=True):
-                self._ids.add(image_id)
-                self._keys.setdefault(key, []).append((source, image_id))
+                self._add(image_id, key, source)
+        for row in quarantine_rows(dataset, accepted=None, columns=["image_id", "key", "source"]) if refused else ():
+            if row["image_id"]:
+                self._add(row["image_id"], row["key"] or "", row["source"] or "")
+
+    def _add(self, image_id: str, key: str, source: str) -> None:
+        self._ids.add(image_id)
+        self._keys.setdefault(key, []).append((source, image_id))
 
     def __call__(self, row: Mapping[str, Any], where: str) -> str:
         image_id = str(row.get("image_id") or "")

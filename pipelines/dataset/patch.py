@@ -10,7 +10,7 @@ import contextlib
 import enum
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,12 @@ from pipelines.dataset.catalog import Catalog, next_run_id, publish_version
 from pipelines.dataset.content import dataset_fingerprint, make_classes
 from pipelines.dataset.fingerprint import MODULUS, from_hex, to_hex
 from pipelines.dataset.overrides import RowChanges
+from pipelines.dataset.quarantine import refused_among
 from pipelines.dataset.reader import Dataset, open_dataset
 from pipelines.dataset.receipt import ShardFile
 from pipelines.dataset.schema import PATCH_SCHEMA
 from pipelines.dataset.tables import encode_table
+from pipelines.dataset.taken import TAKEN, taken_out, write_ids
 from pipelines.dataset.writer import label_names, row_fingerprint
 from pipelines.errors import AlreadyExists, DataError, InputError
 from pipelines.storage import Storage
@@ -84,10 +86,17 @@ def publish_patch(reference: str, changes: Sequence[Change]) -> int | None:
 
     def patched(standing: Catalog, version: int) -> Catalog:
         now = Dataset(dataset.uri, version, standing)
-        rows = resolve_changes(now, changes)
-        if not rows:
+        refused = refused_among(now, [change.image_id for change in changes if _takes_out(change)])
+        rows = resolve_changes(now, changes, refused=refused)
+        # a row that goes says so itself; of a refused image there is nothing but its id to keep
+        out = refused - {row["image_id"] for row in rows}
+        out -= taken_out(now) if out else set()
+        if not rows and not out:
             raise _NothingToChangeError
-        return {**add_patch(now, run_id, rows), "stage": "patch", "key": key}
+        catalog = add_patch(now, run_id, rows) if rows else dict(now.catalog)
+        if out:
+            catalog[TAKEN] = [*catalog.get(TAKEN, []), write_ids(now, run_id, out)]
+        return {**catalog, "stage": "patch", "key": key}
 
     try:
         catalog = patched(dataset.catalog, dataset.version)
@@ -96,8 +105,15 @@ def publish_patch(reference: str, changes: Sequence[Change]) -> int | None:
         return None
 
 
-def resolve_changes(dataset: Dataset, changes: Sequence[Change]) -> list[PatchRow]:
+def resolve_changes(
+    dataset: Dataset, changes: Sequence[Change], *, refused: Collection[str] = frozenset()
+) -> list[PatchRow]:
     """Return the patch rows that changes come to in a version, leaving out rows that already hold the new value.
+
+    Args:
+        dataset: the version.
+        changes: what is wanted.
+        refused: images that need not have a row, since they were refused.
 
     Raises:
         InputError: an image is not in the dataset, a field cannot be patched, or a value has the wrong type.
@@ -116,7 +132,7 @@ def resolve_changes(dataset: Dataset, changes: Sequence[Change]) -> list[PatchRo
     for image_id, own in wanted.items():
         meant = _meant_rows(standing[image_id], own)
         if meant is None:
-            missing.append(image_id)
+            missing += [] if image_id in refused else [image_id]
         elif len(meant) > 1:
             raise InputError(f"image {image_id} stands twice in {dataset.ref}; the patch is not clear")
         else:
@@ -133,6 +149,10 @@ def resolve_changes(dataset: Dataset, changes: Sequence[Change]) -> list[PatchRo
             mend=f"list the ids with `resnet data show {dataset.ref}`",
         )
     return rows
+
+
+def _takes_out(change: Change) -> bool:
+    return change.field == "live" and not change.new
 
 
 def _meant_rows(standing: Sequence[_Row], changes: Sequence[Change]) -> list[_Row] | None:

@@ -214,6 +214,40 @@ def release(
     return _rewritten(storage, run_id, lists, released), reasons, accepted
 
 
+def refused_among(dataset: Dataset, image_ids: Collection[str]) -> set[str]:
+    """Return which of some images are among the refused members of a version."""
+    wanted = set(image_ids)
+    if not wanted:
+        return set()
+    return wanted.intersection(row["image_id"] for row in quarantine_rows(dataset, accepted=None, columns=["image_id"]))
+
+
+def pictured(storage: Storage, file: QuarantineFile) -> list[str]:
+    """Return the ids of the refused members in a file that have a thumbnail."""
+    rows = _rows_of(storage, file, ["image_id", "thumbnail"])
+    return [row["image_id"] for row in rows if row["thumbnail"] is not None]
+
+
+def without_pictures(
+    storage: Storage, run_id: str, lists: Sequence[Mapping[str, Any]], image_ids: Collection[str]
+) -> list[dict[str, Any]]:
+    """Return shard lists whose refused members among some images have no thumbnail; what is said of them stays.
+
+    Args:
+        storage: the dataset's root.
+        run_id: the run that new files belong to.
+        lists: the entries of a catalog's `shard_lists`.
+        image_ids: which.
+    """
+    if not image_ids:
+        return [dict(entry) for entry in lists]
+
+    def bare(row: Row) -> Row:
+        return {**row, "thumbnail": None} if row["image_id"] in image_ids else row
+
+    return _rewritten(storage, run_id, lists, bare)
+
+
 def _rewritten(
     storage: Storage, run_id: str, lists: Sequence[Mapping[str, Any]], change: Callable[[Row], Row | None]
 ) -> list[dict[str, Any]]:

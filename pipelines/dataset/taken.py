@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -28,29 +28,27 @@ def write_taken(dataset: Dataset, run_id: str) -> list[dict[str, Any]]:
 
     A row that a changed image took the place of has another, and is not among them; nor is one that never counted.
     """
-    ruled_out = ruled_out_rows(dataset)
     standing = list(dataset.catalog.get(TAKEN, []))
-    dead: set[str] = set()
-    for file in dataset.shards():
-        changes = dataset.overrides.get(file.path, {})
-        rows = [
-            row for row, change in changes.items() if not change.get("live", True) and (file.path, row) not in ruled_out
-        ]
-        if rows:
-            dead.update(dataset.written_rows(file, ["image_id"]).column("image_id").take(rows).to_pylist())
-    if dead:
-        wanted = pa.array(sorted(dead), pa.string())
-        for split in dataset.splits:
-            ids = dataset.table(split, ["image_id"]).column("image_id")
-            dead.difference_update(ids.filter(pc.is_in(ids, value_set=wanted)).to_pylist())
-    if not dead:
-        return standing
-    data = encode_table(pa.table({"image_id": sorted(dead)}, schema=_SCHEMA))
+    dead = _dead_images(dataset)
+    return [*standing, write_ids(dataset, run_id, dead)] if dead else standing
+
+
+def write_ids(dataset: Dataset, run_id: str, image_ids: Collection[str]) -> dict[str, Any]:
+    """Write ids as a table of images that were taken out; return what a catalog says of it."""
+    data = encode_table(pa.table({"image_id": sorted(image_ids)}, schema=_SCHEMA))
     digest = hashlib.sha256(data).hexdigest()
     path = f"data/{run_id}/_taken-{digest[:16]}.parquet"
     with contextlib.suppress(AlreadyExists):  # the name is the content
         dataset.storage.create(path, data)
-    return [*standing, {"path": path, "sha256": digest, "bytes": len(data), "rows": len(dead)}]
+    return {"path": path, "sha256": digest, "bytes": len(data), "rows": len(image_ids)}
+
+
+def taken_out(dataset: Dataset) -> set[str]:
+    """Return the ids of all images that somebody took out: by a patch that stands, or before their rows were deleted.
+
+    Images that were refused, and so have no row, are among them once somebody took them out.
+    """
+    return _dead_images(dataset) | read_taken(dataset)
 
 
 def read_taken(dataset: Dataset) -> set[str]:
@@ -77,6 +75,25 @@ def ruled_out_rows(dataset: Dataset) -> set[tuple[str, int]]:
             else:
                 found.discard(place)
     return found
+
+
+def _dead_images(dataset: Dataset) -> set[str]:
+    """Return the ids of the rows that somebody took out and whose image has no live row beside them."""
+    ruled_out = ruled_out_rows(dataset)
+    dead: set[str] = set()
+    for file in dataset.shards():
+        changes = dataset.overrides.get(file.path, {})
+        rows = [
+            row for row, change in changes.items() if not change.get("live", True) and (file.path, row) not in ruled_out
+        ]
+        if rows:
+            dead.update(dataset.written_rows(file, ["image_id"]).column("image_id").take(rows).to_pylist())
+    if dead:
+        wanted = pa.array(sorted(dead), pa.string())
+        for split in dataset.splits:
+            ids = dataset.table(split, ["image_id"]).column("image_id")
+            dead.difference_update(ids.filter(pc.is_in(ids, value_set=wanted)).to_pylist())
+    return dead
 
 
 def _read(dataset: Dataset, entry: Mapping[str, Any]) -> list[str]:
