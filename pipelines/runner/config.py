@@ -51,6 +51,8 @@ OURS: tuple[tuple[str, str], ...] = (
     ("score", "out"),
     ("score", "model_sha256"),
 )
+# What a training by itself can be told and a sweep cannot: left where they are said.
+_NOT_OF_SWEEPS = ("dataset", "out", "find_batch_size", "local")
 # Settings that are said once, at the top, and hold for every section that has them.
 SHARED = ("tracking", "ray")
 
@@ -77,7 +79,8 @@ with warnings.catch_warnings():
         """The network that is trained; `dataset` is filled in."""
 
         tune: TuneConfig | None = None
-        """The sweep, left out when absent; its `train` starts from the section above."""
+        """The sweep, left out when absent; its `train` starts from the section above, `find_batch_size` and
+        `local` left out."""
 
         evaluate: EvaluateConfig
         """The measurement; `model` (best on val of train and tune) and `dataset` are filled in."""
@@ -125,7 +128,7 @@ def connect(values: dict[str, Any]) -> dict[str, Any]:
         result.setdefault(required, {})
     tune, train = result.get("tune"), result["train"]
     if isinstance(tune, dict) and isinstance(train, dict):
-        base = {key: value for key, value in train.items() if key not in ("dataset", "out")}
+        base = {key: value for key, value in train.items() if key not in _NOT_OF_SWEEPS}
         tune["train"] = _merged(base, tune.get("train", {}))
     for section, key, reference in CONNECTIONS:
         if isinstance(result.get(section), dict):

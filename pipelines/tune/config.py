@@ -21,6 +21,8 @@ Bounds = Annotated[tuple[float, float], _Listed]
 
 _GIVEN = ("num_classes", "in_channels", "from")
 """Fields that the data, or one set of weights for the whole sweep, decides."""
+_ONE_TRAINING = ("find_batch_size", "local")
+"""Fields of a training by itself: a trial's batch size comes from the space, and Ray starts it."""
 _SAMPLERS = ("choice", "uniform", "loguniform", "integer")
 
 
@@ -111,6 +113,12 @@ class TuneConfig(StrictModel):
                 f"train.{name} is given; trials are compared epoch by epoch, so none of them may stop or go back by"
                 f" itself; mend: leave train.{name} out"
             )
+        for name in _ONE_TRAINING:
+            if getattr(self.train, name):
+                raise ValueError(
+                    f"train.{name} is true, which only a training by itself can do; mend: leave train.{name} out"
+                    + (", and vary global_batch_size in the space" if name == "find_batch_size" else "")
+                )
         known = tunable_paths(self.train)
         for path in self.space:
             if path not in known:
@@ -127,7 +135,7 @@ def tunable_paths(base: TrainConfig) -> list[str]:
     paths = []
     values = base.model_dump(mode="json")
     for name, field in TrainConfig.model_fields.items():
-        if is_runtime(field) or name in ("tracking", "ray", "epochs"):
+        if is_runtime(field) or name in ("tracking", "ray", "epochs", *_ONE_TRAINING):
             continue
         if isinstance(values[name], dict):
             paths += [f"{name}.{key}" for key in values[name] if key not in _GIVEN]

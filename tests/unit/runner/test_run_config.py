@@ -30,6 +30,15 @@ def test_the_sweep_starts_from_the_plain_training() -> None:
     assert (config.train.model.depth, config.tune.train.model.depth) == (8, 14)
 
 
+def test_the_sweep_leaves_to_the_plain_training_what_only_that_can_do() -> None:
+    config = demo("train.find_batch_size=true", "train.local=true")
+    assert config.tune is not None
+    assert (config.train.find_batch_size, config.train.local) == (True, True)
+    assert (config.tune.train.find_batch_size, config.tune.train.local) == (False, False)
+    with pytest.raises(ConfigError, match="find_batch_size is true, which only a training by itself can do"):
+        demo("tune.train.find_batch_size=true")
+
+
 def test_shared_settings_reach_every_section() -> None:
     config = demo("tracking.experiment=mine", "ray.num_cpus=3")
     assert config.tune is not None

@@ -72,6 +72,17 @@ def test_values_keep_their_types() -> None:
             "leave train.divergence.rollbacks out",
         ),
         (
+            "train.find_batch_size=true",
+            "train.find_batch_size is true, which only a training by itself can do",
+            "leave train.find_batch_size out, and vary global_batch_size in the space",
+        ),
+        ("train.local=true", "train.local is true", "leave train.local out"),
+        (
+            "space={find_batch_size: {choice: [false, true]}}",
+            "space names find_batch_size",
+            "did you mean global_batch_size?",
+        ),
+        (
             "grace_epochs=31",
             "grace_epochs is 31 and train.epochs is 30",
             "lower grace_epochs, or use scheduler=none",
