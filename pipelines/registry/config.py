@@ -7,6 +7,9 @@ from pydantic import Field
 from pipelines.config.strict import StrictModel, runtime_field
 from pipelines.tracking import TrackingConfig
 
+CHOSEN_BY = ("train", "val")
+"""Splits by which a network was trained or chosen: an evaluation of them is no ground for registering it."""
+
 
 class RegisterConfig(StrictModel):
     """Register one trained network, and let it become champion if it is strictly better."""

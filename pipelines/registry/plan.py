@@ -10,15 +10,13 @@ from pipelines.errors import ConfigError, InputError
 from pipelines.evaluate.plan import package_digest
 from pipelines.package.resolve import REGISTRY_SCHEME, ResolvedPackage, read_description, resolve_ref
 from pipelines.redact import redact_address
-from pipelines.registry.config import RegisterConfig
+from pipelines.registry.config import CHOSEN_BY, RegisterConfig
 from pipelines.stage_output import Plan, default_out, read_catalog, stage_key
 from pipelines.storage import Storage
 from pipelines.tracking import resolve_uri
 
 OUTPUT_VERSION = 1
 """Raise it when the same inputs give another output."""
-
-_CHOSEN_BY = ("train", "val")
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def _check_fit(config: RegisterConfig, evaluation: Mapping[str, Any], uri: str, 
             mend=f"resnet evaluate {config.model} {evaluation['dataset']['uri']}, without views",
         )
     split = evaluation["dataset"]["split"]
-    if split in _CHOSEN_BY:
+    if split in CHOSEN_BY:
         raise InputError(
             f"the evaluation is of split {split!r}, by which the network was trained or chosen",
             where=uri,

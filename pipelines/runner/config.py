@@ -13,7 +13,7 @@ from pipelines.config.strict import StrictModel, runtime_field
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.ingest.config import IngestConfig
 from pipelines.ray_runtime import RayConfig
-from pipelines.registry.config import RegisterConfig
+from pipelines.registry.config import CHOSEN_BY, RegisterConfig
 from pipelines.score.config import ScoreConfig
 from pipelines.tracking import TrackingConfig
 from pipelines.train.config import TrainConfig
@@ -118,6 +118,23 @@ with warnings.catch_warnings():
                         f"{section}.{key} is {value!r}, but a run connects its stages itself; mend: "
                         f"leave {section}.{key} out{_instead(key, reference)}"
                     )
+            return self
+
+        @model_validator(mode="after")
+        def _evaluation_is_ground_for_registering(self) -> Self:
+            # Else it would show at the registration, after hours of training.
+            if self.evaluate.views.is_on:
+                given = "flip" if self.evaluate.views.flip else "shift_px"
+                raise ValueError(
+                    f"evaluate.views.{given} is {getattr(self.evaluate.views, given)!r}, and a run registers its model,"
+                    " which answers from one view, by its evaluation; mend: leave evaluate.views out, and measure with"
+                    " views afterwards: resnet evaluate MODEL DATASET views.flip=true"
+                )
+            if self.evaluate.split in CHOSEN_BY:
+                raise ValueError(
+                    f"evaluate.split is {self.evaluate.split!r}, by which networks are trained or chosen, and a run"
+                    " registers its model by its evaluation; mend: leave evaluate.split out, it is test then"
+                )
             return self
 
 

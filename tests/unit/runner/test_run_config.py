@@ -77,6 +77,23 @@ def test_a_fault_is_named_where_it_is(override: str, message: str) -> None:
     assert raised.value.what.startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("override", "what", "mend"),
+    [
+        ("evaluate.views.flip=true", "evaluate.views.flip is True, and a run registers", "leave evaluate.views out"),
+        ("evaluate.views.shift_px=1", "evaluate.views.shift_px is 1, and a run registers", "leave evaluate.views out"),
+        ("evaluate.split=val", "evaluate.split is 'val', by which", "leave evaluate.split out"),
+    ],
+)
+def test_an_evaluation_that_is_no_ground_for_registering_is_refused_at_once(
+    override: str, what: str, mend: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        demo(override)
+    assert raised.value.what.startswith(what)
+    assert raised.value.mend.startswith(mend)
+
+
 def test_a_setting_that_the_runner_fills_in_says_what_to_set_instead() -> None:
     with pytest.raises(ConfigError) as raised:
         demo("ingest.source=photos")
