@@ -90,14 +90,28 @@ def package_digest(description: Mapping[str, Any]) -> str:
     return _digest({name: description[name] for name in _ANSWERING} | said)
 
 
-def _check(config: EvaluateConfig, dataset: str, catalog: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+def check_rows(split: str, dataset: str, catalog: Mapping[str, Any]) -> None:
+    """Refuse a split without rows.
+
+    Args:
+        split: its name.
+        dataset: `DATASET@vN`, for the message.
+        catalog: the dataset's.
+
+    Raises:
+        InputError: it has none, or there is no such split.
+    """
     splits = catalog["splits"]
-    if config.split not in splits or not splits[config.split]["rows"]:
+    if split not in splits or not splits[split]["rows"]:
         with_rows = sorted(name for name, part in splits.items() if part["rows"])
         raise InputError(
-            f"{dataset} has no rows in split {config.split!r}; it has {', '.join(with_rows) or 'none'}",
+            f"{dataset} has no rows in split {split!r}; it has {', '.join(with_rows) or 'none'}",
             mend=f"name one of them: --split {with_rows[0]}" if with_rows else "ingest some images",
         )
+
+
+def _check(config: EvaluateConfig, dataset: str, catalog: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+    check_rows(config.split, dataset, catalog)
     if catalog["task"] not in _LABELS:
         raise InputError(
             f"{dataset} has the task {catalog['task']!r}; only classification is evaluated",

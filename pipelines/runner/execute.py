@@ -108,11 +108,28 @@ def run(config: RunConfig, choice: Choice, *, say: Say, repeat: str) -> StageRes
             elif node.stage == graph.REPORT:
                 report_plan.show(root, decision.out)  # another run of the same name may have put its own there
             made[node.stage] = _made(decision)
+            if node.stage == "ingest":
+                _check_data(config, made, nodes)
             entries.append(cache.summary_entry(decision, section, plan_inputs))
             if node.stage == choice.only_stage:
                 break
     cache.write_summary(root, config.name, [*entries, *_untouched(before, entries)])
     return _result(config, made, seconds, repeat)
+
+
+def _check_data(config: RunConfig, made: dict[str, Made], nodes: tuple[Node, ...]) -> None:
+    """Refuse, as soon as there is a dataset, what a later stage would refuse in it after hours of training.
+
+    Raises:
+        ConfigError, InputError: as the stage's plan.
+    """
+    for node in nodes:
+        if node.stage not in made and "ingest" in node.after and made.keys() >= set(node.after):
+            cache.plan_of(node.stage, _section(config, node.stage, made))
+        if node.stage == "evaluate":
+            from pipelines.evaluate.plan import check_rows
+
+            check_rows(config.evaluate.split, graph.dataset_of(made), made["ingest"].catalog)
 
 
 def _chosen(config: RunConfig, choice: Choice) -> tuple[Node, ...]:

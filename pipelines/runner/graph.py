@@ -67,7 +67,7 @@ def check_stage(nodes: tuple[Node, ...], stage: str, flag: str) -> None:
 def stage_config(config: RunConfig, stage: str, made: Mapping[str, Made]) -> StrictModel:
     """Return a stage's section with its references replaced by what the stages before it made."""
     source = f"{made[DEMO].out}/{made[DEMO].catalog['archive']}" if DEMO in made else config.source
-    dataset = _dataset(made)
+    dataset = dataset_of(made)
     if stage == "ingest":
         return config.ingest.model_copy(update={"source": source})
     if stage == "train":
@@ -99,7 +99,8 @@ def best(made: Mapping[str, Made]) -> Made:
     return candidates[best_on_val({stage: one.catalog for stage, one in candidates.items()})]
 
 
-def _dataset(made: Mapping[str, Made]) -> str:
+def dataset_of(made: Mapping[str, Made]) -> str:
+    """Return the dataset of a run at the version that it made; before that, the reference to it."""
     if "ingest" not in made:
         return schema.DATASET
     standing = made["ingest"]

@@ -41,7 +41,7 @@ def plan(config: TuneConfig) -> TunePlan:
         raise InputError(
             f"images of {config.train.dataset} have any number of labels; trials are compared by top-1, which such"
             " images have not",
-            mend="train networks one by one: resnet train CONFIG; their figure is val_map",
+            mend="train networks one by one: resnet train CONFIG; their figure is val_map; in a run leave tune out",
         )
     key = stage_key(STAGE, config, training.inputs, OUTPUT_VERSION)
     return TunePlan(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,23 +12,30 @@ from pipelines.config.load import load_config
 from pipelines.dataset.collect import compact
 from pipelines.dataset.patch import Change, publish_patch
 from pipelines.dataset.reader import open_dataset
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, InputError
 from pipelines.ingest import stage
 from pipelines.ingest.unit import ingest_unit
 from pipelines.runner import execute
 from pipelines.runner.config import RunConfig
 from pipelines.runner.execute import Choice, explain, run
-from tests.factories import write_class_folder
+from tests.factories import make_jpeg, write_class_folder
+
+SMALL = {"name": "small", "source": "photos"}
 
 
 @pytest.fixture
 def ingested(workspace: Path) -> RunConfig:
     write_class_folder(workspace / "photos", {"cat": 12, "dog": 12}, size=8)
-    config = load_config(RunConfig, None, (), {"name": "small", "source": "photos"})
-    out = explain(config, Choice())[0].out
+    config = load_config(RunConfig, None, (), SMALL)
+    ingest(config)
+    return config
+
+
+def ingest(config: RunConfig) -> None:
+    """Ingest as the run would, without Ray."""
+    out = explain(config, Choice(only_stage="ingest"))[0].out
     section = config.ingest.model_copy(update={"source": config.source, "out": out})
     stage.run(section, lambda job, units: (ingest_unit(unit, job) for unit in units))
-    return config
 
 
 def test_a_dataset_that_was_patched_or_compacted_still_stands(ingested: RunConfig) -> None:
@@ -51,6 +60,41 @@ def test_one_stage_can_be_run_alone_again(ingested: RunConfig) -> None:
     standing = explain(ingested, Choice())[0].out
     (step,) = explain(ingested, Choice(from_stage="ingest", only_stage="ingest"))
     assert (step.verdict, step.reason, step.out) == ("run", "asked for by --from", f"{standing}-2")
+
+
+def refuse(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> InputError:
+    """Return what a run of a standing dataset says before its first stage would start."""
+    monkeypatch.setattr(execute, "_run_stage", lambda *_: pytest.fail("a stage was started"))
+    monkeypatch.setattr("pipelines.ray_runtime.ray_session", lambda *_: nullcontext())
+    with pytest.raises(InputError) as raised:
+        run(config, Choice(), say=lambda _: None, repeat="")
+    return raised.value
+
+
+def test_a_sweep_of_several_labels_is_refused_before_anything_is_trained(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workspace / "photos").mkdir()
+    rows = []
+    for number in range(24):
+        (workspace / "photos" / f"{number:02d}.jpg").write_bytes(make_jpeg(number, 8, 8))
+        rows.append({"key": f"{number:02d}.jpg", "labels": [["sea"], ["sea", "sky"]][number % 2]})
+    (workspace / "labels.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    values = {"name": "small", "source": "photos", "ingest": {"labels": "labels.jsonl"}, "tune": {}}
+    config = load_config(RunConfig, None, ("train.loss.name=bce",), values)
+    ingest(config)
+    refused = refuse(config, monkeypatch)
+    assert "trials are compared by top-1" in refused.what
+    assert "in a run leave tune out" in refused.mend
+
+
+def test_a_dataset_without_rows_to_measure_on_is_refused_before_anything_is_trained(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_class_folder(workspace / "photos", {"cat": 12, "dog": 12}, size=8)
+    config = load_config(RunConfig, None, ("ingest.split={train: 0.5, val: 0.5, test: 0.0}",), SMALL)
+    ingest(config)
+    assert "has no rows in split 'test'; it has train, val" in refuse(config, monkeypatch).what
 
 
 @pytest.mark.parametrize("choice", [Choice("register", "evaluate"), Choice("evaluate", "register")])
