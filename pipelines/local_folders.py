@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,25 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sweep_folder(folder: Path, older_than_s: float) -> tuple[dict[str, os.stat_result], dict[str, os.stat_result]]:
+    """Delete the files right in a folder that were last written longer ago; return those, and those that are left."""
+    deleted: dict[str, os.stat_result] = {}
+    left: dict[str, os.stat_result] = {}
+    now = time.time()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # put in place, or swept by another, since it was listed
+                status = entry.stat(follow_symlinks=False)
+                if now - status.st_mtime <= older_than_s:
+                    left[entry.name] = status
+                    continue
+                os.unlink(entry.path)
+                deleted[entry.name] = status
+    if deleted:
+        sync_folder(folder)
+    return deleted, left
 
 
 def walk_files(

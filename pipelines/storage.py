@@ -23,7 +23,7 @@ from obstore.store import MemoryStore, ObjectStore, from_url
 from typing_extensions import override
 
 from pipelines.errors import AlreadyExists, InputError, NotFound, StorageError
-from pipelines.local_folders import make_folder, sync_folder, walk_files
+from pipelines.local_folders import make_folder, sweep_folder, sync_folder, walk_files
 from pipelines.object_listing import list_objects
 
 TEMPORARY = "_work/tmp"
@@ -40,6 +40,9 @@ class StoredFile:
     size: int
     modified: float
     etag: str
+
+
+Files = list[StoredFile]  # inside a class that has a method of that name `list` means the method
 
 
 class Storage:
@@ -140,6 +143,10 @@ class Storage:
         """Delete objects; those that are missing are fine."""
         raise StorageError(f"{self!r} cannot be written")
 
+    def sweep_temporary(self, older_than_s: float) -> tuple[Files, Files]:
+        """Delete what killed puts left behind; return that, and what is too young to be told from a put at work."""
+        return [], []
+
     def open_file(self, path: str) -> BinaryIO:
         """Return a seekable binary file over an object, read by ranges.
 
@@ -213,6 +220,14 @@ class LocalStorage(Storage):
             for folder in {target.parent for target in targets}:
                 if folder.is_dir():
                     sync_folder(folder)
+
+    @override
+    def sweep_temporary(self, older_than_s: float) -> tuple[Files, Files]:
+        if not self._path(TEMPORARY).is_dir():
+            return [], []
+        with self._faults(TEMPORARY, "clean"):
+            swept, left = sweep_folder(self._path(TEMPORARY), older_than_s)
+        return _temporaries(swept), _temporaries(left)
 
     @override
     def open_file(self, path: str) -> BinaryIO:
@@ -374,6 +389,10 @@ class _RangeFile(io.RawIOBase):
             data = self._reader.read(len(view))
         view[: len(data)] = memoryview(data)
         return len(data)
+
+
+def _temporaries(found: Mapping[str, os.stat_result]) -> list[StoredFile]:
+    return [StoredFile(f"{TEMPORARY}/{name}", each.st_size, each.st_mtime, "") for name, each in sorted(found.items())]
 
 
 def _put_at_once(storage: Storage, files: Mapping[str, Data]) -> None:

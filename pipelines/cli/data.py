@@ -193,6 +193,9 @@ def compact(dataset: str, purge: bool, as_json: bool) -> None:
     if gone:
         click.echo(f"{render.clean(dataset)}: {len(gone['purged'])} earlier versions purged,"
                    f" {len(gone['deleted']):,} files deleted")  # fmt: skip
+        if gone["temporary"]:
+            click.echo(f"warning: {len(gone['temporary'])} temporary files of the last {collect.PUT_LASTS_S / 60:.0f}"
+                       " minutes are left, as they may be at work; run it again after that")  # fmt: skip
     if version is None:
         click.echo(f"{render.clean(dataset)}: no patch stands, nothing to write")
     else:

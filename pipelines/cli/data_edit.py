@@ -279,7 +279,7 @@ def purge(dataset: str, as_json: bool) -> None:
 
 
 def purge_earlier(uri: str) -> dict[str, Any]:
-    """Purge every version before the newest; return their numbers and the files deleted."""
+    """Purge every version before the newest; return their numbers, the files deleted, and temporary ones too young."""
     from pipelines.dataset import collect
     from pipelines.dataset.catalog import list_versions, purged_path
     from pipelines.storage import Storage
@@ -287,7 +287,8 @@ def purge_earlier(uri: str) -> dict[str, Any]:
     storage = Storage.open(uri)
     earlier = [each for each in list_versions(storage)[:-1] if not storage.exists(purged_path(each))]
     deleted = [path for version in earlier for path in collect.purge(storage, version)]
-    return {"purged": earlier, "deleted": deleted}
+    swept, young = collect.sweep(storage)  # also where every earlier version is purged already
+    return {"purged": earlier, "deleted": [*deleted, *swept], "temporary": young}
 
 
 def _images(number: int) -> str:

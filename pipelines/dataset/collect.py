@@ -40,6 +40,9 @@ from pipelines.storage import Storage, StoredFile
 DEAD_AFTER_S = 24 * 3600.0
 """Age of a run's newest file after which an unpublished run is taken for dead."""
 
+PUT_LASTS_S = 600.0
+"""Age after which a temporary file is taken for what a killed put left; if it was at work after all, the put fails."""
+
 _OWNERS = [
     re.compile(r"^(?:data|_work|sheet)/([0-9a-f]+-\d+)/"),
     re.compile(r"^(?:patches|quarantine|audit)/([0-9a-f]+-\d+)-"),
@@ -62,6 +65,8 @@ class _NothingDeadError(Exception):
 
 def gc(storage: Storage, *, dead_after_s: float = DEAD_AFTER_S, now: float | None = None) -> Collected:
     """Declare old unpublished runs dead, then delete what no catalog names of dead and published runs.
+
+    What killed puts left of their temporary files goes too.
 
     Args:
         storage: root of a dataset.
@@ -96,6 +101,7 @@ def gc(storage: Storage, *, dead_after_s: float = DEAD_AFTER_S, now: float | Non
         pass
     finished = _newest(storage, version)
     deleted = _delete_unnamed(storage, {*finished["runs"], *finished["dead"]})
+    deleted += storage.sweep_temporary(PUT_LASTS_S)[0]
     return Collected(version, dead, [file.path for file in deleted], sum(file.size for file in deleted))
 
 
@@ -142,6 +148,8 @@ def compact(reference: str) -> int | None:
 def purge(storage: Storage, version: int) -> list[str]:
     """Make a version refuse to open, then delete the files that only purged versions name. Return their paths.
 
+    What killed puts left goes too (see `sweep`), since it may hold what was taken out.
+
     Raises:
         InputError: it is the newest version (publish one without the data first), or there is no such version.
     """
@@ -156,7 +164,17 @@ def purge(storage: Storage, version: int) -> list[str]:
     with contextlib.suppress(AlreadyExists):  # marked before, perhaps by a command that was killed then
         storage.create(purged_path(version), json.dumps({"version": version}).encode())
     newest = _newest(storage)
-    return [file.path for file in _delete_unnamed(storage, {*newest["runs"], *newest["dead"]})]
+    deleted = _delete_unnamed(storage, {*newest["runs"], *newest["dead"]})
+    return [*(file.path for file in deleted), *sweep(storage)[0]]
+
+
+def sweep(storage: Storage) -> tuple[list[str], list[str]]:
+    """Delete the temporary files of killed puts; return their paths, and those of the last `PUT_LASTS_S`, left there.
+
+    Whose process still runs cannot be known, as it may be one of another machine.
+    """
+    swept, left = storage.sweep_temporary(PUT_LASTS_S)
+    return [file.path for file in swept], [file.path for file in left]
 
 
 def owner_of(path: str) -> str:

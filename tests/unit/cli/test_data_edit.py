@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import time
 from pathlib import Path
 
 import pytest
 
 from pipelines.cli.main import run_command
-from pipelines.storage import Storage
+from pipelines.storage import TEMPORARY, Storage
 from tests.unit.dataset.rows import image_id, ingest
 
 
@@ -76,6 +78,29 @@ def test_gc_and_purge(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{uri}@v1: purged" in said(capsys, "purge", f"{uri}@v1")
     assert run_command(["data", "purge", uri]) == 2
     assert "names no version" in capsys.readouterr().err
+
+
+def test_what_a_killed_put_left_goes_with_gc_and_purge(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    left = Path(uri, TEMPORARY, "7-half")
+    said(capsys, "exclude", uri, "1.png", "--reason", "x")
+
+    def leave(age_s: float) -> None:
+        left.write_bytes(b"half a shard")
+        os.utime(left, (time.time() - age_s,) * 2)
+
+    leave(60)
+    said(capsys, "gc", uri, "--older-than-hours", "0")
+    assert left.exists()  # a put may be at work on it
+    assert "warning: 1 temporary files of the last 10 minutes are left" in said(capsys, "compact", uri, "--purge")
+    leave(700)
+    said(capsys, "compact", uri, "--purge")  # though every earlier version is purged by now
+    assert not left.exists()
+    leave(700)
+    assert json.loads(said(capsys, "gc", uri, "--json"))["deleted"] == [f"{TEMPORARY}/7-half"]
+    said(capsys, "exclude", uri, "2.png", "--reason", "x")
+    leave(700)
+    said(capsys, "purge", f"{uri}@v3")
+    assert not left.exists()
 
 
 def test_next_commands_can_be_pasted_where_a_folder_has_a_space(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+import time
 import uuid
 from pathlib import Path
 
@@ -88,6 +89,22 @@ def test_local_leaves_no_temporary_files(tmp_path: Path) -> None:
         storage.create("b", b"2")
     assert list((tmp_path / TEMPORARY).iterdir()) == []
     assert [file.path for file in storage.list()] == ["a", "b"]
+
+
+def test_what_a_killed_put_left_is_swept_by_age(storage: Storage) -> None:
+    assert storage.sweep_temporary(0) == ([], [])
+    storage.put("a", b"1")
+    if not storage.is_local:
+        return
+    folder = Path(storage.uri, TEMPORARY)
+    for name, age in (("1-old", 700), ("2-young", 500)):
+        (folder / name).write_bytes(b"half")
+        os.utime(folder / name, (time.time() - age,) * 2)
+    swept, left = storage.sweep_temporary(600)
+    assert [(file.path, file.size) for file in swept] == [(f"{TEMPORARY}/1-old", 4)]
+    assert [file.path for file in left] == [f"{TEMPORARY}/2-young"]
+    assert [path.name for path in folder.iterdir()] == ["2-young"]
+    assert storage.read("a") == b"1"
 
 
 def test_local_syncs_the_file_before_its_name_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
