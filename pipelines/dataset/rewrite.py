@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +25,11 @@ def rewrite_shard(
     changes: ShardOverrides,
     *,
     schema: pa.Schema = SHARD_SCHEMA,
+    part: int = 0,
 ) -> ShardFile | None:
     """Write one shard anew with changes applied, under a new attempt; return it, or None where no row is left.
+
+    It comes to one shard again, however large: callers hold one beside the other.
 
     Args:
         storage: root of the dataset.
@@ -34,12 +38,13 @@ def rewrite_shard(
         attempt: a name no other attempt has.
         changes: row index -> field -> value; `{"live": False}` drops the row.
         schema: schema of the rows.
+        part: number among the shards of its unit and split, which must not be written under one name.
 
     Raises:
         DataError: the standing shard is damaged.
     """
     parquet = open_parquet(storage, file.path)
-    writer = ShardWriter(storage, run_id, file.unit, attempt, schema=schema)
+    writer = ShardWriter(storage, run_id, file.unit, attempt, schema=schema, only_part=part)
     first = 0
     for index in range(parquet.num_row_groups):
         try:
@@ -69,9 +74,12 @@ def rewrite_touched(
 ) -> list[ShardFile]:
     """Return the shards with every changed one written anew; those that lost all rows are left out."""
     result: list[ShardFile] = []
+    parts: Counter[tuple[str, int]] = Counter()
     for file in files:
         changes = overrides.get(file.path)
-        new = rewrite_shard(storage, run_id, file, attempt, changes, schema=schema) if changes else file
+        part = parts[file.split, file.unit]
+        parts[file.split, file.unit] += 1
+        new = rewrite_shard(storage, run_id, file, attempt, changes, schema=schema, part=part) if changes else file
         if new is not None:
             result.append(new)
     return result

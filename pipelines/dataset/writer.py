@@ -1,4 +1,4 @@
-"""Writes one unit's rows as Parquet shards, one per split, and its refused members as quarantine rows.
+"""Writes one unit's rows as Parquet shards, one or more per split, and its refused members as quarantine rows.
 
 The bytes of a file depend on the rows alone, never on time, host or attempt; the attempt is only in its name.
 """
@@ -23,6 +23,8 @@ from pipelines.storage import Storage
 MAX_GROUP_ROWS = 512
 MAX_GROUP_BYTES = 2 << 20
 """A row group ends before either is passed, so that a window of 512 groups stays near 1 GB."""
+MAX_SHARD_BYTES = 64 << 20
+"""A shard whose row groups have come to this is put, and the next part begun: a unit may hold any number of bytes."""
 
 
 class ShardWriter:
@@ -34,17 +36,29 @@ class ShardWriter:
         unit: number of the unit within the run.
         attempt: a name no other attempt has; it is part of every file name.
         schema: the rows' schema; columns that are not ours are carried and enter the fingerprint.
+        only_part: number of the one part to write for each split, however large; None for as many as there need be.
     """
 
     def __init__(
-        self, storage: Storage, run_id: str, unit: int, attempt: str, *, schema: pa.Schema = SHARD_SCHEMA
+        self,
+        storage: Storage,
+        run_id: str,
+        unit: int,
+        attempt: str,
+        *,
+        schema: pa.Schema = SHARD_SCHEMA,
+        only_part: int | None = None,
     ) -> None:
         self._storage = storage
         self._run_id = run_id
         self._unit = unit
         self._attempt = attempt
         self._schema = schema
+        self._only_part = only_part
         self._shards: dict[str, _Shard] = {}
+        self._done: list[ShardFile] = []
+        self._parts: Counter[str] = Counter()
+        """Per split, how many parts are done."""
         self._quarantine: list[dict[str, Any]] = []
 
     def append(self, split: str, row: Mapping[str, Any]) -> None:
@@ -55,7 +69,15 @@ class ShardWriter:
         """
         if split not in self._shards:
             self._shards[split] = _Shard(split, self._schema)
-        self._shards[split].append(row)
+        shard = self._shards[split]
+        if shard.has_no_room(row):
+            shard.flush()
+            # asked between row groups only: where a part ends changes neither them nor the order of samples
+            if self._only_part is None and shard.size_bytes >= MAX_SHARD_BYTES:
+                path, data = self._end(self._shards.pop(split))
+                self._storage.put(path, data)
+                shard = self._shards[split] = _Shard(split, self._schema)
+        shard.append(row)
 
     def quarantine(self, row: Mapping[str, Any]) -> None:
         """Add one refused member: values for the columns of `QUARANTINE_SCHEMA`, null where left out."""
@@ -66,13 +88,8 @@ class ShardWriter:
 
     def close(self) -> UnitReport:
         """Write all files and return what they are; call it once, then `write_receipt`."""
-        files = []
-        data: dict[str, memoryview] = {}
-        for split, shard in sorted(self._shards.items()):
-            path = f"data/{self._run_id}/{split}/part-{self._unit:06d}-{self._attempt}.parquet"
-            data[path] = shard.close()
-            files.append(shard.describe(path, self._unit, data[path]))
-        self._storage.put_all(data)
+        self._storage.put_all(dict(self._end(shard) for shard in self._shards.values()))
+        files = sorted(self._done, key=lambda file: file.split)  # the parts of a split stay in their order
         counts = {"written": sum(file.rows for file in files), "quarantined": len(self._quarantine)}
         reasons = Counter(row["reason"] for row in self._quarantine)
         counts |= {f"quarantined.{reason}": number for reason, number in sorted(reasons.items())}
@@ -81,6 +98,16 @@ class ShardWriter:
             path = f"quarantine/{self._run_id}-{self._unit:06d}-{self._attempt}.parquet"
             quarantine.append(write_quarantine(self._storage, path, self._unit, self._quarantine))
         return UnitReport(self._unit, self._attempt, files, quarantine, counts)
+
+    def _end(self, shard: _Shard) -> tuple[str, memoryview]:
+        """Return the path and the bytes of a shard that gets no more rows, having noted it as done."""
+        part = self._parts[shard.split] if self._only_part is None else self._only_part
+        name = f"part-{self._unit:06d}-{self._attempt}" + (f"-{part}" if part else "")
+        path = f"data/{self._run_id}/{shard.split}/{name}.parquet"
+        data = shard.close()
+        self._done.append(shard.describe(path, self._unit, data))
+        self._parts[shard.split] += 1
+        return path, data
 
 
 class _Shard:
@@ -101,10 +128,18 @@ class _Shard:
         self._labels: Counter[str] = Counter()
         self._unlabelled = 0
 
+    def has_no_room(self, row: Mapping[str, Any]) -> bool:
+        """Return whether the row group at hand must be flushed before a row."""
+        size = self._group_bytes + len(row["image"]["bytes"])
+        return bool(self._rows) and (len(self._rows) == MAX_GROUP_ROWS or size > MAX_GROUP_BYTES)
+
+    @property
+    def size_bytes(self) -> int:
+        """Return how large the flushed row groups are as they were encoded."""
+        return self._sink.tell()
+
     def append(self, row: Mapping[str, Any]) -> None:
         data = row["image"]["bytes"]
-        if self._rows and (len(self._rows) == MAX_GROUP_ROWS or self._group_bytes + len(data) > MAX_GROUP_BYTES):
-            self._flush()
         whole = {**self._later, **row}
         if "stored_sha256" not in row:
             whole["stored_sha256"] = hashlib.sha256(data).hexdigest()
@@ -118,7 +153,8 @@ class _Shard:
             self._labels[name] += 1
         self._unlabelled += whole["label"] is None
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """End the row group at hand."""
         if self._writer is None:
             packs = self._group_bytes <= MAX_PACKED_BYTES * len(self._rows)
             self._writer = open_writer(self._sink, self._schema, packs_images=packs)
@@ -130,7 +166,7 @@ class _Shard:
     def close(self) -> memoryview:
         """Return the whole file."""
         if self._rows:
-            self._flush()
+            self.flush()
         assert self._writer is not None, "a shard has at least the row for which it was made"
         self._writer.close()
         return self._sink.getbuffer()  # a copy would hold a unit's bytes twice

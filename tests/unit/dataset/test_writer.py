@@ -99,6 +99,31 @@ def test_row_groups_end_at_512_rows_or_2_megabytes(storage, monkeypatch):
     assert writer.close().files[0].row_groups == (1, 1)
 
 
+def test_a_shard_of_many_bytes_ends_and_the_next_part_begins_at_once(storage, monkeypatch):
+    assert writer_module.MAX_SHARD_BYTES == 64 << 20
+    monkeypatch.setattr(writer_module, "MAX_GROUP_ROWS", 4)
+    (whole,) = write(storage, [0] * 40, "whole").files  # one split
+    monkeypatch.setattr(writer_module, "MAX_SHARD_BYTES", whole.bytes // 3)
+    writer = ShardWriter(storage, "run-0", 3, "a0")
+    for _ in range(40):
+        writer.append(whole.split, make_row(0))
+    there = len(storage.list("data")) - 1
+    files = writer.close().files
+    assert there == len(files) - 1 > 0  # all but the last were put before the end: they are not held
+    folder = f"data/run-0/{whole.split}/part-000003-a0"
+    assert [file.path for file in files] == [
+        f"{folder}{f'-{part}' if part else ''}.parquet" for part in range(len(files))
+    ]
+    assert tuple(rows for file in files for rows in file.row_groups) == whole.row_groups
+    for file in files:
+        assert hashlib.sha256(storage.read(file.path)).hexdigest() == file.sha256
+    one = ShardWriter(storage, "run-0", 3, "b0", only_part=2)
+    for _ in range(40):
+        one.append(whole.split, make_row(0))
+    (file,) = one.close().files
+    assert (file.path, file.rows) == (f"data/run-0/{whole.split}/part-000003-b0-2.parquet", 40)
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.integers(0, 30), max_size=12))
 def test_equal_rows_give_equal_bytes_whatever_the_attempt(numbers):

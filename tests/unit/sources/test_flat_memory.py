@@ -5,6 +5,8 @@ Run with `-m slow -s` to see the figures.
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import struct
 import subprocess
@@ -13,13 +15,16 @@ import tarfile
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests import factories
 
 ROOT = Path(__file__).parents[3]
 MEMBERS = 1_000_000
 TAR_BYTES = 20 * 10**9
+TAR_GZ_BYTES = 1_500 * 10**6
 WORKER_BYTES = 500 * 10**6
 
 LIST = """
@@ -47,10 +52,11 @@ from pipelines.sources.base import Unit
 source, text = pickle.load(open(sys.argv[1], "rb"))
 unit = Unit.from_text(text)
 plan = make_split_plan(unit.entries, IngestConfig(source="x").split)
-job = IngestJob(source, sys.argv[2], "0-0", ImageConfig(), plan)
+job = IngestJob(source, sys.argv[2], "0-0", ImageConfig(size_px=int(sys.argv[3])), plan)
 began = time.monotonic()
 receipt = ingest_unit(unit, job)
 print(json.dumps({
+    "files": len(receipt["files"]), "written_bytes": sum(file["bytes"] for file in receipt["files"]),
     "members": receipt["members"], "written": receipt["counts"]["written"], "unit_s": time.monotonic() - began,
     "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
 }))
@@ -103,6 +109,37 @@ def write_tar(path: Path, total_bytes: int, member_bytes: int) -> int:
     return number
 
 
+def write_tar_gz(path: Path, total_bytes: int) -> int:
+    """Write a .tar.gz of JPEGs of noise, of about 1 MB each, each with other last bytes of its comment."""
+    noise = np.random.default_rng(0).integers(0, 256, (900, 1100, 3), np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(noise).save(sink, "JPEG", quality=85)
+    picture = sink.getvalue()
+    number = 0
+    with gzip.open(path, "wb", compresslevel=1) as out:
+        while number * len(picture) < total_bytes:
+            comment = b"\xff\xfe\x00\x0a%08d" % number
+            data = picture[:2] + comment + picture[2:]
+            info = tarfile.TarInfo(f"class{number % 10}/{number:06d}.jpg")
+            info.size = len(data)
+            out.write(info.tobuf() + data + bytes(-len(data) % 512))
+            number += 1
+        out.write(bytes(1024))
+    return number
+
+
+@pytest.mark.slow
+def test_a_tar_gz_whose_photographs_are_kept_as_they_are(tmp_path: Path) -> None:
+    number = write_tar_gz(tmp_path / "t.tar.gz", TAR_GZ_BYTES)
+    listed = measure(LIST, tmp_path / "t.tar.gz", tmp_path / "unit")
+    assert (listed["members"], listed["units"]) == (number, 4)
+    worked = measure(WORK, tmp_path / "unit", tmp_path / "out", 0)
+    assert worked["written"] == worked["members"] == listed["largest_unit"]
+    assert worked["written_bytes"] > TAR_GZ_BYTES / 5
+    assert worked["files"] > 5
+    assert worked["peak_bytes"] < WORKER_BYTES
+
+
 @pytest.mark.slow
 def test_a_zip_of_a_million_members(tmp_path: Path) -> None:
     write_zip(tmp_path / "m.zip", MEMBERS)
@@ -110,7 +147,7 @@ def test_a_zip_of_a_million_members(tmp_path: Path) -> None:
     assert listed["members"] == MEMBERS
     assert listed["largest_unit"] < 10_000
     assert listed["peak_bytes"] < 1_200 * MEMBERS
-    worked = measure(WORK, tmp_path / "unit", tmp_path / "out")
+    worked = measure(WORK, tmp_path / "unit", tmp_path / "out", 256)
     assert worked["members"] == worked["written"] <= listed["largest_unit"]
     assert worked["peak_bytes"] < WORKER_BYTES
 
@@ -124,7 +161,7 @@ def test_a_tar_of_20_gigabytes_with_holes(tmp_path: Path, member_bytes: int) -> 
     assert path.stat().st_blocks * 512 < TAR_BYTES / 20  # holes take no room
     listed = measure(LIST, path, tmp_path / "unit")
     assert listed["members"] == number
-    worked = measure(WORK, tmp_path / "unit", tmp_path / "out")
+    worked = measure(WORK, tmp_path / "unit", tmp_path / "out", 256)
     assert worked["written"] == worked["members"] > 0
     assert worked["peak_bytes"] < WORKER_BYTES
 
@@ -141,6 +178,6 @@ def test_a_tar_of_100_000_empty_members(tmp_path: Path) -> None:
         out.write(bytes(1024))
     listed = measure(LIST, tmp_path / "e.tar", tmp_path / "unit")
     assert listed["members"] == 100_000
-    worked = measure(WORK, tmp_path / "unit", tmp_path / "out")
+    worked = measure(WORK, tmp_path / "unit", tmp_path / "out", 256)
     assert worked["written"] == 0
     assert worked["peak_bytes"] < WORKER_BYTES
