@@ -113,6 +113,11 @@ class Keeper:
             write_record(self._writer.later, record)
             write_step_log(self._writer.later, record.epoch, steps)
 
+    def settle_records(self) -> None:
+        """Have the records written now: whoever is told of an epoch next may look for them."""
+        if self._writer is not None:
+            self._writer.settle_records()
+
     def note_start(self) -> None:
         """Keep what the start took, after the first step."""
         if self._writer is not None and not self._has_started:

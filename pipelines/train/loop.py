@@ -44,7 +44,7 @@ from pipelines.train.transfer import set_training
 _LOGGER = logging.getLogger(__name__)
 
 OnEpoch = Callable[[EpochRecord], bool]
-"""Called with each finished epoch; False ends the run after it."""
+"""Called with each finished epoch, once its record is in storage; False ends the run after it."""
 
 _SYNC_S = 1.0
 """Seconds between the moments when workers add up their figures and agree what to do."""
@@ -191,6 +191,7 @@ class _Loop:
             record = self._finish_epoch()
             go_on = time.time() < self._ends_at_s and not self._notice.is_called_off()
             if self.world.rank == 0 and on_epoch is not None:
+                self.keeper.settle_records()
                 go_on = on_epoch(record) and go_on
             stopped = self.world.sum_values([float(not go_on)], self.device)[0] > 0  # anybody's wish
         self.keeper.finish(self.state, self.identity)

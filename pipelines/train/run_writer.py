@@ -1,7 +1,8 @@
 """Writes a run's checkpoints and records in a thread, so that no step waits for storage.
 
 It writes in this order: records that are due, in the order given; the checkpoint, its marker last; where the run is. A
-record is thus never missing before a checkpoint that stands. At most one checkpoint is in flight.
+record is thus never missing before a checkpoint that stands. At most one checkpoint is in flight. Who needs the records
+at once (`settle_records`) writes them himself, as the thread may be at a checkpoint for minutes.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ _LOGGER = logging.getLogger(__name__)
 
 _RETRY_S = 5.0
 """Seconds after which records that could not be written are tried again, when nothing else is."""
+_SETTLE_S = 10.0
+"""Seconds that records which are waited for are tried again where storage fails; spent once in an outage."""
+_SETTLE_PAUSE_S = 0.5
 _LAST_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)
 """Seconds between attempts at the end of a run, when what is not written would be lost."""
 
@@ -62,6 +66,7 @@ class RunWriter:
         self.later: Storage = _Later(self, run.uri)
         """Takes records (`keep`) and progress (`note_progress`) from those who write to a storage."""
         self._changed = threading.Condition()
+        self._recording = threading.Lock()  # held by whoever writes records
         self._notes: dict[str, bytes] = {}
         self._progress: tuple[str, bytes] | None = None
         self._job: _Job | None = None
@@ -121,6 +126,14 @@ class RunWriter:
         with self._changed:
             failure, self._failure = self._failure, None
         return failure
+
+    def settle_records(self) -> None:
+        """Write the records that are due in this thread; where storage fails for longer, they are left for later."""
+        self._raise_fault()
+        # An outage that was waited for once, or that the thread has met before, is not waited for at every epoch.
+        ends_s = time.monotonic() + (_SETTLE_S if self._notes_failure is None else 0.0)
+        while self._write_records() is not None and time.monotonic() < ends_s:
+            time.sleep(_SETTLE_PAUSE_S)
 
     def drop_records(self) -> None:
         """Forget records that are not written yet: the run has gone back behind them."""
@@ -194,9 +207,9 @@ class RunWriter:
     def _write_all(self) -> None:
         """Write what there is to write."""
         with self._changed:
-            notes, job, progress = dict(self._notes), self._job, self._progress
+            job, progress = self._job, self._progress
             self._progress = None
-        failure = self._write_records(notes)
+        failure = self._write_records()
         if job is not None:
             failure = failure or self._write_checkpoint(job)
             with self._changed:
@@ -208,20 +221,25 @@ class RunWriter:
     def _is_idle(self) -> bool:
         return self._fault is not None or not (self._is_awake or self._is_writing)
 
-    def _write_records(self, notes: dict[str, bytes]) -> StorageError | None:
-        self._notes_failure = None
-        for path, data in notes.items():
-            try:
-                self._run.put(path, data)
-            except StorageError as failure:
-                self._notes_failure = failure
-                if not self._has_warned:
-                    self._has_warned = True
-                    _LOGGER.warning("records cannot be written yet; training goes on, and they are kept: %s", failure)
-                return failure
+    def _write_records(self) -> StorageError | None:
+        with self._recording:
             with self._changed:
-                if self._notes.get(path) is data:
-                    del self._notes[path]
+                notes = dict(self._notes)
+            for path, data in notes.items():
+                try:
+                    self._run.put(path, data)
+                except StorageError as failure:
+                    self._notes_failure = failure
+                    if not self._has_warned:
+                        self._has_warned = True
+                        _LOGGER.warning(
+                            "records cannot be written yet; training goes on, and they are kept: %s", failure
+                        )
+                    return failure
+                with self._changed:
+                    if self._notes.get(path) is data:
+                        del self._notes[path]
+            self._notes_failure = None
         return None
 
     def _write_checkpoint(self, job: _Job) -> StorageError | None:

@@ -173,6 +173,7 @@ class _Observer(Callback):  # type: ignore[misc]  # Ray is untyped here
         if failure := last.get("failure"):
             self.tell(lambda: self.sweep.end(name, "failed", failure))
         elif self.sweep.is_stopped(name):
+            self.tell(lambda: self.sweep.await_best(name))
             self.tell(lambda: self.sweep.end(name, "stopped"))
         else:
             self.tell(lambda: self.sweep.end(name, "finished"))

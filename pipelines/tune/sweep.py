@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -24,6 +25,9 @@ from pipelines.tune.space import TrialPlan
 _LOGGER = logging.getLogger(__name__)
 
 TRIALS = "trials"
+_CHECKPOINT_S = 60.0
+"""Seconds that a stopped trial's checkpoint in flight is waited for; other trials' reports wait meanwhile."""
+_LOOK_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,24 @@ class Sweep:
         if self._progress is not None:
             best = max((r.val_score for records in self.records.values() for r in records), default=0.0)
             self._progress.advance(0, best=f"{best:.1%}", trial=f"{trial} epoch {len(standing.records)}")
+
+    def await_best(self, trial: str) -> None:
+        """Wait, within bounds, until the weights of a stopped trial's best epoch are safe; it may be the winner.
+
+        The checkpoint of its last epoch may be in flight, and Tune gives processes 15 s at the end of a sweep.
+        """
+        standing = self._open[trial]
+        self._read_new(standing)
+        best = best_record(standing.records)
+        if best is None:
+            return
+        # The last epoch's checkpoint stands after the best one's, or that one was lost for good.
+        wanted, ends_s = {best.step, standing.records[-1].step}, time.monotonic() + _CHECKPOINT_S
+        while wanted.isdisjoint(committed_steps(standing.run)):
+            if time.monotonic() >= ends_s:
+                _LOGGER.warning("trial %s: the checkpoint of its best epoch is not there yet", trial)
+                return
+            time.sleep(_LOOK_S)
 
     def end(self, trial: str, status: Status, reason: str = "") -> None:
         """Write down what became of a trial; MLflow first, so that what the journal calls ended is whole there."""

@@ -25,6 +25,8 @@ from pipelines.tune.stepwise import Stalled, StepwiseFit
 _LOGGER = logging.getLogger(__name__)
 
 JOB = "job"
+_LAST_CHECKPOINT_S = 120.0
+"""Seconds that the end of a process waits for its trial's last checkpoint on a slow store."""
 _RETRIED = (StorageError, ClusterError)
 
 
@@ -63,9 +65,9 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]  # Ray is untyped here
         return {"trial": self._job["trial"], "epoch": record.epoch, "val_top1": record.val_score}
 
     def cleanup(self) -> None:
-        """End the training thread; it waits between epochs."""
+        """End the training thread, which waits between epochs, and let it finish what it writes."""
         if self._fit is not None:
-            self._fit.stop(timeout_s=5.0)
+            self._fit.stop(timeout_s=_LAST_CHECKPOINT_S)
 
     def _begin(self, config: dict[str, Any]) -> None:
         import torch

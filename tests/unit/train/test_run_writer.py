@@ -32,6 +32,7 @@ class WeakStorage(LocalStorage):
     def __init__(self, path: Path, *, slow_s: float = 0.0) -> None:
         super().__init__(str(path))
         self.slow_s = slow_s
+        self.slow_records_s = 0.0
         self.refuses: Callable[[str], bool] = lambda _: False
         self.threads: set[str] = set()
 
@@ -40,6 +41,8 @@ class WeakStorage(LocalStorage):
         self.threads.add(threading.current_thread().name)
         if path.startswith("checkpoints/"):
             time.sleep(self.slow_s)
+        if path.startswith("records/"):
+            time.sleep(self.slow_records_s)
         if self.refuses(path):
             raise StorageError(f"cannot write {path}: the store answers 503")
         super().put(path, data, **options)
@@ -54,6 +57,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_writer, "_LAST_PAUSES_S", (0.05, 0.05))
     monkeypatch.setattr(run_writer, "_RETRY_S", 0.05)
+    monkeypatch.setattr(run_writer, "_SETTLE_S", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +97,10 @@ def test_only_the_writers_thread_writes(dataset: str, expected: Storage, tmp_pat
     fit_local(make_config(dataset, epochs=6), run, device="cpu")
     assert run.threads == {"run-writer"}
     assert_ends_the_same(run, expected)
-    assert not [thread for thread in threading.enumerate() if thread.name == "run-writer" and thread.is_alive()]
+    for thread in threading.enumerate():
+        if thread.name == "run-writer":
+            thread.join(10)  # it was told to end, and ends when it has its turn
+            assert not thread.is_alive()
 
 
 def test_slow_storage_costs_checkpoints_and_no_steps(
@@ -111,6 +118,41 @@ def test_slow_storage_costs_checkpoints_and_no_steps(
     assert "none is taken of step 8" in caplog.text
     assert committed_steps(run) == [4, 24]
     assert_ends_the_same(run, expected)
+
+
+def test_who_is_told_of_an_epoch_finds_its_record(dataset: str, tmp_path: Path) -> None:
+    run = WeakStorage(tmp_path / "run", slow_s=0.1)
+    run.slow_records_s = 0.3
+    found: list[int] = []
+
+    def look(record: EpochRecord) -> bool:
+        found.append(len(read_records(run, 99)))
+        return record.epoch < 3
+
+    fit_local(make_config(dataset, epochs=6), run, device="cpu", on_epoch=look)
+    assert found == [1, 2, 3]
+
+
+def test_records_that_are_waited_for_are_tried_again_once_in_an_outage(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_writer, "_SETTLE_S", 1.0)
+    monkeypatch.setattr(run_writer, "_SETTLE_PAUSE_S", 0.05)
+    run = WeakStorage(tmp_path / "run")
+    run.refuses = lambda path: path.startswith("records/")
+    told_s: list[float] = []
+    found: list[int] = []
+
+    def look(_: EpochRecord) -> bool:
+        told_s.append(time.monotonic())
+        found.append(len(read_records(run, 99)))
+        if len(found) == 3:
+            run.refuses = lambda _: False
+        return True
+
+    fit_local(make_config(dataset, epochs=4), run, device="cpu", on_epoch=look)
+    assert found == [0, 0, 0, 4]
+    assert told_s[2] - told_s[0] < 1.0
 
 
 def test_the_best_epoch_is_kept_however_slow_storage_is(

@@ -9,9 +9,9 @@ from pipelines.config.load import load_config
 from pipelines.errors import ClusterError, ConfigError, DataError, StorageError
 from pipelines.ray_runtime import RaySession
 from pipelines.tune.config import TuneConfig
-from pipelines.tune.drive import Share, divide, keep_secrets_out_of_tune
+from pipelines.tune.drive import Share, _Observer, divide, keep_secrets_out_of_tune
 from pipelines.tune.stepwise import Stalled, StepwiseFit
-from pipelines.tune.trial import RowsCache, TrialActor, describe
+from pipelines.tune.trial import JOB, RowsCache, TrialActor, describe
 
 
 def share(nodes: list[float], trials: int, *overrides: str, gpus: float = 0.0) -> Share:
@@ -92,6 +92,24 @@ def test_an_actor_reports_epochs_and_then_the_end() -> None:
     actor = make_actor(fit)
     assert actor.step() == {"trial": "0004", "epoch": 1, "val_top1": 0.5}
     assert actor.step() == {"trial": "0004", "done": True}
+
+
+def test_a_last_checkpoint_is_waited_for() -> None:
+    asked_s: list[float] = []
+    actor = make_actor(lambda _: "outcome")
+    actor._fit = SimpleNamespace(stop=lambda timeout_s: asked_s.append(timeout_s))  # type: ignore[assignment]
+    actor.cleanup()
+    assert asked_s[0] >= 60
+
+    told: list[str] = []
+    sweep: Any = SimpleNamespace(
+        is_stopped=lambda _: True,
+        await_best=lambda name: told.append(f"await {name}"),
+        end=lambda name, status: told.append(f"{status} {name}"),
+    )
+    trial = SimpleNamespace(config={JOB: '{"trial": "0004"}'}, last_result={})
+    _Observer(sweep).on_trial_complete(0, [], trial)
+    assert told == ["await 0004", "stopped 0004"]
 
 
 def raising(error: Exception) -> Any:

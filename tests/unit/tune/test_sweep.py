@@ -1,6 +1,7 @@
 """The driver's side of a sweep over folders written by hand: what is run, stopped, tried again, left alone."""
 
 import json
+import threading
 import uuid
 from typing import Any
 
@@ -137,6 +138,25 @@ def test_workers_that_were_asked_to_end_may_have_done_so_already(storage: Storag
     write_trial(storage, "0001", [0.9] * TrainConfig().epochs)
     sweep.end("0001", "stopped")
     assert entries(storage)["0001"]["status"] == "finished"
+
+
+def test_a_stopped_trial_has_its_best_checkpoint_waited_for(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pipelines.tune.sweep._LOOK_S", 0.01)
+    sweep = Sweep(plans({"a": 1}), storage, asha(), LOG)
+    write_trial(storage, "0001", [0.2, 0.6], checkpointed=False)
+    marker = "trials/0001/checkpoints/step-00000020/COMMIT"
+    commit = threading.Timer(0.3, lambda: storage.put(marker, b"{}"))
+    commit.start()
+    sweep.await_best("0001")
+    assert storage.exists(marker)
+    commit.join()
+    assert not caplog.text
+    storage.delete(marker)
+    monkeypatch.setattr("pipelines.tune.sweep._CHECKPOINT_S", 0.05)
+    sweep.await_best("0001")
+    assert "trial 0001: the checkpoint of its best epoch is not there yet" in caplog.text
 
 
 def test_a_failed_trial_keeps_its_reason_and_says_so(storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
