@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import unquote
@@ -25,6 +26,7 @@ from typing_extensions import override
 from pipelines.errors import AlreadyExists, InputError, NotFound, StorageError
 from pipelines.local_folders import make_folder, sweep_folder, sync_folder, walk_files
 from pipelines.object_listing import list_objects
+from pipelines.range_file import RangeFile
 
 TEMPORARY = "_work/tmp"
 _REMOTE_SCHEMES = ("s3", "gs", "az", "abfs", "abfss")
@@ -343,7 +345,9 @@ class ObjectStorage(Storage):
     def open_file(self, path: str) -> BinaryIO:
         with self._faults(path, "read"):
             reader = obstore.open_reader(self._store, self._key(path))
-        return cast(BinaryIO, io.BufferedReader(_RangeFile(reader, self, path), buffer_size=1 << 20))
+        return cast(
+            BinaryIO, io.BufferedReader(RangeFile(reader, partial(self._faults, path, "read")), buffer_size=1 << 20)
+        )
 
     @contextlib.contextmanager
     def _faults(self, path: str, verb: str) -> Iterator[None]:
@@ -360,35 +364,6 @@ class ObjectStorage(Storage):
                 f"cannot {verb} {address}: {first}",
                 mend="check the address, the credentials in the environment and the store's endpoint",
             ) from error
-
-
-class _RangeFile(io.RawIOBase):
-    """A raw file over obstore's reader, so that the standard library buffers it and pyarrow accepts it."""
-
-    def __init__(self, reader: obstore.ReadableFile, owner: ObjectStorage, path: str) -> None:
-        self._reader = reader
-        self._owner = owner
-        self._path = path
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        with self._owner._faults(self._path, "read"):
-            return int(self._reader.seek(offset, whence))
-
-    def tell(self) -> int:
-        return int(self._reader.tell())
-
-    def readinto(self, buffer: object) -> int:
-        view = memoryview(buffer)  # type: ignore[arg-type]
-        with self._owner._faults(self._path, "read"):
-            data = self._reader.read(len(view))
-        view[: len(data)] = memoryview(data)
-        return len(data)
 
 
 def _temporaries(found: Mapping[str, os.stat_result]) -> list[StoredFile]:
