@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import obstore
+from typing_extensions import override
 
 
 class RangeFile(io.RawIOBase):
@@ -21,19 +22,24 @@ class RangeFile(io.RawIOBase):
         self._reader = reader
         self._faults = faults
 
+    @override
     def readable(self) -> bool:
         return True
 
+    @override
     def seekable(self) -> bool:
         return True
 
+    @override
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         with self._faults():
             return int(self._reader.seek(offset, whence))
 
+    @override
     def tell(self) -> int:
         return int(self._reader.tell())
 
+    @override
     def readinto(self, buffer: object) -> int:
         view = memoryview(buffer)  # type: ignore[arg-type]
         with self._faults():

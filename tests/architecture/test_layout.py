@@ -16,7 +16,7 @@ MAX_LINES = 400
 
 # A module may import from its own group's rooms listed earlier, and from every group to its left.
 LAYERS = [
-    {"errors", "object_listing", "local_folders"},
+    {"errors", "object_listing", "local_folders", "range_file"},
     {"config", "storage", "image", "capacity", "stage_output", "redact"},
     {"progress", "tracking_records", "tracking_sender", "tracking_store", "ray_runtime", "node_paths", "plots"},
     {"tracking"},
