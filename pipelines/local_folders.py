@@ -16,7 +16,7 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     with contextlib.suppress(FileExistsError):
         folder.mkdir()
-        sync_folder(folder.parent)
+    sync_folder(folder.parent)  # also where another made it just now, who may not have come to that yet
 
 
 def sync_folder(folder: Path) -> None:

@@ -141,8 +141,8 @@ class Storage:
         """
         raise StorageError(f"{self!r} cannot be written")
 
-    def delete(self, *paths: str) -> None:
-        """Delete objects; those that are missing are fine."""
+    def delete(self, *paths: str, lasts: bool = True) -> None:
+        """Delete objects; those that are missing are fine. With `lasts` False a power cut may bring them back."""
         raise StorageError(f"{self!r} cannot be written")
 
     def sweep_temporary(self, older_than_s: float) -> tuple[Files, Files]:
@@ -214,12 +214,12 @@ class LocalStorage(Storage):
             sync_folder(target.parent)
 
     @override
-    def delete(self, *paths: str) -> None:
+    def delete(self, *paths: str, lasts: bool = True) -> None:
         targets = [self._path(path) for path in paths]
         with self._faults(paths[0] if paths else "", "delete"):
             for target in targets:
                 target.unlink(missing_ok=True)
-            for folder in {target.parent for target in targets}:
+            for folder in {target.parent for target in targets} if lasts else ():
                 if folder.is_dir():
                     sync_folder(folder)
 
@@ -239,9 +239,7 @@ class LocalStorage(Storage):
     @contextlib.contextmanager
     def _temporary(self, data: Data, folder: Path, *, lasts: bool = True) -> Iterator[Path]:
         """Yield a synced temporary file that holds the data, on the same file system as its target."""
-        if lasts:
-            make_folder(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)  # even for what need not last: what does may lie there later, and finds it made
         make_folder(self._path(TEMPORARY))
         temporary = self._path(TEMPORARY) / f"{os.getpid()}-{secrets.token_hex(8)}"
         try:
@@ -336,7 +334,7 @@ class ObjectStorage(Storage):
             obstore.put(self._store, self._key(path), data, mode="create", use_multipart=False)
 
     @override
-    def delete(self, *paths: str) -> None:
+    def delete(self, *paths: str, lasts: bool = True) -> None:
         for path in paths:
             with contextlib.suppress(NotFound), self._faults(path, "delete"):
                 obstore.delete(self._store, self._key(path))

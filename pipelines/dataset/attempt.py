@@ -20,12 +20,18 @@ class Attempt:
 
 @contextlib.contextmanager
 def begin_attempt(store: Storage, run_id: str, unit: int) -> Iterator[Attempt]:
-    """Note an attempt at a unit; only a process that dies inside leaves the note, an error ends it in order."""
-    folder = f"_work/{run_id}/attempts/unit-{unit:06d}"
-    attempt = Attempt(secrets.token_hex(4), len(store.list(folder)))
-    store.put(f"{folder}/{attempt.name}", b"", lasts=False)  # a power cut is no fault of the unit's
+    """Note an attempt at a unit; only a process that dies inside leaves the note.
+
+    An end and an error take it away, so that the one folder of a run's notes stays short and is cheap to list.
+    """
+    folder, of_unit = f"_work/{run_id}/attempts", f"unit-{unit:06d}-"
+    died = sum(file.path.startswith(f"{folder}/{of_unit}") for file in store.list(folder))
+    attempt = Attempt(secrets.token_hex(4), died)
+    note = f"{folder}/{of_unit}{attempt.name}"
+    store.put(note, b"", lasts=False)  # a power cut is no fault of the unit's
     try:
         yield attempt
     except Exception:
-        store.delete(f"{folder}/{attempt.name}")  # nothing in the unit is suspect
+        store.delete(note, lasts=False)  # nothing in the unit is suspect
         raise
+    store.delete(note, lasts=False)

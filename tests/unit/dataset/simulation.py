@@ -92,7 +92,7 @@ class SimStorage(Storage):
 
         self._gate("create", path, effect)
 
-    def delete(self, *paths: str) -> None:
+    def delete(self, *paths: str, lasts: bool = True) -> None:
         for path in paths:
             self._gate("delete", path, partial(self._drop, path))
 

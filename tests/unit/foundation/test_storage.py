@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import local_folders
 from pipelines.errors import AlreadyExists, InputError, NotFound, StorageError
 from pipelines.storage import TEMPORARY, Storage
 
@@ -131,6 +132,38 @@ def test_local_syncs_the_file_before_its_name_appears(tmp_path: Path, monkeypatc
     assert events[-3:] == ["sync file", "name", "sync folder"]
     storage.create("p/b", b"1")
     assert events[-3:] == ["sync file", "name", "sync folder"]
+
+
+def test_every_new_folder_is_synced_into_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    real_fsync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        real_fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    storage = Storage.open(tmp_path / "root")
+    storage.put("_work/run-0/attempts/unit-000000-1234", b"", lasts=False)
+    storage.create("_work/run-0/unit-000000.json", b"{}")  # needs the folders that the note made
+    storage.put("data/run-0/train/part", b"1")
+    folders = [path for path in tmp_path.rglob("*") if path.is_dir()]
+    assert len(folders) == 8
+    assert {str(folder.parent) for folder in folders} <= set(synced)
+
+
+def test_a_folder_that_another_made_meanwhile_is_synced_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    real_mkdir = Path.mkdir
+
+    def mkdir(self: Path) -> None:
+        real_mkdir(self)  # the other
+        real_mkdir(self)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    monkeypatch.setattr(local_folders, "sync_folder", synced.append)
+    local_folders.make_folder(tmp_path / "a" / "b")
+    assert synced == [tmp_path, tmp_path / "a"]
 
 
 def test_unwritable_place_says_so(tmp_path: Path) -> None:

@@ -182,6 +182,15 @@ def test_an_error_is_no_death(tmp_path):
         raise DataError("the store was away")
     with begin_attempt(store, RUN, 0) as attempt:
         assert attempt.died == 0
+    assert store.list() == []
+
+
+def test_deaths_are_counted_by_unit(tmp_path):
+    store = Storage.open(tmp_path)
+    die(store, times=2)
+    for unit, died in ((1, 0), (0, 2), (0, 2)):
+        with begin_attempt(store, RUN, unit) as attempt:
+            assert attempt.died == died
 
 
 def test_after_two_deaths_members_are_scored_alone_and_the_culprit_is_named(tmp_path):
