@@ -13,7 +13,7 @@ from pipelines.errors import ConfigError, PipelineError
 from pipelines.storage import Storage
 from pipelines.train import startup
 from pipelines.train.config import TrainConfig
-from pipelines.train.follow import Follower
+from pipelines.train.follow import Follower, is_same
 from pipelines.train.notice import Notice, catching_sigterm
 from pipelines.train.records import EpochRecord
 
@@ -53,6 +53,7 @@ def train_alone(
 
     Raises:
         PipelineError: what ended the training.
+        Exception: what `on_epoch` raised again when it was called once more, after the training.
     """
     import torch
 
@@ -65,32 +66,41 @@ def train_alone(
     if config.use_gpu is True:
         capacity.check_gpu(use_gpu=True)
     ended = threading.Event()
+    handed: dict[int, EpochRecord] = {}
+    faults: list[Exception] = []
+    has_begun = False
 
     def hand_on(record: EpochRecord) -> None:
         on_epoch(record)
-
-    def follow() -> None:
-        with Follower(run, hand_on) as follower:
-            has_begun = False
-            while not ended.wait(_POLL_S):
-                if not has_begun and startup.has_passed("first step"):
-                    has_begun = True
-                    begin()
-                follower.poll()
-            if not has_begun:
-                begin()
+        handed[record.epoch] = record
 
     def begin() -> None:
+        nonlocal has_begun
+        if has_begun:
+            return
         try:
             on_start()
         except PipelineError as error:
             _LOGGER.warning("%s", error)
+        has_begun = True
+
+    def follow() -> None:
+        try:
+            with Follower(run, hand_on) as follower:
+                while not ended.wait(_POLL_S):
+                    if startup.has_passed("first step"):
+                        begin()
+                    follower.poll()
+                begin()
+        except Exception as fault:  # noqa: BLE001 - a thread's boundary; what it left undone is done after the training
+            faults.append(fault)
+            _LOGGER.warning("the run is not followed any more; its figures are handed on at its end: %s", fault)
 
     following = threading.Thread(target=follow, name="follower", daemon=True)
     with catching_sigterm() as told:
         following.start()
         try:
-            fit(
+            outcome = fit(
                 config,
                 run,
                 world=World(),
@@ -101,3 +111,8 @@ def train_alone(
         finally:
             ended.set()
             following.join()
+        if faults:
+            begin()
+            for record in outcome.records:
+                if not is_same(handed.get(record.epoch), record):
+                    hand_on(record)

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from pipelines.errors import StorageError
 from pipelines.progress import Progress
@@ -37,7 +37,7 @@ class Follower:
         self._progress: Progress | None = None
         self._latest: EpochRecord | None = None
         self._has_warned = False
-        self._standing = read_progress(run)  # an earlier attempt's note is no progress of this one
+        self._standing = self._read_standing()
 
     def __enter__(self) -> Self:
         return self
@@ -50,6 +50,13 @@ class Follower:
         if self._progress is not None:
             self._progress.__exit__(kind, error, trace)
 
+    def _read_standing(self) -> dict[str, Any] | None:
+        """Return an earlier attempt's note, which is no progress of this one; without it the line begins too far on."""
+        try:
+            return read_progress(self._run)
+        except StorageError:
+            return None
+
     def poll(self) -> None:
         """Look once at what has appeared; storage that cannot be read for a while is looked at again later."""
         try:
@@ -61,13 +68,13 @@ class Follower:
 
     def _look(self) -> None:
         # A run that diverged goes back and does epochs again: theirs are then other records.
-        while self._handed and not _is_same(read_record(self._run, self._handed[-1].epoch), self._handed[-1]):
+        while self._handed and not is_same(read_record(self._run, self._handed[-1].epoch), self._handed[-1]):
             self._next_epoch = self._handed.pop().epoch
         while (record := read_record(self._run, self._next_epoch)) is not None:
+            self._on_record(record)  # where it fails, the record is handed on once more
             self._next_epoch += 1
             self._handed.append(record)
             self._latest = record
-            self._on_record(record)
         self._show()
 
     def _show(self) -> None:
@@ -87,7 +94,7 @@ class Follower:
         self._images = max(self._images, int(note["images"]))
 
 
-def _is_same(standing: EpochRecord | None, handed: EpochRecord) -> bool:
+def is_same(standing: EpochRecord | None, handed: EpochRecord) -> bool:
     """Return whether a record says what was handed on; one that a replaced worker wrote again has other times."""
     if standing is None:
         return False
