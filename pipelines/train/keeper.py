@@ -27,6 +27,9 @@ PROGRESS_S = 2.0
 _PROMPT_S = 1.0
 """Seconds that a checkpoint may take before storage counts as slow and an epoch's end does not wait for it."""
 
+_BETTER_S = 60.0
+"""Seconds that a checkpoint in flight may take before a better epoch's end does not wait for it either."""
+
 
 class Keeper:
     """One process's part in keeping a run; every process calls `take_stock`, `save` and `finish` alike.
@@ -66,8 +69,11 @@ class Keeper:
             self._writer.take_failure()
             self._writer.drop_records()
 
-    def take_stock(self, cursor: Cursor, *, must_wait: bool) -> bool:
+    def take_stock(self, cursor: Cursor, *, must_wait: bool, is_better: bool = False) -> bool:
         """Learn what became of the checkpoint in flight; return whether it still is, as storage is slow.
+
+        It is given a second since its start; a minute where the present epoch is better than those before; where it
+        must be known (`must_wait`), as long as it takes.
 
         Where it could not be written, training goes on from the one before it: the best epoch is then one whose
         weights are safe, as weights that nobody has cannot be the ones to keep.
@@ -75,7 +81,8 @@ class Keeper:
         lost = busy = 0.0
         if self._writer is not None:
             age_s = time.perf_counter() - self._saved_s
-            self._writer.wait(math.inf if must_wait else max(0.0, _PROMPT_S - age_s))
+            allowed_s = _BETTER_S if is_better else _PROMPT_S
+            self._writer.wait(math.inf if must_wait else max(0.0, allowed_s - age_s))
             busy = float(self._writer.is_busy)
             if not busy and (failure := self._writer.take_failure()):
                 lost = 1.0

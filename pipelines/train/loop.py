@@ -351,8 +351,8 @@ class _Loop:
         self.keeper.keep_record(record, steps)
         self._turn_epoch()
         is_better = cursor.best.is_beaten_by(record.val_score, record.val_loss)
-        is_busy = self.keeper.take_stock(cursor, must_wait=is_better or is_over(config, cursor))
-        if cursor.best.is_beaten_by(record.val_score, record.val_loss):
+        is_busy = self.keeper.take_stock(cursor, must_wait=is_over(config, cursor), is_better=is_better)
+        if not is_busy and cursor.best.is_beaten_by(record.val_score, record.val_loss):
             cursor.best = Best(record.epoch, cursor.step, record.val_score, record.val_loss)
         self.keeper.note_progress(
             cursor, rows=self.feed.num_rows, epochs=config.epochs, is_due=True, loss=record.train_loss

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from pipelines.errors import StorageError
 from pipelines.storage import LocalStorage, Storage
-from pipelines.train import loop, run_writer
+from pipelines.train import keeper, loop, run_writer
 from pipelines.train.checkpoint import committed_steps, load_latest
 from pipelines.train.loop import fit, fit_local
 from pipelines.train.outcome import read_outcome
@@ -78,6 +78,12 @@ def assert_ends_the_same(run: Storage, expected: Storage) -> None:
     assert [record.id_trace for record in read_records(run, 99)] == [
         record.id_trace for record in read_records(expected, 99)
     ]
+
+
+def val_says(monkeypatch: pytest.MonkeyPatch, top1s: list[float]) -> None:
+    """Have val say what each epoch is worth."""
+    evaluate, left = loop.evaluate, iter(top1s)
+    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: {**evaluate(*a, **k), "val_top1": next(left)})
 
 
 def no_better_epochs(monkeypatch: pytest.MonkeyPatch, first: int = 1) -> None:
@@ -163,6 +169,35 @@ def test_the_best_epoch_is_kept_however_slow_storage_is(
     outcome = fit_local(make_config(dataset, epochs=4), run, device="cpu")
     assert outcome.best.epoch == 2
     assert outcome.best.step in committed_steps(run)
+
+
+def test_a_run_that_keeps_improving_waits_for_slow_storage_within_bounds(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "_PROMPT_S", 0.05)
+    monkeypatch.setattr(keeper, "_BETTER_S", 0.2)
+    val_says(monkeypatch, [0.1, 0.2, 0.3, 0.4, 0.5, 0.45])
+    run = WeakStorage(tmp_path / "run", slow_s=0.5)  # 2 s a checkpoint of four files
+    ends_s: list[float] = []
+    outcome = fit_local(
+        make_config(dataset, epochs=6), run, device="cpu", on_epoch=lambda _: ends_s.append(time.monotonic()) is None
+    )
+    assert ends_s[4] - ends_s[0] < 1.8
+    # The best of the epochs that are kept, not one whose weights nobody has.
+    assert (outcome.best.epoch, outcome.best.val_score) == (6, 0.45)
+    assert committed_steps(run) == [24]
+
+
+def test_workers_agree_on_the_best_epoch_of_those_that_are_kept(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "_PROMPT_S", 0.0)
+    monkeypatch.setattr(keeper, "_BETTER_S", 0.0)
+    run = WeakStorage(tmp_path / "run", slow_s=0.2)
+    config = make_config(dataset, epochs=6)
+    outcomes = in_threads(2, lambda world: fit(config, run, world=world, device=torch.device("cpu")))
+    assert outcomes[0].best == outcomes[1].best
+    assert outcomes[0].best.step in committed_steps(run)
 
 
 def test_a_store_that_is_away_for_a_time_costs_nothing(
