@@ -215,11 +215,11 @@ class LocalStorage(Storage):
 
     @override
     def delete(self, *paths: str, lasts: bool = True) -> None:
-        targets = [self._path(path) for path in paths]
-        with self._faults(paths[0] if paths else "", "delete"):
-            for target in targets:
-                target.unlink(missing_ok=True)
-            for folder in {target.parent for target in targets} if lasts else ():
+        for path in paths:
+            with self._faults(path, "delete"):
+                self._path(path).unlink(missing_ok=True)
+        for folder in {self._path(path).parent for path in paths} if lasts else ():
+            with self._faults(str(folder), "sync"):
                 if folder.is_dir():
                     sync_folder(folder)
 
@@ -335,6 +335,11 @@ class ObjectStorage(Storage):
 
     @override
     def delete(self, *paths: str, lasts: bool = True) -> None:
+        if len(paths) > 1:
+            # Some stores call a missing object a fault, some know no request for several: then one by one.
+            with contextlib.suppress(BaseError, OSError, ValueError):
+                obstore.delete(self._store, [self._key(path) for path in paths])
+                return
         for path in paths:
             with contextlib.suppress(NotFound), self._faults(path, "delete"):
                 obstore.delete(self._store, self._key(path))

@@ -8,7 +8,9 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
+import obstore
 import pytest
 
 from pipelines import local_folders
@@ -36,6 +38,62 @@ def test_put_read_list_delete(storage: Storage) -> None:
     storage.delete("a/x.bin")
     assert not storage.exists("a/x.bin")
     assert storage.list("nothing") == []
+
+
+def test_several_are_deleted_where_some_are_missing(storage: Storage) -> None:
+    for name in ("a", "b/c", "b/d", "e"):
+        storage.put(name, b"1")
+    storage.delete("a", "none", "b/c", "none/either", "e")
+    assert [file.path for file in storage.list()] == ["b/d"]
+    storage.delete()
+
+
+def test_an_object_store_deletes_several_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, asked, real, refuses = (
+        Storage.open(f"memory://{uuid.uuid4().hex}/root"),
+        list[object](),
+        obstore.delete,
+        False,
+    )
+
+    def delete(store: Any, paths: str | list[str]) -> None:
+        asked.append(paths)
+        if refuses and isinstance(paths, list):
+            raise FileNotFoundError("b")  # as Azure and Google do for one that is missing
+        real(store, paths)
+
+    monkeypatch.setattr(obstore, "delete", delete)
+    for refuses in (False, True):
+        asked.clear()
+        storage.put("a", b"1")
+        storage.put("c", b"1")
+        storage.delete("a", "b", "c")
+        assert asked == [["root/a", "root/b", "root/c"], *(["root/a", "root/b", "root/c"] if refuses else [])]
+        assert storage.list() == []
+
+
+def test_the_file_that_cannot_be_deleted_is_named(tmp_path: Path) -> None:
+    storage = Storage.open(tmp_path)
+    storage.put("a", b"1")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(StorageError, match=f"cannot delete {tmp_path}/b: "):
+        storage.delete("a", "b")
+    assert not storage.exists("a")
+
+
+def test_objects_put_at_once_fail_one_by_one(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, together = type(storage).put, threading.Barrier(3, timeout=30)
+
+    def put(self: Storage, path: str, data: Any, **options: Any) -> None:
+        together.wait()  # broken where they do not run at the same time
+        if path == "b":
+            raise StorageError("cannot write b")
+        real(self, path, data, **options)
+
+    monkeypatch.setattr(type(storage), "put", put)
+    with pytest.raises(StorageError, match="cannot write b"):
+        storage.put_all({"a": b"1", "b": b"2", "c": b"33"})
+    assert {file.path: storage.read(file.path) for file in storage.list()} == {"a": b"1", "c": b"33"}
 
 
 def test_missing_object_is_not_found(storage: Storage) -> None:
