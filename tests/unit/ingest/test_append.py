@@ -686,6 +686,7 @@ def kill_switch(patch: pytest.MonkeyPatch) -> Callable[[int], int]:
 
         return write
 
+    patch.setattr(LocalStorage, "put_all", Storage.put_all)  # threads would make their order a matter of luck
     for name in ("put", "create", "delete"):
         patch.setattr(LocalStorage, name, wrap(getattr(LocalStorage, name)))
 

@@ -23,7 +23,7 @@ from pipelines.ingest.unit import IngestJob, ingest_unit
 from pipelines.sources import units as source_units
 from pipelines.sources.base import Unit
 from pipelines.sources.resolve import open_source
-from pipelines.storage import LocalStorage
+from pipelines.storage import LocalStorage, Storage
 from tests import factories
 
 
@@ -339,6 +339,7 @@ class Switch:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.number, self.kill_at = 0, 0
+        patch.setattr(LocalStorage, "put_all", Storage.put_all)  # threads would make their order a matter of luck
         for name in ("put", "create", "delete"):
             patch.setattr(LocalStorage, name, self._wrap(getattr(LocalStorage, name)))
 
