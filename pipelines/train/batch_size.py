@@ -1,7 +1,7 @@
 """The batch size found by itself: doubled while memory holds it and larger batches make training faster.
 
 Steps of the real training are timed, in a process of its own: the memory that it takes is given back at its end, and
-where the system kills it for the memory that it asked for, that too is an answer.
+where the system kills it for the memory that it asked for, that too is an answer. No other end of it is one.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ import logging
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
-from pipelines.errors import ConfigError, PipelineError
+from pipelines.errors import ConfigError, DataError, PipelineError
 from pipelines.stage_output import RUN
 from pipelines.storage import Storage
 from pipelines.tracking import TrackingConfig
@@ -33,6 +36,7 @@ _ENOUGH_GAIN = 1.05
 _TIMED_S = 0.6
 _TIMED_STEPS = 2
 _MARGIN = 1.25
+_PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def find_batch_size(config: TrainConfig, *, measure: Callable[..., None] | None 
         measure: what the process runs, as `measure_sizes`, given its arguments.
 
     Raises:
-        PipelineError: not even the first size works.
+        PipelineError: not even the first size works, or what was tried failed for another reason than memory.
     """
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads and CUDA would hang
     receiver, sender = context.Pipe(duplex=False)
@@ -110,27 +114,36 @@ def find_batch_size(config: TrainConfig, *, measure: Callable[..., None] | None 
     process.start()
     sender.close()
     tried: list[Tried] = []
-    reason = ""
-    for message in _messages(receiver):
-        if failure := message.get("failure"):
-            _stop(process)
-            raise _rebuilt(failure)
-        if "reason" in message:
-            reason = str(message["reason"])
-            break
-        tried.append(Tried(int(message["size"]), float(message["images_per_s"])))
-        _LOGGER.info("a batch of %d images: %.1f images/s a worker", tried[-1].size, tried[-1].images_per_s)
-    _stop(process)
+    reason, has_ended = "", False
+    try:
+        for message in _messages(receiver):
+            if failure := message.get("failure"):
+                raise _rebuilt(failure)
+            if words := message.get("error"):
+                raise _failed(str(words))
+            if "reason" in message:
+                reason = str(message["reason"])
+                break
+            tried.append(Tried(int(message["size"]), float(message["images_per_s"])))
+            _LOGGER.info("a batch of %d images: %.1f images/s a worker", tried[-1].size, tried[-1].images_per_s)
+        has_ended = True
+    finally:
+        code = _stop(process, _PATIENCE_S if has_ended else 0.0)
+        receiver.close()
+    if not reason:
+        if code != -signal.SIGKILL:
+            raise _failed(f"the process {_death(code)}")
+        reason = "the process that tried the next size was killed, as it is where memory runs out"
     if not tried:
         raise ConfigError(
             f"global_batch_size is {config.global_batch_size}, and not even a batch of that size can be trained:"
-            f" {reason or _death(process.exitcode)}",
+            f" {reason}",
             mend="begin with a smaller global_batch_size",
         )
     best = max(tried, key=lambda each: each.images_per_s)
     # The smallest that is as good: what is larger makes fewer steps of an epoch for nothing.
     size = next(each.size for each in tried if each.images_per_s * _ENOUGH_GAIN >= best.images_per_s)
-    found = Found(size, tuple(tried), reason or f"the process that tried the next size {_death(process.exitcode)}")
+    found = Found(size, tuple(tried), reason)
     _LOGGER.info("global_batch_size=%d: %s", found.size, found.reason)
     return found
 
@@ -140,7 +153,8 @@ def measure_sizes(text: str, answers: Connection) -> None:
 
     Args:
         text: the config as JSON.
-        answers: takes `size` with `images_per_s`, at last a `reason`, or the parts of an error as `failure`.
+        answers: takes `size` with `images_per_s`, at last a `reason`, or the parts of an error as `failure`, or the
+            words of one that is none of ours as `error`.
     """
     from pipelines.train.worker import describe_failure
 
@@ -149,6 +163,9 @@ def measure_sizes(text: str, answers: Connection) -> None:
         answers.send({"reason": reason})
     except PipelineError as error:
         answers.send({"failure": describe_failure(error)})
+    except Exception as error:  # the boundary of the process
+        answers.send({"error": f"{type(error).__name__}: {error}"})
+        raise  # the traceback too
     finally:
         answers.close()
 
@@ -171,27 +188,56 @@ def _measure(config: TrainConfig, answers: Connection) -> str:
             kept[split] = SplitRows(dataset, split, **how)
         return kept[split]
 
-    size, last, before = config.global_batch_size, 0.0, _peak_bytes()
+    size, last = config.global_batch_size, 0.0
     while True:
         try:
-            speed, num_rows = _time_steps(config, size, device, open_once)
+            timed = _time_steps(config, size, device, open_once)
         except (RuntimeError, MemoryError, MemoryShortage) as error:
             if not isinstance(error, MemoryShortage) and not is_out_of_memory(error):
                 raise
             return f"{size} images a batch do not fit into memory"
-        answers.send({"size": size, "images_per_s": speed})
-        if speed < _ENOUGH_GAIN * last:
+        free = free_bytes(device) if device.type == "cpu" else None  # each worker has a GPU to itself
+        room = None if free is None else free + _resident_bytes()  # what this process has will be the workers'
+        if room is not None and (reason := timed.shortage(size, size, config.num_workers, room)):
+            return reason
+        answers.send({"size": size, "images_per_s": timed.images_per_s})
+        if timed.images_per_s < _ENOUGH_GAIN * last:
             return f"{size} images a batch are hardly faster than {size // 2}"
-        if 2 * size > min(LARGEST, num_rows):
-            return f"train has {num_rows} rows" if num_rows <= LARGEST else f"no more than {LARGEST} are tried"
-        grown, free = _peak_bytes() - before, free_bytes(device)
-        if device.type == "cpu" and free is not None and free < _MARGIN * grown:
-            return f"{2 * size} images a batch would take {grown >> 20:,} MB more, and {free >> 20:,} MB are free"
-        size, last = 2 * size, speed
+        if 2 * size > min(LARGEST, timed.num_rows):
+            rows = timed.num_rows
+            return f"train has {rows} rows" if rows <= LARGEST else f"no more than {LARGEST} are tried"
+        if room is not None and (reason := timed.shortage(2 * size, size, config.num_workers, room)):
+            return reason
+        size, last = 2 * size, timed.images_per_s
 
 
-def _time_steps(config: TrainConfig, size: int, device: Any, open_rows: Any) -> tuple[float, int]:
-    """Return images a second of one worker's steps at a global batch size, and the rows of train."""
+@dataclass(frozen=True)
+class Timed:
+    """What one worker's steps at a size took."""
+
+    images_per_s: float
+    num_rows: int
+    """Of train."""
+    fixed_bytes: int
+    """The process with the data and the network, before the first step."""
+    step_bytes: int
+    """What the steps took beside that, at their peak."""
+
+    def shortage(self, size: int, measured: int, num_workers: int, room_bytes: int) -> str:
+        """Return in words why a size does not fit, all workers being on this machine; empty where it does.
+
+        What a step takes grows with the size; a size that was not `measured` itself is given a margin.
+        """
+        step = self.step_bytes * size / measured * (1.0 if size == measured else _MARGIN)
+        needed = int(num_workers * (self.fixed_bytes + step))
+        if needed <= room_bytes:
+            return ""
+        workers = "a worker takes" if num_workers == 1 else f"{num_workers} workers take"
+        return f"{workers} {needed >> 20:,} MB for {size} images a batch, and {room_bytes >> 20:,} MB are there"
+
+
+def _time_steps(config: TrainConfig, size: int, device: Any, open_rows: Any) -> Timed:
+    """Return what one worker's steps at a global batch size take."""
     import torch
 
     from pipelines.train.assemble import assemble
@@ -212,6 +258,9 @@ def _time_steps(config: TrainConfig, size: int, device: Any, open_rows: Any) -> 
     parts = assemble(config.model_copy(update=changes), World(), device, None, open_rows)
     parts.step.may_halve = False
     set_training(parts.state.network, parts.frozen)
+    # Only now: what reading the data took, at its peak or for good, does not grow with the batch.
+    _forget_peak()
+    fixed = _resident_bytes()
 
     def full_batches() -> Iterator[Batch]:
         epoch = 0
@@ -229,7 +278,8 @@ def _time_steps(config: TrainConfig, size: int, device: Any, open_rows: Any) -> 
         steps += 1
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return steps * min(share, parts.feed.num_rows) / (time.perf_counter() - started_s), parts.feed.num_rows
+    num_rows, elapsed_s = parts.feed.num_rows, time.perf_counter() - started_s
+    return Timed(steps * min(share, num_rows) / elapsed_s, num_rows, fixed, max(0, _peak_bytes() - fixed))
 
 
 def _messages(receiver: Connection) -> Iterator[Mapping[str, Any]]:
@@ -241,17 +291,28 @@ def _messages(receiver: Connection) -> Iterator[Mapping[str, Any]]:
             return
 
 
-def _stop(process: Any) -> None:
-    process.join(timeout=30)
-    if process.is_alive():
-        process.kill()
-        process.join()
+def _stop(process: Any, patience_s: float) -> int | None:
+    """End a process; return its exit code, None where it did not end by itself."""
+    process.join(timeout=patience_s)
+    if not process.is_alive():
+        code: int | None = process.exitcode
+        return code
+    process.kill()
+    process.join()
+    return None
 
 
 def _death(code: int | None) -> str:
-    if code is not None and code < 0:
-        return f"was killed by signal {-code}, as it is where memory runs out"
-    return f"ended with code {code}"
+    if code is None:
+        return "did not end"
+    return f"was ended by signal {-code}" if code < 0 else f"ended with code {code} and no word"
+
+
+def _failed(words: str) -> PipelineError:
+    return DataError(
+        f"find_batch_size is true, and trying batch sizes failed: {words}",
+        mend="find_batch_size=false shows whether training fails alike; set global_batch_size yourself",
+    )
 
 
 def _rebuilt(failure: dict[str, str]) -> PipelineError:
@@ -260,6 +321,26 @@ def _rebuilt(failure: dict[str, str]) -> PipelineError:
     return rebuild_failure(failure)
 
 
+def _forget_peak() -> None:
+    """Let the peak begin anew where Linux allows it; elsewhere it stays, and steps seem to take more."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def _peak_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else 1024 * peak)
+    # Not ru_maxrss alone: on Linux it begins at what the process that started this one had.
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return int(peak if sys.platform == "darwin" else 1024 * peak)
+
+
+def _resident_bytes() -> int:
+    """Return the memory that this process has now; where nothing says so, the most that it had."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return _peak_bytes()
+    return pages * resource.getpagesize()

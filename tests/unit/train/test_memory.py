@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, DataError
 from pipelines.storage import Storage
-from pipelines.train import stage, transfer
-from pipelines.train.batch_size import Found, find_batch_size, measure_sizes, settle_batch_size, with_batch_size
+from pipelines.train import batch_size, stage, transfer
+from pipelines.train.batch_size import (
+    Found,
+    Timed,
+    _forget_peak,
+    _peak_bytes,
+    _resident_bytes,
+    find_batch_size,
+    measure_sizes,
+    settle_batch_size,
+    with_batch_size,
+)
 from pipelines.train.checkpoint import load_latest
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
@@ -193,6 +206,37 @@ def measure_killed(text: str, answers: Connection) -> None:
     measure_sizes(text, Deadly())  # type: ignore[arg-type]
 
 
+def measure_crowded(text: str, answers: Connection) -> None:
+    """Measure on a machine with 900 MB, where a worker takes 100 MB and its steps as much again."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(batch_size, "_resident_bytes", lambda: 100 << 20)
+    patch.setattr(batch_size, "_peak_bytes", lambda: 200 << 20)
+    patch.setattr("pipelines.train.memory.free_bytes", lambda _: 800 << 20)
+    measure_sizes(text, answers)
+
+
+def measure_and_fail(text: str, answers: Connection) -> None:
+    """Measure where something is wrong with the network."""
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("shapes do not match")
+
+    pytest.MonkeyPatch().setattr("pipelines.train.step.rows_right", broken)
+    measure_sizes(text, answers)
+
+
+def measure_crashed(text: str, answers: Connection) -> None:
+    """Say one size and end as a bug in a library ends a process."""
+    answers.send({"size": 8, "images_per_s": 1.0})
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def measure_mute(text: str, answers: Connection) -> None:
+    """Say nonsense, and go on for long."""
+    answers.send({"size": "many"})
+    time.sleep(600)
+
+
 def found(dataset: str, measure: Callable[..., None] | None = None, **changes: Any) -> Found:
     return find_batch_size(make_config(dataset, find_batch_size=True, **changes), measure=measure)
 
@@ -208,11 +252,45 @@ def test_a_batch_size_is_found_that_train_can_fill(dataset: str) -> None:
 
 @pytest.mark.parametrize(("measure", "reason"), [
     (measure_narrow, "16 images a batch do not fit into memory"),
-    (measure_killed, "the process that tried the next size was killed by signal 9, as it is where memory runs out"),
+    (measure_killed, "the process that tried the next size was killed, as it is where memory runs out"),
 ])  # fmt: skip
 def test_memory_says_no(dataset: str, measure: Callable[..., None], reason: str) -> None:
     answer = found(dataset, measure, global_batch_size=8)
     assert (answer.size, [each.size for each in answer.tried], answer.reason) == (8, [8], reason)
+
+
+def test_all_workers_of_the_machine_count(dataset: str) -> None:
+    answer = found(dataset, measure_crowded, global_batch_size=8, num_workers=3)
+    assert ([each.size for each in answer.tried], answer.size) == ([8], 8)
+    assert answer.reason == "3 workers take 1,050 MB for 16 images a batch, and 900 MB are there"
+    timed = Timed(1.0, 72, fixed_bytes=100 << 20, step_bytes=100 << 20)
+    assert timed.shortage(16, 8, 1, 900 << 20) == ""
+    assert timed.shortage(16, 8, 1, 300 << 20) == "a worker takes 350 MB for 16 images a batch, and 300 MB are there"
+    assert timed.shortage(8, 8, 4, 800 << 20) == ""
+    assert "5 workers take 1,000 MB for 8 images" in timed.shortage(8, 8, 5, 900 << 20)
+
+
+def test_what_reading_the_data_took_is_not_put_down_to_the_batch(dataset: str) -> None:
+    block = np.ones(64 << 20, np.uint8)
+    del block
+    _forget_peak()
+    assert _peak_bytes() - _resident_bytes() < 32 << 20
+
+
+@pytest.mark.parametrize(("measure", "words"), [
+    (measure_and_fail, "trying batch sizes failed: RuntimeError: shapes do not match"),
+    (measure_crashed, "trying batch sizes failed: the process was ended by signal 11"),
+])  # fmt: skip
+def test_no_other_end_is_taken_for_a_lack_of_memory(dataset: str, measure: Callable[..., None], words: str) -> None:
+    with pytest.raises(DataError) as caught:
+        found(dataset, measure, global_batch_size=8)
+    assert caught.value.what == f"find_batch_size is true, and {words}"
+
+
+def test_the_process_never_stays_behind(dataset: str) -> None:
+    with pytest.raises(ValueError, match="many"):
+        found(dataset, measure_mute)
+    assert not multiprocessing.active_children()
 
 
 def test_not_even_the_first_size_fits(dataset: str) -> None:
