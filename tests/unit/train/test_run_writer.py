@@ -185,7 +185,7 @@ def test_a_run_that_keeps_improving_waits_for_slow_storage_within_bounds(
     assert ends_s[4] - ends_s[0] < 1.8
     # The best of the epochs that are kept, not one whose weights nobody has.
     assert (outcome.best.epoch, outcome.best.val_score) == (6, 0.45)
-    assert committed_steps(run) == [24]
+    assert committed_steps(run) == [4, 24]
 
 
 def test_workers_agree_on_the_best_epoch_of_those_that_are_kept(
