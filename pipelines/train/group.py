@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipelines import capacity
-from pipelines.errors import ClusterError, ConfigError, PipelineError
+from pipelines.errors import ClusterError, ConfigError, PipelineError, StorageError
 from pipelines.ray_runtime import RaySession
 from pipelines.storage import Storage
 from pipelines.train import startup
@@ -100,12 +100,21 @@ def train_in_workers(
             while not fitting.is_done(_POLL_S):
                 follower.poll()
                 if told.is_set() and not is_passed_on:
-                    run.put(NOTICE, b"{}")
-                    is_passed_on = True
+                    is_passed_on = _pass_on(run)
         _raise_failure(run, fitting)
         return fitting.returned
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _pass_on(run: Storage) -> bool:
+    """Leave the workers word that they are to end; return whether it is there, else it is tried again."""
+    try:
+        run.put(NOTICE, b"{}")
+    except StorageError as error:
+        _LOGGER.warning("the workers cannot be told to end yet; trying again: %s", error)
+        return False
+    return True
 
 
 def fewest_workers(config: TrainConfig) -> int:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from pipelines.errors import ConfigError, Unfinished
+from pipelines.errors import ConfigError, StorageError, Unfinished
+from pipelines.ray_runtime import RaySession
 from pipelines.storage import Storage
-from pipelines.train import loop, notice, stage
+from pipelines.train import group, loop, notice, stage
 from pipelines.train.checkpoint import committed_steps
 from pipelines.train.collectives import World
 from pipelines.train.loop import fit, fit_local
@@ -136,6 +141,44 @@ def test_a_drivers_note_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         while not is_noted() and time.monotonic() < deadline_s:
             time.sleep(0.01)
         assert is_noted()
+
+
+class Trainer:
+    """In place of Ray's: done when the workers' notice is there."""
+
+    def __init__(self, run: Storage) -> None:
+        self._run = run
+
+    def fit(self) -> Any:
+        deadline_s = time.monotonic() + 10
+        while not self._run.exists(NOTICE) and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        return SimpleNamespace(return_value={"is_told": self._run.exists(NOTICE)})
+
+
+def test_a_drivers_notice_outlives_storage_that_fails(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Storage.open(tmp_path / "run")
+    put, failures = run.put, iter([StorageError("cannot write: the store answers 503")] * 2)
+
+    def put_later(path: str, data: bytes) -> None:
+        if path == NOTICE and (failure := next(failures, None)):
+            raise failure
+        put(path, data)
+
+    @contextlib.contextmanager
+    def told_already() -> Iterator[threading.Event]:
+        told = threading.Event()
+        told.set()
+        yield told
+
+    monkeypatch.setattr(run, "put", put_later)
+    monkeypatch.setattr(group, "_POLL_S", 0.01)
+    monkeypatch.setattr(group, "catching_sigterm", told_already)
+    monkeypatch.setattr(group, "_make_trainer", lambda *_: Trainer(run))
+    assert group.train_in_workers(make_config(dataset), run, RaySession(2.0, 0.0, 1, (2.0,))) == {"is_told": True}
+    assert "the workers cannot be told to end yet; trying again: StorageError: cannot write" in caplog.text
 
 
 def test_several_workers_in_one_process_are_refused(dataset: str, tmp_path: Path) -> None:
