@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines.dataset.reader import Dataset, open_dataset
 from pipelines.errors import InputError
+from pipelines.evaluate import predictions
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.evaluate.multilabel import predict_labels, summarize_labels, worst_labels
+from pipelines.evaluate.multilabel import LabelAnswers, predict_labels, summarize_labels, worst_labels
 from pipelines.evaluate.plan import package_digest
 from pipelines.evaluate.predictions import make_label_predictions
 from pipelines.evaluate.stage import run
@@ -137,3 +140,33 @@ def test_the_kind_of_labels_is_part_of_what_a_package_answers(tmp_path: Path) ->
     assert one["weights_sha256"] == many["weights_sha256"]
     assert package_digest(one) != package_digest(many)
     assert (one["format_version"], "task" in one) == (1, False)
+
+
+def test_many_rows_of_many_classes_are_written_without_an_object_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, classes = 2500, 600
+    draws = np.random.default_rng(0)
+    probabilities = draws.random((rows, classes), dtype=np.float32)
+    probabilities[:, 7] = probabilities[:, 3]  # equal ones keep the order of the classes
+    names = tuple(f"class {number}" for number in range(classes))
+    targets = draws.random((rows, classes)) < 0.01
+    labelled = np.arange(rows) % 5 > 0
+    targets[~labelled] = False
+    ids = [f"{number:032x}" for number in range(rows)]
+    answers = LabelAnswers(names, ids, ids, targets, labelled, probabilities, 0.99)
+    monkeypatch.setattr(predictions, "_ROWS_A_PART", 1000)
+    tracemalloc.start()
+    data = make_label_predictions(answers)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 16 * probabilities.size  # the file's bytes, and what NumPy holds of a part; a list a cell took 60
+    table = pq.read_table(io.BytesIO(data))
+    assert table.schema.field("names").type.value_type == pa.string()
+    assert table.num_rows == rows
+    for number in (0, 1, 999, 1000, 2499):
+        row = table.slice(number, 1).to_pylist()[0]
+        order = np.argsort(-probabilities[number], kind="stable")
+        assert row["image_id"] == row["key"] == ids[number]
+        assert row["names"] == [names[place] for place in order]
+        np.testing.assert_array_equal(np.float32(row["probabilities"]), probabilities[number][order])
+        assert row["predicted"] == answers.names(answers.said[number])
+        assert row["label"] == (answers.names(targets[number]) if labelled[number] else None)
