@@ -36,6 +36,8 @@ _QUIET = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
 
+_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+
 
 class RayConfig(StrictModel):
     """Where stages run."""
@@ -72,14 +74,12 @@ def ray_session(config: RayConfig | None = None) -> Iterator[RaySession]:
     address = settings.address or os.environ.get("RAY_ADDRESS", "")
     if not address:
         os.environ.setdefault("RAY_enable_metrics_collection", "0")
-        # A process more for each training, to see that nodes are drained: the only one never is.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     import ray
 
     if ray.is_initialized():
         yield _describe()
         return
-    with _results_stream_kept():
+    with _results_stream_kept(), contextlib.nullcontext() if address else _unwatched():
         try:
             handler = signal.getsignal(signal.SIGTERM)
             _connect(address, settings)
@@ -87,6 +87,22 @@ def ray_session(config: RayConfig | None = None) -> Iterator[RaySession]:
             yield _describe()
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _unwatched() -> Iterator[None]:
+    """Have Ray Train not watch for drained nodes: a process more for each training, and the only node never is one.
+
+    Only for an embedded cluster of our own; the one that is connected next may be a real one.
+    """
+    if _WATCHER in os.environ:
+        yield
+        return
+    os.environ[_WATCHER] = "0"
+    try:
+        yield
+    finally:
+        os.environ.pop(_WATCHER, None)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
-"""What workers on other machines are given of the driver's environment."""
+"""What workers are given of the driver's environment, and what a session leaves in it."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
@@ -22,3 +23,32 @@ def test_keys_travel_in_the_hook_and_not_in_the_open(name: str, monkeypatch: pyt
     monkeypatch.delenv(name)
     hook()
     assert os.environ[name] == "correct-horse"
+
+
+WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+
+
+def test_nodes_are_not_watched_in_a_cluster_of_our_own_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.delenv(WATCHER, raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    seen: list[str | None] = []
+    is_up = [True]  # somebody connected this process to a cluster before
+    monkeypatch.setattr(ray, "is_initialized", lambda: is_up[0])
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_runtime, "_describe", lambda: ray_runtime.RaySession(1.0, 0.0, 1))
+
+    def connect(*_: Any) -> None:
+        seen.append(os.environ.get(WATCHER))
+
+    monkeypatch.setattr(ray_runtime, "_connect", connect)
+    with ray_runtime.ray_session():
+        assert WATCHER not in os.environ
+    is_up[0] = False
+    with ray_runtime.ray_session():
+        assert os.environ[WATCHER] == "0"
+    assert WATCHER not in os.environ
+    with ray_runtime.ray_session(ray_runtime.RayConfig(address="auto")):
+        assert WATCHER not in os.environ
+    assert seen == ["0", None]

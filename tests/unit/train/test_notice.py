@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from pipelines.train.collectives import World
 from pipelines.train.loop import fit, fit_local
 from pipelines.train.notice import NOTICE, Notice, catching_sigterm, noted_in
 from pipelines.train.records import EpochRecord
+from pipelines.train.worker import _is_draining
 from tests.unit.train.test_loop import final_files
 from tests.unit.train.tiny import make_config, write_dataset
 from tests.unit.train.worlds import in_threads
@@ -179,6 +181,17 @@ def test_a_drivers_notice_outlives_storage_that_fails(
     monkeypatch.setattr(group, "_make_trainer", lambda *_: Trainer(run))
     assert group.train_in_workers(make_config(dataset), run, RaySession(2.0, 0.0, 1, (2.0,))) == {"is_told": True}
     assert "the workers cannot be told to end yet; trying again: StorageError: cannot write" in caplog.text
+
+
+def test_a_draining_node_is_seen_where_the_installed_ray_notes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.train.v2._internal.execution import context, preemption
+
+    assert "preemption_context" in {field.name for field in fields(context.TrainContext)}
+    noted = preemption.PreemptionContext()
+    monkeypatch.setattr(context, "get_train_context", lambda: SimpleNamespace(preemption_context=noted))
+    assert not _is_draining()
+    noted.preemption_info = object()
+    assert _is_draining()
 
 
 def test_several_workers_in_one_process_are_refused(dataset: str, tmp_path: Path) -> None:
