@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+_LEADS_NOWHERE = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)
 
 
 def make_folder(folder: Path) -> None:
@@ -50,9 +54,10 @@ def sweep_folder(folder: Path, older_than_s: float) -> tuple[dict[str, os.stat_r
 def walk_files(
     folder: Path, relative: str, *, left_out: str, above: tuple[tuple[int, int], ...] = ()
 ) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the relative path and status of the files below a folder, in no order.
+    """Yield the relative path and status of what lies below a folder and is no folder, in no order.
 
-    A link to a folder that it lies in is not followed round and round.
+    A link to a folder that it lies in is not followed round and round. Of a link that leads to nothing, or round to
+    itself, the status is its own.
     """
     if not folder.is_dir():
         return
@@ -64,8 +69,17 @@ def walk_files(
             if path == left_out:
                 continue
             with contextlib.suppress(FileNotFoundError):  # gone since the folder was read
-                status = entry.stat()
-                if entry.is_dir() and (status.st_dev, status.st_ino) not in above:
-                    yield from walk_files(Path(entry.path), path, left_out=left_out, above=above)
-                if entry.is_file():
+                status = _status(entry)
+                if not stat.S_ISDIR(status.st_mode):
                     yield path, status
+                elif (status.st_dev, status.st_ino) not in above:
+                    yield from walk_files(Path(entry.path), path, left_out=left_out, above=above)
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result:
+    try:
+        return entry.stat()
+    except OSError as error:
+        if error.errno in _LEADS_NOWHERE and entry.is_symlink():
+            return entry.stat(follow_symlinks=False)
+        raise

@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -121,6 +122,10 @@ class Storage:
         """Return every object below a folder, sorted by path; temporary files are left out."""
         raise StorageError(f"{self!r} cannot be listed")
 
+    def survey(self, prefix: str = "") -> tuple[Files, Files]:
+        """Return what `list` does, and what lies there and is no file to read: links to nothing, pipes, devices."""
+        return self.list(prefix), []
+
     def put(self, path: str, data: Data, *, lasts: bool = True) -> None:
         """Write an object whole, replacing what stood there; a reader sees the old bytes or the new ones.
 
@@ -184,10 +189,17 @@ class LocalStorage(Storage):
 
     @override
     def list(self, prefix: str = "") -> list[StoredFile]:
+        return self.survey(prefix)[0]
+
+    @override
+    def survey(self, prefix: str = "") -> tuple[Files, Files]:
         start = prefix.strip("/")
+        found: tuple[Files, Files] = [], []
         with self._faults(prefix, "list"):
-            walked = [*walk_files(self._path(start), start, left_out=TEMPORARY)]
-        return sorted(StoredFile(path, status.st_size, status.st_mtime, "") for path, status in walked)
+            for path, status in walk_files(self._path(start), start, left_out=TEMPORARY):
+                place = found[0] if stat.S_ISREG(status.st_mode) else found[1]
+                place.append(StoredFile(path, status.st_size, status.st_mtime, ""))
+        return sorted(found[0]), sorted(found[1])
 
     @override
     def put(self, path: str, data: Data, *, lasts: bool = True) -> None:

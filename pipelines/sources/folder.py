@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import logging
+import os
 from collections.abc import Iterator, Sequence
 
 from typing_extensions import override
 
-from pipelines.errors import NotFound, StorageError
+from pipelines.errors import InputError, NotFound, StorageError
 from pipelines.sources.addresses import Pattern
 from pipelines.sources.ahead import read_each
 from pipelines.sources.base import Entry, Found, Listing, Member, Source, Unit, make_listing, member_of
-from pipelines.sources.names import escaped_bytes
+from pipelines.sources.names import escaped_bytes, ignored_as
 from pipelines.sources.units import file_units
 from pipelines.storage import Storage, StoredFile
+
+logger = logging.getLogger(__name__)
+
+_NO_FILE = "links that lead to nothing, pipes or devices"
 
 MAX_FILE_BYTES = 64 * 2**20
 """Larger files are refused by their size, unread."""
@@ -28,31 +34,65 @@ class FolderSource(Source):
         self.storage = storage
         self._pattern = pattern
         self._files: list[StoredFile] | None = None
+        self._odd: list[StoredFile] = []
+        """What is no file to read, though its name may be an image's."""
 
     @override
     def __getstate__(self) -> dict[str, object]:
-        return {**super().__getstate__(), "_files": None}
+        return {**super().__getstate__(), "_files": None, "_odd": []}
 
     def files(self) -> list[StoredFile]:
-        """Return the stored files, listed once."""
+        """Return the stored files, listed once.
+
+        Raises:
+            InputError: there are none, but links that lead to nothing.
+        """
         if self._files is None:
-            self._files = self.storage.list() if self._pattern is None else self._matching(self._pattern)
+            files, odd = self.storage.survey() if self._pattern is None else self._matching(self._pattern)
+            self._files, self._odd = files, [each for each in odd if not ignored_as(each.path)]
+            if self._odd:  # by number alone, as a key may name a person
+                logger.warning("%s holds %d of what is no file to read: %s", self.uri, len(self._odd), _NO_FILE)
+            if self._odd and not files:
+                raise InputError(
+                    f"no images in {self.uri}, but {len(self._odd):,} of what is no file to read: {_NO_FILE}",
+                    where=self.storage.address(self._odd[0].path),
+                    mend="where links lead to content that is kept elsewhere, fetch it first (dvc pull, git annex get)",
+                )
         return self._files
 
-    def _matching(self, pattern: Pattern) -> list[StoredFile]:
+    def _matching(self, pattern: Pattern) -> tuple[list[StoredFile], list[StoredFile]]:
         if not self.storage.is_local or "**" in pattern.pattern:
-            return [file for file in self.storage.list() if pattern.matches(file.path)]
+            files, odd = self.storage.survey()
+            matching = [[each for each in of if pattern.matches(each.path)] for of in (files, odd)]
+            return matching[0], matching[1]
         # folders that do not match are not even listed: the base may be a home folder
         found: dict[str, StoredFile] = {}
+        nothing: dict[str, StoredFile] = {}
         for path in glob.glob(pattern.pattern, root_dir=self.storage.uri):
             file = self.storage.stat(path)
-            for each in [file] if file else self.storage.list(path):
-                found[each.path] = each
-        return [found[path] for path in sorted(found)]
+            files, odd = ([file], []) if file else self.storage.survey(path)
+            if not file and not os.path.isdir(self.storage.address(path)):
+                odd = [StoredFile(path, 0, 0.0, "")]
+            found |= {each.path: each for each in files}
+            nothing |= {each.path: each for each in odd}
+        return [found[path] for path in sorted(found)], [nothing[path] for path in sorted(nothing)]
 
     @override
     def _list(self) -> Listing:
-        return make_listing(self.name, [_found(file) for file in self.files()])
+        files = self.files()
+        found = [_found(file) for file in files]
+        if self._odd:
+            found = sorted(
+                [*found, *map(self._unread, self._odd)], key=lambda each: each.name.decode(errors="surrogateescape")
+            )
+        return make_listing(self.name, found)
+
+    def _unread(self, odd: StoredFile) -> Found:
+        """Return what cannot be read as a member with a reason, as an archive's links and devices are."""
+        name = odd.path.encode(errors="surrogateescape")
+        if os.path.exists(self.storage.address(odd.path)):
+            return Found(name, 0, reason="SPECIAL", message="a device, pipe or socket")
+        return Found(name, 0, reason="LINK", message="a symbolic link that leads to no file; fetch what it stands for")
 
     @override
     def listing_digest(self) -> str:
@@ -60,6 +100,8 @@ class FolderSource(Source):
         for file in self.files():
             state = file.etag or f"{file.modified:.6f}"
             digest.update(f"{file.path}\0{file.size}\0{state}\n".encode(errors="surrogateescape"))
+        for each in self._odd:
+            digest.update(f"{each.path}\0\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     @override

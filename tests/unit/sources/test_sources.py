@@ -67,9 +67,39 @@ def test_pipes_and_links_to_nowhere_are_not_opened(tmp_path: Path) -> None:
     (root / "cat" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (root / "cat" / "round").symlink_to(root)
     (root / "cat" / "null.jpg").symlink_to("/dev/zero")
+    (root / "cat" / "self.jpg").symlink_to("self.jpg")
+    (root / "cat" / "odd.jpg").symlink_to("0000.jpg/x")
+    (root / "cat" / ".hidden").symlink_to(tmp_path / "nowhere")
+    for address in (str(root), f"{root}/**", f"{root}/cat/*.jpg"):
+        source = open_source(address)
+        read = {member.key.rpartition("/")[2]: member.reason for unit in source.units() for member in source.open(unit)}
+        assert read == {
+            "0000.jpg": None,
+            "0001.jpg": None,
+            "gone.jpg": "LINK",
+            "null.jpg": "SPECIAL",
+            "odd.jpg": "LINK",
+            "pipe.jpg": "SPECIAL",
+            "self.jpg": "LINK",
+        }
+        assert len(source.tokens()) == 7
+    before = source.listing_digest()
+    (tmp_path / "nowhere.jpg").write_bytes(factories.make_jpeg(7))  # as `dvc pull` does
     source = open_source(str(root))
     read = {member.key: member.reason for unit in source.units() for member in source.open(unit)}
-    assert read == {"cat/0000.jpg": None, "cat/0001.jpg": None}
+    assert read["cat/gone.jpg"] is None
+    assert source.listing_digest() != before
+
+
+def test_a_folder_of_links_to_nowhere_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "set" / "cat").mkdir(parents=True)
+    (tmp_path / "set" / "cat" / "0.jpg").symlink_to("../.git/annex/objects/0")
+    for address in (tmp_path / "set", tmp_path / "set" / "cat" / "*.jpg"):
+        with pytest.raises(
+            InputError, match=f"no images in {address}, but 1 of what is no file to read: links".replace("*", r"\*")
+        ):
+            open_source(str(address))
+    assert "holds 1 of what is no file to read" in caplog.text
 
 
 def test_folder_with_a_name_that_is_not_utf8(tmp_path: Path) -> None:
