@@ -129,7 +129,7 @@ class Keeper:
         """Keep what the start took, after the first step."""
         if self._writer is not None and not self._has_started:
             mark("first step")
-            self._writer.keep(START, to_json())
+            self._writer.note_progress(START, to_json())  # a run without it is whole
         self._has_started = True
 
     def note_progress(

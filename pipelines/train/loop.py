@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipelines.errors import DataError
 from pipelines.storage import Storage
+from pipelines.train import startup
 from pipelines.train.assemble import assemble
 from pipelines.train.checkpoint import (
     Checkpoint,
@@ -36,7 +37,6 @@ from pipelines.train.outcome import FitOutcome, is_over, outcome_of
 from pipelines.train.precision import resolve_device
 from pipelines.train.records import EpochRecord, delete_records, read_records
 from pipelines.train.schedule import rate_at
-from pipelines.train.startup import mark
 from pipelines.train.state import Best, EpochSums, add_exactly, read_cursor
 from pipelines.train.step_log import StepLog
 from pipelines.train.transfer import set_training
@@ -74,6 +74,7 @@ def fit_local(
         InputError: the dataset cannot be trained on.
         DataError: the loss stopped being a number, an image cannot be decoded, or the checkpoints are of another run.
     """
+    startup.begin()
     return fit(config, run, world=World(), device=resolve_device(device), on_epoch=on_epoch, open_rows=open_rows)
 
 
@@ -168,7 +169,7 @@ class _Loop:
         self._sync_every = 1
         self._is_late = self._is_replay = self._has_drained = False
         self._mark_s = time.perf_counter()
-        mark("data read")
+        startup.mark("data read")
 
     def _assemble(self, newest: Checkpoint | None) -> None:
         """Take the parts of the run as they were at a checkpoint, or at the start."""

@@ -68,7 +68,7 @@ class RunWriter:
         self._changed = threading.Condition()
         self._recording = threading.Lock()  # held by whoever writes records
         self._notes: dict[str, bytes] = {}
-        self._progress: tuple[str, bytes] | None = None
+        self._progress: dict[str, bytes] = {}
         self._job: _Job | None = None
         self._last: _Job | None = None  # written or failed; its memory is used again
         self._failure: StorageError | None = None  # of the last checkpoint
@@ -98,7 +98,7 @@ class RunWriter:
     def note_progress(self, path: str, data: bytes) -> None:
         """Say where the run is, when there is time for it; only the latest word counts, and a lost one is no harm."""
         with self._changed:
-            self._progress = path, data
+            self._progress[path] = data
         self._wake()
 
     def start(self, snapshot: Snapshot, *, keep: tuple[int, ...] = ()) -> None:
@@ -140,6 +140,7 @@ class RunWriter:
         with self._changed:
             self._changed.wait_for(self._is_idle)
             self._notes.clear()
+            self._notes_failure = None  # theirs
 
     def finish(self) -> None:
         """Wait until everything is written, with some patience where storage fails.
@@ -208,15 +209,16 @@ class RunWriter:
         """Write what there is to write."""
         with self._changed:
             job, progress = self._job, self._progress
-            self._progress = None
+            self._progress = {}
         failure = self._write_records()
         if job is not None:
             failure = failure or self._write_checkpoint(job)
             with self._changed:
                 self._job, self._last, self._failure = None, job, failure
                 self._changed.notify_all()
-        if progress is not None and failure is None:
-            self._write_progress(*progress)
+        if failure is None:
+            for path, data in progress.items():
+                self._write_progress(path, data)
 
     def _is_idle(self) -> bool:
         return self._fault is not None or not (self._is_awake or self._is_writing)

@@ -20,6 +20,7 @@ from pipelines.train.checkpoint import committed_steps, load_latest
 from pipelines.train.loop import fit, fit_local
 from pipelines.train.outcome import read_outcome
 from pipelines.train.records import EpochRecord, read_records
+from pipelines.train.startup import START
 from pipelines.train.state import OPTIMIZER, WEIGHTS
 from pipelines.train.step_log import read_steps
 from tests.unit.train.tiny import make_config, write_dataset
@@ -314,6 +315,25 @@ def test_a_disk_that_stays_full_leaves_the_last_good_checkpoint(
     (small_disk / "filler").unlink()
     fit_local(config, run, device="cpu")
     assert_ends_the_same(run, expected)
+
+
+def test_where_the_start_went_is_no_condition_of_a_checkpoint(dataset: str, expected: Storage, tmp_path: Path) -> None:
+    run = WeakStorage(tmp_path / "run")
+    run.refuses = lambda path: path == START
+    assert fit_local(make_config(dataset, epochs=6), run, device="cpu").epochs == 6
+    assert_ends_the_same(run, expected)
+
+
+def test_records_that_are_dropped_take_their_failure_with_them(tmp_path: Path) -> None:
+    run = WeakStorage(tmp_path / "run")
+    run.refuses = lambda path: path.startswith("records/")
+    writer = run_writer.RunWriter(run)
+    writer.keep("records/epoch-000001.json", b"{}")
+    writer.drop_records()
+    assert writer._notes_failure is None
+    run.refuses = lambda _: False
+    writer.finish()
+    writer.close(10)
 
 
 def test_a_bug_in_the_writers_thread_ends_the_run(
