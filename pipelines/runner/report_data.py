@@ -149,7 +149,7 @@ def add_scored(page: Page, pipeline: RunConfig, made: Mapping[str, Made]) -> Non
         + (f"; {len(failed):,} of them without a prediction, and with the reason why." if failed else "."),
     )
     section.images(
-        [Tile(one.picture, one.names[0], f"{one.probabilities[0]:.0%} sure · {one.key}") for one in scored],
+        [Tile(one.picture, one.caption, f"{one.sureness} · {one.key}") for one in scored],
         title="A sample, taken from images that were not trained on where there are any",
     )
     if failed:

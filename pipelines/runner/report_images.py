@@ -20,7 +20,8 @@ from pipelines.storage import Storage
 _GROUPS_READ = 6
 _UNITS_READ = 6
 _MEMBERS_PER_UNIT = 400
-_PREDICTION_COLUMNS = ["image_id", "key", "names", "probabilities", "reason", "message"]
+_PREDICTION_COLUMNS = ["image_id", "key", "names", "probabilities", "labels", "reason", "message"]
+_LABELS_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,35 @@ class Pictured:
 
 @dataclass(frozen=True)
 class Scored:
-    """One scored member: its picture, and the classes given to it, most probable first."""
+    """One scored member: its picture, and the classes given to it, most probable first.
+
+    `labels` are all that a network which gives any number of them has given; None where it gives exactly one class.
+    """
 
     key: str
     names: tuple[str, ...]
     probabilities: tuple[float, ...]
     picture: Picture
+    labels: tuple[str, ...] | None = None
+
+    @property
+    def caption(self) -> str:
+        """What was given, in words."""
+        if self.labels is None:
+            return self.names[0]
+        more = len(self.labels) - _LABELS_SHOWN
+        return ", ".join(self.labels[:_LABELS_SHOWN]) + (f" and {more} more" if more > 0 else "") or "no label"
+
+    @property
+    def sureness(self) -> str:
+        """How sure the network was; of several labels, of each that is shown; where it gave none, of the nearest."""
+        if self.labels is None:
+            return f"{self.probabilities[0]:.0%} sure"
+        known = dict(zip(self.names, self.probabilities, strict=True))
+        shown = [name for name in self.labels[:_LABELS_SHOWN] if name in known]
+        if not self.labels:
+            return f"nearest: {self.names[0]} {self.probabilities[0]:.0%}"
+        return ", ".join(f"{name} {known[name]:.0%}" for name in shown)
 
 
 def sample_classes(dataset: Dataset, split: str, per_class: int, classes: Collection[str]) -> list[Pictured]:
@@ -98,7 +122,9 @@ def read_predictions(out: str, catalog: Mapping[str, Any]) -> dict[str, dict[str
     rows: dict[str, dict[str, Any]] = {}
     for entry in catalog["shard_lists"]:
         for shard in read_shard_list(storage, entry)[0]:
-            table = open_parquet(storage, shard.path).read(columns=_PREDICTION_COLUMNS)
+            file = open_parquet(storage, shard.path)
+            present = set(file.schema_arrow.names)  # labels are there where the network gives any number of them
+            table = file.read(columns=[name for name in _PREDICTION_COLUMNS if name in present])
             rows.update({row["image_id"]: row for row in table.to_pylist()})
     return rows
 
@@ -135,7 +161,8 @@ def sample_scored(
             pixels = make_thumbnail(member.data)
             if pixels is None:
                 continue
-            scored = Scored(row["key"], tuple(row["names"]), tuple(row["probabilities"]), make_picture(pixels))
+            labels = None if row.get("labels") is None else tuple(row["labels"])
+            scored = Scored(row["key"], tuple(row["names"]), tuple(row["probabilities"]), make_picture(pixels), labels)
             if is_known:
                 seen.append(scored)
             else:

@@ -147,10 +147,13 @@ def add_test(page: Page, made: Mapping[str, Made]) -> None:
             f"{100 * row['recall_low']:.0f}\u2013{row['recall_high']:.0%}"
             if row.get("recall_low") is not None
             else None,
+            *([_meter(row["average_precision"])] if "average_precision" in row else []),
         ]
         for row in catalog["per_class"][:_CLASSES_SHOWN]
     ]
-    section.table(["class", "images", "precision", "recall", "95% interval of recall"], rows)
+    # What the figure of several labels is the mean of.
+    more = ["average precision"] if any("average_precision" in row for row in catalog["per_class"]) else []
+    section.table(["class", "images", "precision", "recall", "95% interval of recall", *more], rows)
 
 
 def add_mistakes(page: Page, made: Mapping[str, Made]) -> None:
@@ -174,7 +177,10 @@ def add_mistakes(page: Page, made: Mapping[str, Made]) -> None:
             continue
         words = f"{row['label']} → {row['predicted']}"
         is_planted = bool(planted) and row["key"] == planted
-        remark = f"{row['probability']:.0%} sure" + (" · planted wrong label" if is_planted else f" · {row['key']}")
+        about = f" about {row['class']}" if "class" in row else ""  # of several labels, the one that is wrong
+        remark = f"{row['probability']:.0%} sure{about}" + (
+            " · planted wrong label" if is_planted else f" · {row['key']}"
+        )
         tiles.append(Tile(image.picture, words, remark, warn=is_planted))
     section.images(tiles, title="Label → prediction")
 
