@@ -175,9 +175,8 @@ def _measure(config: TrainConfig, answers: Connection) -> str:
     import torch
 
     from pipelines.train.feed import SplitRows
-    from pipelines.train.memory import free_bytes, is_out_of_memory
+    from pipelines.train.memory import MemoryShortage, free_bytes, is_out_of_memory
     from pipelines.train.precision import resolve_device
-    from pipelines.train.step import MemoryShortage
 
     device = resolve_device("cpu" if config.use_gpu is False else "auto")
     torch.set_num_threads(config.cpus_per_worker or max(1, (os.cpu_count() or 1) // config.num_workers))

@@ -13,12 +13,14 @@ from pipelines.metrics.accuracy import macro_f1
 from pipelines.metrics.multilabel import label_scores, mean_average_precision, micro_f1
 from pipelines.train.collectives import World
 from pipelines.train.feed import Batch, SplitRows, evaluation_batches
+from pipelines.train.memory import memory_for
 from pipelines.train.records import TrainFigures, ValFigures
 
 _BATCH_PIXELS = 1 << 19
 """Pixels of a batch: 512 images of 32 pixels, 10 of 224."""
 
 
+@memory_for("the evaluation on val")
 def evaluate(
     network: nn.Module,
     weights: Mapping[str, Tensor],
@@ -41,6 +43,9 @@ def evaluate(
         world: the workers that share the rows.
         device: where the network is.
         autocast: precision to run in.
+
+    Raises:
+        MemoryShortage: it does not fit into memory.
     """
     height, width = rows.image_shape
     size = max(8, min(512, _BATCH_PIXELS // (height * width)))

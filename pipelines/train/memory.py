@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from pipelines.errors import DataError
 
 _REFUSALS = ("can't allocate memory", "out of memory", "not enough memory")
 """What torch's allocators say; only CUDA's has an exception of its own."""
@@ -15,6 +19,36 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _REFUSALS)
+
+
+class MemoryShortage(DataError):
+    """Something of the training does not fit into memory."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an error's first line; its kind where it has no words, as Python's own MemoryError."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+@contextmanager
+def memory_for(what: str) -> Iterator[None]:
+    """Give a lack of memory that nothing can be halved against as an error with its mend; a decorator too.
+
+    Args:
+        what: what is done here, the subject of a sentence.
+
+    Raises:
+        MemoryShortage: memory was asked for and there was none.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryShortage(
+            f"{what} does not fit into memory: {reason_of(error)}",
+            mend="take a smaller network or smaller images, fewer workers a machine, or a machine with more memory",
+        ) from error
 
 
 def free_bytes(device: torch.device) -> int | None:

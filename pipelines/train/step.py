@@ -11,13 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipelines.errors import DataError
 from pipelines.train.batch_norm import has_global_norms
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
 from pipelines.train.feed import Batch
 from pipelines.train.losses import RowLoss, rows_right
-from pipelines.train.memory import is_out_of_memory
+from pipelines.train.memory import MemoryShortage, is_out_of_memory, memory_for, reason_of
 from pipelines.train.mixing import blend, draw_mixes
 from pipelines.train.optimizer import set_rate
 from pipelines.train.precision import Precision
@@ -26,10 +25,6 @@ from pipelines.train.state import TrainState
 from pipelines.train.transforms import Normalise, sample_keys
 
 _LOGGER = logging.getLogger(__name__)
-
-
-class MemoryShortage(DataError):
-    """A step does not fit into memory, however small its pieces."""
 
 
 class Step:
@@ -67,10 +62,16 @@ class Step:
 
     def __call__(self, batch: Batch, rate: float) -> Tensor:
         """Take the step at a fraction of the peak rate; return this share's sum of losses and right answers, (2,)."""
-        config, state = self._config, self._state
-        set_rate(state.optimizer, config.optimizer.lr * rate)
-        state.optimizer.zero_grad(set_to_none=True)
+        set_rate(self._state.optimizer, self._config.optimizer.lr * rate)
+        self._state.optimizer.zero_grad(set_to_none=True)
         figures = self._gradients(batch)
+        self._update()
+        return torch.stack(figures).sum(0)
+
+    @memory_for("the update of the weights")
+    def _update(self) -> None:
+        """Change weights by the gradient of all workers: a flat copy and the first momentum need memory too."""
+        config, state = self._config, self._state
         self._world.sum_gradients(state.network)
         if config.optimizer.clip_norm:
             state.scaler.unscale_(state.optimizer)
@@ -79,7 +80,6 @@ class Step:
         state.scaler.update()
         if state.average:
             state.average.update(state.network, state.cursor.step + 1)
-        return torch.stack(figures).sum(0)
 
     @property
     def pieces(self) -> int:
@@ -96,7 +96,7 @@ class Step:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                reason = str(error).splitlines()[0]
+                reason = reason_of(error)
             # Outside the except block, whose exception holds on to the tensors of the pass that failed.
             self._take_smaller_pieces(len(batch.targets), reason)
 

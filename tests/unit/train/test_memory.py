@@ -35,12 +35,11 @@ from pipelines.train.checkpoint import load_latest
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
 from pipelines.train.loop import fit, fit_local
-from pipelines.train.memory import free_bytes, is_out_of_memory
+from pipelines.train.memory import MemoryShortage, free_bytes, is_out_of_memory, reason_of
 from pipelines.train.outcome import FitOutcome
 from pipelines.train.plan import plan
 from pipelines.train.records import read_records
 from pipelines.train.state import WEIGHTS, read_cursor
-from pipelines.train.step import MemoryShortage
 from tests.unit.train.tiny import MODEL, make_config, write_dataset
 from tests.unit.train.worlds import in_threads
 
@@ -135,6 +134,26 @@ def test_one_image_that_does_not_fit_ends_the_run(
         fit_local(make_config(dataset), Storage.open(tmp_path), device="cpu")
     assert caught.value.what == f"a step of 1 images does not fit into memory: {WORDS}"
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(("place", "what"), [
+    ("pipelines.train.collectives.World.sum_gradients", "the update of the weights"),
+    ("torch.optim.SGD.step", "the update of the weights"),
+    ("pipelines.train.ema.WeightAverage.update", "the update of the weights"),
+    ("torch.func.functional_call", "the evaluation on val"),
+])  # fmt: skip
+def test_what_cannot_be_halved_ends_the_run_with_a_mend(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, what: str
+) -> None:
+    def short(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError(WORDS)
+
+    monkeypatch.setattr(place, short)
+    with pytest.raises(MemoryShortage) as caught:
+        fit_local(make_config(dataset, ema_decay=0.9), Storage.open(tmp_path), device="cpu")
+    assert caught.value.what == f"{what} does not fit into memory: {WORDS}"
+    assert "a machine with more memory" in caught.value.mend
+    assert reason_of(MemoryError()) == "MemoryError"
 
 
 def test_workers_whose_norms_meet_do_not_part(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
