@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, groupby
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from pipelines.dataset.catalog import Catalog
 from pipelines.dataset.content import make_catalog
@@ -141,6 +143,14 @@ def _reasons(reports: Sequence[UnitReport]) -> Counter[str]:
     return reasons
 
 
+def rows_by_shard(places: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
+    """Return shard -> its rows in order, given (shard, row) of each."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for shard, row in sorted(places):
+        found[shard].append(row)
+    return dict(found)
+
+
 def _flags(receipts: Mapping[int, Mapping[str, Any]]) -> dict[str, int]:
     flags: Counter[str] = Counter()
     for receipt in receipts.values():
@@ -165,17 +175,14 @@ def _quarantine_conflicts(
 ) -> list[QuarantineFile]:
     """Write the copies whose labels contradict each other as quarantine rows."""
     rows: list[dict[str, Any]] = []
-    for file in files:
-        of_file = {copy.row: copy for copy in copies if copy.shard == file.path}
-        if not of_file:
-            continue
-        table = open_parquet(store, file.path).read(
-            columns=["source", "key", "occurrence", "image_id", "label", "source_sha256", "source_bytes"]
-        )
-        room = MAX_THUMBNAILS - len(rows)
-        pictures = _thumbnails(store, file, sorted(of_file)[: max(0, room)], config)
-        for row in sorted(of_file):
-            values = table.slice(row, 1).to_pylist()[0]
+    gone = rows_by_shard((copy.shard, copy.row) for copy in copies)
+    columns = ["source", "key", "occurrence", "image_id", "label", "source_sha256", "source_bytes"]
+    for file in (file for file in files if file.path in gone):
+        parquet, of_file = open_parquet(store, file.path), gone[file.path]
+        room = max(0, MAX_THUMBNAILS - len(rows))
+        pictures = _thumbnails(parquet, file, of_file[:room], config)
+        table = parquet.read(columns=columns).take(of_file)
+        for row, values in zip(of_file, table.to_pylist(), strict=True):
             rows.append(
                 {
                     **{name: values[name] for name in ("source", "key", "occurrence", "image_id")},
@@ -192,13 +199,13 @@ def _quarantine_conflicts(
     return [write_quarantine(store, f"quarantine/{run_id}-conflicts.parquet", unit, rows)] if rows else []
 
 
-def _thumbnails(store: Storage, file: ShardFile, rows: Sequence[int], config: IngestConfig) -> dict[int, bytes | None]:
+def _thumbnails(
+    parquet: pq.ParquetFile, file: ShardFile, rows: Sequence[int], config: IngestConfig
+) -> dict[int, bytes | None]:
     """Return pictures of some rows of a shard, of which only their row groups are read."""
     ends = list(accumulate(file.row_groups))
     found: dict[int, bytes | None] = {}
-    parquet = open_parquet(store, file.path) if rows else None
     for number, wanted in groupby(rows, key=lambda row: bisect_right(ends, row)):
-        assert parquet is not None
         images = parquet.read_row_group(number, columns=["image"]).column("image")
         for row in wanted:
             data = images[row - ends[number] + file.row_groups[number]].as_py()["bytes"]

@@ -132,6 +132,26 @@ def test_each_policy_takes_out_what_it_says(
         assert refused == []
 
 
+def test_a_shard_of_conflicting_copies_is_opened_once(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    real, write_conflicts = finish.open_parquet, finish._quarantine_conflicts
+
+    def open_parquet(storage: Storage, path: str) -> Any:
+        opened.append(path)
+        return real(storage, path)
+
+    def counted(*args: Any, **options: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(finish, "open_parquet", open_parquet)
+            return write_conflicts(*args, **options)
+
+    monkeypatch.setattr(finish, "_quarantine_conflicts", counted)
+    ingest(source, tmp_path / "out", conflicts="quarantine")
+    assert len(opened) == 1  # both are in the only shard of train
+
+
 def test_the_catalog_says_what_went_and_what_looks_alike(source: Path, tmp_path: Path) -> None:
     found = ingest(source, tmp_path / "out").catalog["duplicates"]
     assert found["policy"] == {"exact": "one_side", "near": "report", "max_distance": 4, "conflicts": "report"}
