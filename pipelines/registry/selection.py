@@ -23,7 +23,7 @@ def best_on_val(catalogs: Mapping[str, Mapping[str, Any]]) -> str:
             figures[name] = float(catalog["best"][find_deciding(catalog["best"], "val_")])
         except (KeyError, TypeError, ValueError, AttributeError):
             raise InputError(
-                f"the catalog of {name} has no best.val_top1: nothing to choose by",
+                f"the catalog of {name} has neither best.val_top1 nor best.val_map: nothing to choose by",
                 mend="train on a dataset with a val split",
             ) from None
     return max(figures, key=lambda name: figures[name])

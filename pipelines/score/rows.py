@@ -100,13 +100,12 @@ def make_table(
     )
     if threshold is None:
         return table
-    labels = [None if row.probabilities is None else _labels(row.probabilities, classes, threshold) for row in rows]
+    from pipelines.package.predictor import labels_above  # it brings torch, which only several labels need here
+
+    labels = [
+        None if row.probabilities is None else labels_above(row.probabilities, classes, threshold) for row in rows
+    ]
     return table.append_column(LABELS_COLUMN, pa.array(labels, LABELS_COLUMN.type))
-
-
-def _labels(probabilities: np.ndarray, classes: tuple[str, ...], threshold: float) -> list[str]:
-    order = np.argsort(-probabilities, kind="stable")
-    return [classes[number] for number in order if probabilities[number] >= threshold]
 
 
 def fingerprint(table: pa.Table) -> int:

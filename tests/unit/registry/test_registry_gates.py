@@ -80,7 +80,8 @@ def test_best_on_val() -> None:
     assert best_on_val(catalogs) == "tune"
     assert best_on_val({"train": catalogs["tune"], "tune": catalogs["tune"]}) == "train"
     assert best_on_val({"a": {"best": {"val_map": 0.5}}, "b": {"best": {"val_map": 0.6}}}) == "b"
-    with pytest.raises(InputError, match=r"the catalog of train has no best\.val_top1: nothing to choose by"):
+    words = r"the catalog of train has neither best\.val_top1 nor best\.val_map: nothing to choose by"
+    with pytest.raises(InputError, match=words):
         best_on_val({"train": {"best": {}}})
     with pytest.raises(InputError, match="there is no finished training to choose from"):
         best_on_val({})

@@ -11,6 +11,7 @@ from pipelines.dataset.receipt import read_receipts
 from pipelines.errors import DataError
 from pipelines.image.preprocess import Preprocess
 from pipelines.score.model import Model, PackageRef
+from pipelines.score.rows import Row, make_table
 from pipelines.score.unit import FailedAlone, ScoreJob, score_unit
 from pipelines.sources.base import Found, Source, Unit, make_listing, member_of
 from pipelines.storage import Storage
@@ -249,3 +250,10 @@ def test_of_several_labels_a_row_lists_all_above_the_threshold(tmp_path):
     assert [row["names"] for row in found] == [["light"], None, ["light"]]
     single = rows(tmp_path / "one", score_unit(source.units()[0], job(source, tmp_path / "one"), model()))
     assert "labels" not in single[0]
+
+
+def test_labels_are_those_that_a_served_model_gives(monkeypatch):
+    monkeypatch.setattr("pipelines.package.predictor.labels_above", lambda *_: ["as served"])
+    settled = [Row("0" * 32, "a", 0, probabilities=np.array([0.9], np.float32))]
+    table = make_table(settled, "s", ("m", "1", "0" * 64), ("light",), 1, 0.5)
+    assert table.column("labels").to_pylist() == [["as served"]]
