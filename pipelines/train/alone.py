@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Callable
 
 from pipelines import capacity
 from pipelines.errors import ConfigError, PipelineError
+from pipelines.redact import redact
 from pipelines.storage import Storage
 from pipelines.train import startup
 from pipelines.train.config import TrainConfig
 from pipelines.train.follow import Follower, is_same
+from pipelines.train.group import warn_unusable_gpu
 from pipelines.train.notice import Notice, catching_sigterm
 from pipelines.train.records import EpochRecord
 
@@ -23,7 +26,7 @@ _POLL_S = 0.5
 
 
 def check_alone(config: TrainConfig) -> None:
-    """Refuse what takes several processes.
+    """Refuse what takes several processes, and say where a cluster that is named goes unused.
 
     Raises:
         ConfigError: more than one worker is asked for.
@@ -32,6 +35,13 @@ def check_alone(config: TrainConfig) -> None:
         raise ConfigError(
             f"local is true and num_workers is {config.num_workers}: without Ray there is this process alone",
             mend="set num_workers=1, or local=false",
+        )
+    # Told and not refused: a run's address serves its other stages, and RAY_ADDRESS every command of a shell.
+    if named := config.ray.address or os.environ.get("RAY_ADDRESS", ""):
+        setting = "ray.address" if config.ray.address else "RAY_ADDRESS"
+        _LOGGER.warning(
+            "local is true: the training runs in this process, not in the cluster that %s names (%s)",
+            *(setting, redact(named)),
         )
 
 
@@ -65,6 +75,8 @@ def train_alone(
     torch.set_num_threads(config.cpus_per_worker or config.ray.num_cpus or capacity.available_cpus())
     if config.use_gpu is True:
         capacity.check_gpu(use_gpu=True)
+    elif config.use_gpu == "auto":
+        warn_unusable_gpu()
     ended = threading.Event()
     handed: dict[int, EpochRecord] = {}
     faults: list[Exception] = []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typing_extensions import override
 
 from pipelines.errors import StorageError
@@ -97,3 +99,29 @@ class Away(LocalStorage):
 
 def test_a_follower_begins_while_storage_is_away(tmp_path: Path) -> None:
     assert follow.Follower(Away(str(tmp_path)), lambda _: None)._standing is None
+
+
+@pytest.mark.parametrize("setting", ["ray.address", "RAY_ADDRESS"])
+def test_a_cluster_that_goes_unused_is_told(
+    dataset: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, setting: str
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    alone.check_alone(make_config(dataset, local=True))
+    assert not caplog.text
+    if setting == "RAY_ADDRESS":
+        monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    ray = {"address": "10.0.0.1:6379"} if setting == "ray.address" else {}
+    alone.check_alone(make_config(dataset, local=True, ray=ray))
+    assert f"not in the cluster that {setting} names (10.0.0.1:6379)" in caplog.text
+
+
+def test_a_gpu_that_torch_cannot_use_is_said_here_too(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    exists = os.path.exists
+    monkeypatch.setattr(os.path, "exists", lambda path: path == "/proc/driver/nvidia/version" or exists(path))
+    told = Told()
+    config = make_config(dataset, epochs=1, use_gpu="auto")
+    train_alone(config, Storage.open(tmp_path), on_epoch=told.on_epoch, on_start=told.on_start)
+    assert "an NVIDIA driver is loaded, but torch" in caplog.text
