@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, groupby
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines.dataset.catalog import Catalog
@@ -70,6 +71,7 @@ def build_catalog(
     budget.check()
     quarantine += conflicting
     removed = [*duplicates.leaks, *duplicates.quarantined]
+    largest_side_px = _largest_side(store, receipts, files, removed)
     touched = {copy.shard for copy in removed}
     is_rewritten = sum(file.bytes for file in files if file.path in touched) <= MAX_REWRITE_BYTES
     if removed and is_rewritten:
@@ -90,7 +92,7 @@ def build_catalog(
         sources={source.name: plan.key},
         locations={source.name: source.uri},
         task="multi" if source.task == "multi" else "single",
-        preprocess=make_preprocess(config.image, _largest_side(receipts)).to_json(),
+        preprocess=make_preprocess(config.image, largest_side_px).to_json(),
         split=split_plan.to_json(),
         counts=counts,
         config=config.model_dump(mode="json"),
@@ -158,8 +160,20 @@ def _flags(receipts: Mapping[int, Mapping[str, Any]]) -> dict[str, int]:
     return dict(sorted(flags.items()))
 
 
-def _largest_side(receipts: Mapping[int, Mapping[str, Any]]) -> int:
-    return max((int(receipt["largest_side_px"]) for receipt in receipts.values()), default=0)
+def _largest_side(
+    store: Storage, receipts: Mapping[int, Mapping[str, Any]], files: Sequence[ShardFile], removed: Sequence[Copy]
+) -> int:
+    """Return the longest side of the images that stay; only the shards of units that lose some are read for it."""
+    gone = rows_by_shard((copy.shard, copy.row) for copy in removed)
+    units = {file.unit for file in files if file.path in gone}
+    sides = [int(receipt["largest_side_px"]) for unit, receipt in receipts.items() if unit not in units]
+    for file in files:
+        if file.unit in units:
+            table = open_parquet(store, file.path).read(columns=["width", "height"])
+            longest = np.maximum(table.column("width").to_numpy(), table.column("height").to_numpy())
+            longest = np.delete(longest, gone.get(file.path, []))
+            sides.append(int(longest.max(initial=0)))
+    return max(sides, default=0)
 
 
 def _with_patch(store: Storage, run_id: str, catalog: Catalog, duplicates: Duplicates) -> Catalog:

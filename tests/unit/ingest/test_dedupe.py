@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pipelines.ingest.dedupe import find_duplicates
 from pipelines.ingest.plan import plan
 from pipelines.ingest.unit import ingest_unit
 from pipelines.storage import Storage
+from tests import factories
 from tests.unit.dataset.rows import make_row, make_test_catalog
 
 
@@ -56,7 +58,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def ingest(source: Path, out: Path, **policy: Any) -> Dataset:
+def ingest(source: Path, out: Path, *, members: int = len(FILES), **policy: Any) -> Dataset:
     config = IngestConfig(
         source=str(source), out=str(out), duplicates=DuplicatesConfig(**policy), max_quarantined_fraction=0.5
     )
@@ -64,7 +66,7 @@ def ingest(source: Path, out: Path, **policy: Any) -> Dataset:
     dataset = open_dataset(str(out))
     assert list(inspect.verify(dataset)) == []
     counts = dataset.catalog["counts"]
-    assert counts["members"] == len(FILES) == counts["written"] + counts["quarantined"] + counts["dropped"]
+    assert counts["members"] == members == counts["written"] + counts["quarantined"] + counts["dropped"]
     return dataset
 
 
@@ -150,6 +152,21 @@ def test_a_shard_of_conflicting_copies_is_opened_once(
     monkeypatch.setattr(finish, "_quarantine_conflicts", counted)
     ingest(source, tmp_path / "out", conflicts="quarantine")
     assert len(opened) == 1  # both are in the only shard of train
+
+
+@pytest.mark.parametrize("is_patched", [False, True], ids=["rewritten", "patched"])
+def test_images_that_go_do_not_decide_the_size_at_which_networks_see_the_others(
+    source: Path, tmp_path: Path, is_patched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_patched:
+        monkeypatch.setattr(finish, "MAX_REWRITE_BYTES", 0)
+    folder = shutil.copytree(source, tmp_path / "set")
+    for name in ("cat/large.jpg", "dog/large.jpg"):
+        (folder / "train" / name).write_bytes(factories.make_jpeg(77, 65, 65))
+    small = ingest(folder, tmp_path / "small", members=len(FILES) + 2, conflicts="quarantine")
+    assert small.preprocess["evaluation"]["size_px"] == 64
+    large = ingest(folder, tmp_path / "large", members=len(FILES) + 2)
+    assert large.preprocess["evaluation"]["size_px"] == 224
 
 
 def test_the_catalog_says_what_went_and_what_looks_alike(source: Path, tmp_path: Path) -> None:
