@@ -21,14 +21,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import ConfigError, DataError, PipelineError
-from pipelines.stage_output import RUN
+from pipelines.errors import AlreadyExists, ConfigError, DataError, NotFound, PipelineError
 from pipelines.storage import Storage
 from pipelines.tracking import TrackingConfig
 from pipelines.train.config import TrainConfig
 
 _LOGGER = logging.getLogger(__name__)
 
+FOUND = "batch_size.json"
 LARGEST = 65_536
 """Images of the largest batch that is tried."""
 _ENOUGH_GAIN = 1.05
@@ -67,8 +67,9 @@ def settle_batch_size(config: TrainConfig, run: Storage, standing: dict[str, Any
 
     Args:
         config: the run, its dataset pinned.
-        run: its storage; `run.json` keeps what was found, so that a resumed run goes on with the same.
-        standing: contents of `run.json`; what is found is added.
+        run: its storage; a file keeps what was found, so that a resumed run goes on with the same. Of two commands that
+            start the run at once, the first to create it decides for both.
+        standing: contents of `run.json`; what was found is added for the catalog.
 
     Raises:
         ConfigError: the workers are on other machines than this one.
@@ -76,15 +77,32 @@ def settle_batch_size(config: TrainConfig, run: Storage, standing: dict[str, Any
     """
     if not config.find_batch_size:
         return config
-    if "batch_size" not in standing:
-        if config.ray.address or os.environ.get("RAY_ADDRESS"):
-            raise ConfigError(
-                "find_batch_size is true and the workers run on a cluster; it is this machine that would be measured",
-                mend="find_batch_size=false, and global_batch_size as large as a worker's memory holds",
-            )
-        standing["batch_size"] = find_batch_size(config).to_json()
-        run.put(RUN, json.dumps(standing, indent=1).encode())
+    if "batch_size" not in standing:  # of a run that an earlier release began, else
+        standing["batch_size"] = _read_found(run) or _look_for_size(config, run)
     return with_batch_size(config, int(standing["batch_size"]["size"]))
+
+
+def _look_for_size(config: TrainConfig, run: Storage) -> dict[str, Any]:
+    """Return what was found, or what another command has found and kept in the meantime."""
+    if config.ray.address or os.environ.get("RAY_ADDRESS"):
+        raise ConfigError(
+            "find_batch_size is true and the workers run on a cluster; it is this machine that would be measured",
+            mend="find_batch_size=false, and global_batch_size as large as a worker's memory holds",
+        )
+    found = find_batch_size(config).to_json()
+    try:
+        run.create(FOUND, json.dumps(found, indent=1).encode())
+    except AlreadyExists:
+        return _read_found(run) or found
+    return found
+
+
+def _read_found(run: Storage) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(run.read(FOUND))
+    except NotFound:
+        return None
+    return found
 
 
 def with_batch_size(config: TrainConfig, size: int) -> TrainConfig:

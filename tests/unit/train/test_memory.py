@@ -338,6 +338,25 @@ def test_it_is_looked_for_once_and_the_rate_grows_with_it(dataset: str, tmp_path
     assert settle_batch_size(make_config(dataset), run, {}) == make_config(dataset)
 
 
+def test_of_two_starts_at_once_the_first_decides(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, run = make_config(dataset, find_batch_size=True, global_batch_size=8), Storage.open(tmp_path)
+    settled = []
+
+    def find(_: TrainConfig) -> Found:
+        if not settled:  # while this one measures, another command starts and ends its own measurement
+            settled.append(0)
+            settled.append(settle_batch_size(config, run, {}).global_batch_size)
+            return Found(64, (), "slower")
+        return Found(32, (), "faster")
+
+    monkeypatch.setattr(batch_size, "find_batch_size", find)
+    standing: dict[str, Any] = {}
+    assert settle_batch_size(config, run, standing).global_batch_size == 32
+    assert settled == [0, 32]
+    assert standing["batch_size"]["reason"] == "faster"
+    assert settle_batch_size(config, run, {}).global_batch_size == 32
+
+
 def test_a_run_trains_with_what_was_found_and_goes_on_with_it(dataset: str, tmp_path: Path) -> None:
     out = str(tmp_path / "run")
     config = make_config(dataset, find_batch_size=True, global_batch_size=8, epochs=1, local=True, out=out)
@@ -345,7 +364,7 @@ def test_a_run_trains_with_what_was_found_and_goes_on_with_it(dataset: str, tmp_
     catalog = json.loads((tmp_path / "run" / "_catalog.json").read_text())
     size = catalog["batch_size"]["size"]
     assert size in [each["size"] for each in catalog["batch_size"]["tried"]]
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["batch_size"] == catalog["batch_size"]
+    assert json.loads((tmp_path / "run" / "batch_size.json").read_text()) == catalog["batch_size"]
     assert catalog["config"]["global_batch_size"] == size
     assert catalog["config"]["optimizer"]["lr"] == pytest.approx(0.1 * size / 8)
     assert catalog["records"][0]["step"] == -(-72 // size)
