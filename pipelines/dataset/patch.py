@@ -10,6 +10,7 @@ import contextlib
 import enum
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -175,9 +176,11 @@ def add_patch(dataset: Dataset, run_id: str, rows: Sequence[PatchRow]) -> Catalo
     The dataset may be unpublished (`Dataset(uri, 0, catalog)`), for a first ingest too large to be written anew.
     """
     entry = write_patch(dataset.storage, run_id, rows)
-    splits = _adjusted_splits(dataset, rows)
+    splits, flags = _adjusted(dataset, rows)
+    counted = {"flags": flags} if "flags" in dataset.catalog else {}
     return {
         **dataset.catalog,
+        **counted,
         "classes": make_classes(dataset.classes, splits),
         "rows": sum(part["rows"] for part in splits.values()),
         "fingerprint": dataset_fingerprint(splits),
@@ -258,20 +261,22 @@ def _patch_row(dataset: Dataset, change: Change, values: Mapping[str, Any], shar
     ]
 
 
-def _adjusted_splits(dataset: Dataset, rows: Sequence[PatchRow]) -> dict[str, dict[str, Any]]:
-    """Return the catalog's figures per split after a patch, from the whole old row of each changed image."""
+def _adjusted(dataset: Dataset, rows: Sequence[PatchRow]) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
+    """Return the catalog's figures per split, and per flag, after a patch, from the whole old row of each image."""
     changes: dict[str, dict[int, RowChanges]] = {}
     for patch in rows:
         changes.setdefault(patch["shard"], {}).setdefault(patch["row"], {})[patch["field"]] = json.loads(patch["new"])
     ids = sorted({patch["image_id"] for patch in rows})
     splits = {name: {**part, "labels": dict(part["labels"])} for name, part in dataset.catalog["splits"].items()}
+    flags = Counter[str](dataset.catalog.get("flags", {}))
     for file in dataset.shards():
         for row, old in _current_rows(dataset, file, ids) if file.path in changes else ():
             if row in changes[file.path]:
-                split = splits[file.split]
-                _count(split, old, file.split, dataset.catalog["carried"], -1)
-                _count(split, {**old, **changes[file.path][row]}, file.split, dataset.catalog["carried"], 1)
-    return splits
+                for values, sign in ((old, -1), ({**old, **changes[file.path][row]}, 1)):
+                    _count(splits[file.split], values, file.split, dataset.catalog["carried"], sign)
+                    for name in (values["flags"] or ()) if values["live"] else ():
+                        flags[name] += sign
+    return splits, dict(sorted((+flags).items()))
 
 
 def _count(figures: dict[str, Any], row: Mapping[str, Any], split: str, carried: Sequence[str], sign: int) -> None:

@@ -29,7 +29,7 @@ from pipelines.dataset.writer import label_text, write_quarantine
 from pipelines.ingest.audit import without_rows
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.dedupe import LEAK
-from pipelines.ingest.finish import MAX_REWRITE_BYTES, check_counts
+from pipelines.ingest.finish import MAX_REWRITE_BYTES, check_counts, without_flags
 from pipelines.ingest.newcomers import (
     SUPERSEDED,
     UNCHANGED,
@@ -209,6 +209,7 @@ class Joining:
                 "rows": counts["written"],
                 "classes": make_classes([], splits),
                 "fingerprint": dataset_fingerprint(splits),
+                "flags": without_flags(self.store, self.own["flags"], places),
             }
         addition["audits"] = without_rows(self.store, self.run_id, self.own["audits"], reasons.keys())
         shard_list = write_shard_list(self.store, self.run_id, files, quarantine)

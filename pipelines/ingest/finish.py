@@ -74,7 +74,9 @@ def build_catalog(
     largest_side_px = _largest_side(store, receipts, files, removed)
     touched = {copy.shard for copy in removed}
     is_rewritten = sum(file.bytes for file in files if file.path in touched) <= MAX_REWRITE_BYTES
+    flags = _flags(receipts)
     if removed and is_rewritten:
+        flags = without_flags(store, flags, [(copy.shard, copy.row) for copy in removed])
         changes = drop_rows([(copy.shard, copy.row) for copy in removed])
         # one attempt name for all drivers of this run: they would write the same bytes
         files = rewrite_touched(
@@ -102,7 +104,7 @@ def build_catalog(
     catalog["audits"] = merge_audits(store, run_id, (receipt for _, receipt in sorted(receipts.items())))
     catalog["duplicates"] = duplicates.to_json()
     catalog["ignored"] = dict(listing.ignored)
-    catalog["flags"] = _flags(receipts)
+    catalog["flags"] = flags
     if removed and not is_rewritten:
         catalog = _with_patch(store, run_id, catalog, duplicates)
     return catalog
@@ -151,6 +153,15 @@ def rows_by_shard(places: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
     for shard, row in sorted(places):
         found[shard].append(row)
     return dict(found)
+
+
+def without_flags(store: Storage, flags: Mapping[str, int], places: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Return how many images have each flag without some rows, given (shard, row) of each."""
+    left = Counter(flags)
+    for shard, rows in rows_by_shard(places).items():
+        for of_row in open_parquet(store, shard).read(columns=["flags"]).column("flags").take(rows).to_pylist():
+            left.subtract(of_row or ())
+    return dict(sorted((+left).items()))
 
 
 def _flags(receipts: Mapping[int, Mapping[str, Any]]) -> dict[str, int]:
