@@ -12,8 +12,9 @@ from pipelines.sources.resolve import open_source
 from pipelines.stage_output import Plan, default_out, stage_key
 
 STAGE = "ingest"
-OUTPUT_VERSION = 3
-"""Raised where the same source and settings come to other rows or another order of them; 3: units of 8,192 rows."""
+OUTPUT_VERSION = 4
+"""Raised where the same source and settings come to other rows or another order of them; 3: units of 8,192 rows;
+4: large row groups of Parquet are cut, and units of IDX files and of tables' own rows hold 8,192 rows too."""
 
 
 def plan(config: IngestConfig) -> Plan:

@@ -11,9 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import InputError
+from pipelines.sources.byte_stream import MAX_RATIO, RATIO_FREE_BYTES
 from pipelines.sources.columns import Columns
 from pipelines.sources.labels import Label, read_label
 
+MAX_IMAGE_BYTES = 64 * 2**20
+_BATCH_ROWS = 64
+"""Images made out of a column at a time, where so many fit into `MAX_IMAGE_BYTES`."""
 _IMAGE_NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content", "data")
 _LABEL_NAMES = ("label", "labels", "class", "fine_label", "category", "target", "cls")
 
@@ -161,3 +165,29 @@ def own_names(parquet: pq.ParquetFile, layout: Layout, where: str) -> list[str]:
     paths = _values(cells.field("path"), f"{layout.image}.path", where)
     own = [PurePosixPath(name).as_posix() if name else "" for name in paths]
     return own if all(own) and len(set(own)) == number else numbers
+
+
+def image_column(parquet: pq.ParquetFile, group: int, layout: Layout) -> pq.ColumnChunkMetaData:
+    """Return what the footer says of a row group's images."""
+    facts = parquet.metadata.row_group(group)
+    columns = (facts.column(number) for number in range(facts.num_columns))
+    found: pq.ColumnChunkMetaData = next(column for column in columns if column.path_in_schema == layout.image_leaf)
+    return found
+
+
+def bomb_fault(column: pq.ColumnChunkMetaData) -> tuple[str, str]:
+    """Return (reason, message) when a row group's images unpack to far more than they take, else two empty texts."""
+    packed, size = column.total_compressed_size, column.total_uncompressed_size
+    if size > RATIO_FREE_BYTES and size > MAX_RATIO * max(1, packed):
+        return "BOMB_RATIO", f"the {packed:,} bytes of its row group's images would unpack to {size:,}"
+    return "", ""
+
+
+def batch_rows(column: pq.ColumnChunkMetaData) -> int:
+    """Return how many rows of a row group's images may be unpacked at once."""
+    size: int = column.total_uncompressed_size // max(1, column.num_values)
+    if column.has_dictionary_page and column.dictionary_page_offset:
+        # a row is a number there, and any may stand for as much as is in the dictionary
+        saved = max(0, column.total_uncompressed_size - column.total_compressed_size)
+        size = max(size, column.data_page_offset - column.dictionary_page_offset + saved)
+    return max(1, min(_BATCH_ROWS, MAX_IMAGE_BYTES // max(1, size)))

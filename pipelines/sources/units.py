@@ -64,6 +64,25 @@ def streamed_units(entries: Sequence[Entry]) -> list[Unit]:
     return [Unit(i, tuple(entries[i::num_units])) for i in range(num_units)]
 
 
+def deal(pieces: Sequence[Sequence[Entry]], wanted: int) -> list[Unit]:
+    """Deal pieces that are read whole to about the wanted number of units, as cards are dealt.
+
+    A unit to which a piece would bring more than it may hold is closed, and another begun in its place.
+    """
+    number = max(1, min(len(pieces), max(wanted, sum(map(len, pieces)) // MAX_UNIT_ROWS)))
+    hands: list[list[Entry]] = [[] for _ in range(number)]
+    sizes = [0] * number
+    closed: list[list[Entry]] = []
+    for place, piece in enumerate(pieces):
+        seat, more = place % number, sum(entry.size for entry in piece)
+        if hands[seat] and (len(hands[seat]) + len(piece) > MAX_UNIT_ROWS or sizes[seat] + more > MAX_UNIT_BYTES):
+            closed.append(hands[seat])
+            hands[seat], sizes[seat] = [], 0
+        hands[seat] += piece
+        sizes[seat] += more
+    return [Unit(index, tuple(hand)) for index, hand in enumerate([*closed, *hands])]
+
+
 def read_ranges(entries: Iterable[Entry], *, max_gap: int = 64 * 1024) -> list[tuple[int, int, list[Entry]]]:
     """Join the extents of readable entries into (offset, length, entries), each of at most about 8 MB."""
     ranges: list[tuple[int, int, list[Entry]]] = []

@@ -61,6 +61,15 @@ print(json.dumps({
     "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
 }))
 """
+WRITE_GROUP = """
+import sys
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tests import factories
+cell = pa.array([factories.make_jpeg(1, 640, 480) + bytes(40 * 10**6)], pa.large_binary())
+table = pa.table({"image": pa.chunked_array([cell] * 24)})
+pq.write_table(table, sys.argv[1], use_dictionary=False, row_group_size=24)
+"""
 
 
 def measure(program: str, *arguments: object) -> dict[str, float]:
@@ -180,4 +189,17 @@ def test_a_tar_of_100_000_empty_members(tmp_path: Path) -> None:
     assert listed["members"] == 100_000
     worked = measure(WORK, tmp_path / "unit", tmp_path / "out", 256)
     assert worked["written"] == 0
+    assert worked["peak_bytes"] < WORKER_BYTES
+
+
+@pytest.mark.slow
+def test_a_row_group_of_large_cells(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRITE_GROUP, str(tmp_path / "t.parquet")]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=280)  # apart: a child's peak begins with its parent's
+    assert (tmp_path / "t.parquet").stat().st_size > 24 * 40 * 10**6 / 100  # else it would be refused as a bomb
+    listed = measure(LIST, tmp_path / "t.parquet", tmp_path / "unit")
+    assert listed["members"] == 24
+    assert listed["largest_unit"] <= 2
+    worked = measure(WORK, tmp_path / "unit", tmp_path / "out", 256)
+    assert worked["written"] == worked["members"]
     assert worked["peak_bytes"] < WORKER_BYTES
