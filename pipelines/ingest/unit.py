@@ -7,12 +7,12 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-from pipelines.dataset.attempt import begin_attempt
+from pipelines.dataset.attempt import begin_attempt, new_driver
 from pipelines.dataset.receipt import write_receipt
 from pipelines.dataset.schema import make_shard_schema
 from pipelines.dataset.writer import ShardWriter, label_text
@@ -46,6 +46,8 @@ class IngestJob:
     image: ImageConfig
     split_plan: SplitPlan
     privacy: PrivacyConfig = NO_PRIVACY
+    driver: str = field(default_factory=new_driver)
+    """Whose job it is; made anew by each driver."""
 
 
 def ingest_unit(
@@ -66,7 +68,7 @@ def ingest_unit(
     store = Storage.open(job.out)
     if job.privacy.applies:
         logging.getLogger("PIL").setLevel(logging.INFO)  # its debug lines quote EXIF
-    with begin_attempt(store, job.run_id, unit.index) as attempt:
+    with begin_attempt(store, job.run_id, unit.index, job.driver) as attempt:
         careful = alone if attempt.died >= KILLS_BEFORE_CARE else None
         if careful is not None:
             logger.warning("unit %d died %d times: its images are tried alone", unit.index, attempt.died)

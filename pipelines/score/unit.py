@@ -7,13 +7,13 @@ import io
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipelines.dataset.attempt import begin_attempt
+from pipelines.dataset.attempt import begin_attempt, new_driver
 from pipelines.dataset.receipt import write_receipt
 from pipelines.image.header import RefusedImage
 from pipelines.score.model import Model, PackageRef
@@ -52,6 +52,8 @@ class ScoreJob:
     package: PackageRef
     top_k: int
     batch_size: int
+    driver: str = field(default_factory=new_driver)
+    """Whose job it is; made anew by each driver."""
 
 
 def score_unit(unit: Unit, job: ScoreJob, model: Model, alone: Alone | None = None) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def score_unit(unit: Unit, job: ScoreJob, model: Model, alone: Alone | None = No
         DataError: what was written is not what was read.
     """
     store = Storage.open(job.out)
-    with begin_attempt(store, job.run_id, unit.index) as attempt:
+    with begin_attempt(store, job.run_id, unit.index, job.driver) as attempt:
         careful = alone if attempt.died >= _KILLS_BEFORE_CARE else None
         if careful is not None:
             logger.warning("unit %d died %d times: its members are scored one at a time", unit.index, attempt.died)

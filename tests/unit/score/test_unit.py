@@ -170,9 +170,9 @@ def test_an_answer_that_is_no_number_is_no_prediction(tmp_path):
     assert found[0]["message"] == "the network's answer is not a finite number"
 
 
-def die(store, *, times):
+def die(store, *, times, driver=""):
     for number in range(times):
-        with contextlib.suppress(KeyboardInterrupt), begin_attempt(store, RUN, 0) as attempt:
+        with contextlib.suppress(KeyboardInterrupt), begin_attempt(store, RUN, 0, driver) as attempt:
             assert attempt.died == number
             raise KeyboardInterrupt
 
@@ -194,6 +194,13 @@ def test_deaths_are_counted_by_unit(tmp_path):
             assert attempt.died == died
 
 
+def test_what_ended_with_another_driver_is_no_death(tmp_path):
+    store = Storage.open(tmp_path)
+    die(store, times=2, driver="one")
+    with begin_attempt(store, RUN, 0, "other") as attempt:
+        assert attempt.died == 0
+
+
 def test_after_two_deaths_members_are_scored_alone_and_the_culprit_is_named(tmp_path):
     source = MemorySource(MIXED)
     asked = []
@@ -207,8 +214,9 @@ def test_after_two_deaths_members_are_scored_alone_and_the_culprit_is_named(tmp_
     def refuse():
         raise FailedAlone("NOT_IMAGE", "no image")
 
-    die(Storage.open(tmp_path), times=2)
-    found = rows(tmp_path, score_unit(source.units()[0], job(source, tmp_path), model(), alone))
+    told = job(source, tmp_path)
+    die(Storage.open(tmp_path), times=2, driver=told.driver)
+    found = rows(tmp_path, score_unit(source.units()[0], told, model(), alone))
     assert len(asked) == 7
     assert found[2]["reason"] == "KILLED_WORKER"
     assert found[2]["message"] == "its process died (WorkerCrashedError)"
@@ -217,12 +225,13 @@ def test_after_two_deaths_members_are_scored_alone_and_the_culprit_is_named(tmp_
 
 def test_one_death_is_no_reason_for_care(tmp_path):
     source = MemorySource(MIXED)
-    die(Storage.open(tmp_path), times=1)
+    told = job(source, tmp_path)
+    die(Storage.open(tmp_path), times=1, driver=told.driver)
 
     def alone(data):
         raise AssertionError("not yet")
 
-    assert score_unit(source.units()[0], job(source, tmp_path), model(), alone)["members"] == 8
+    assert score_unit(source.units()[0], told, model(), alone)["members"] == 8
 
 
 def test_a_source_that_loses_a_member_is_caught(tmp_path):
