@@ -12,10 +12,12 @@ import pyarrow.parquet as pq
 from typing_extensions import override
 
 from pipelines.dataset.schema import OUR_COLUMNS
+from pipelines.dataset.user_table import cell_fault
 from pipelines.errors import DataError, InputError
 from pipelines.sources.base import Entry, Listing, Member, Source, Unit, image_id, member_of
 from pipelines.sources.columns import Columns
-from pipelines.sources.names import SPLIT_WORDS, path_parts
+from pipelines.sources.labels import names_of
+from pipelines.sources.names import MAX_NAME_BYTES, SPLIT_WORDS, is_plain, name_fault, path_parts
 from pipelines.sources.parquet_columns import (
     MAX_IMAGE_BYTES,
     Layout,
@@ -101,7 +103,7 @@ class ParquetSource(Source):
                 raise pa.ArrowInvalid(f"row group {group} has {len(labels)} labels for {facts.num_rows} rows")
             for place in range(facts.num_rows):
                 key = f"{path}!/{names[row]}"
-                yield Entry(
+                entry = Entry(
                     key=key,
                     occurrence=0,
                     image_id=image_id(self.name, key.encode(), 0),
@@ -113,6 +115,7 @@ class ParquetSource(Source):
                     detail=(number, group, place),
                     carried=cells[place],
                 )
+                yield entry if reason else _judged(entry, names[row], layout)
                 row += 1
 
     @override
@@ -212,6 +215,24 @@ def _ranges(group: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
     number = max(-(-len(group) // MAX_UNIT_ROWS), -(-size // MAX_UNIT_BYTES))
     length = -(-len(group) // min(number, MAX_GROUP_RANGES))
     yield from (group[start : start + length] for start in range(0, len(group), length))
+
+
+def _judged(entry: Entry, name: str, layout: Layout) -> Entry:
+    """Return the entry as it is, or with the reason why its own name or one of its cells must not be used."""
+    if not is_plain(name.encode()):
+        reason, message = name_fault(name.encode())
+        if reason:
+            short = len(entry.key) - len(name) + MAX_NAME_BYTES
+            key = entry.key if len(entry.key) <= short else f"{entry.key[:short]}..."
+            return entry._replace(key=key, reason=reason, message=message)
+    said = [(layout.label, label) for label in names_of(entry.label)]
+    said += [(column, cell) for column, cell in zip(layout.carried, entry.carried, strict=True) if cell]
+    for column, text in said:
+        reason, message = cell_fault({column: text})
+        if reason:
+            nothing = (None,) * len(entry.carried)  # what is refused for its size must not travel
+            return entry._replace(label=None, carried=nothing, reason=reason, message=message)
+    return entry
 
 
 def _member(entry: Entry, data: bytes | None) -> Member:

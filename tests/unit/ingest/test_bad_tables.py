@@ -19,6 +19,7 @@ from pipelines.errors import InputError
 from pipelines.ingest import stage
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.unit import ingest_unit
+from pipelines.sources.resolve import open_source
 from tests import factories
 
 NUMBER = 12
@@ -200,3 +201,49 @@ def test_a_parquet_table_is_as_strict(flat: Path, tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "t.parquet")
     dataset = ingest(flat, tmp_path / "out", tmp_path / "t.parquet")
     assert refused(dataset) == [("../x.png", "UNSAFE_PATH"), (A, "LABEL_CONFLICT"), (A, "LABEL_CONFLICT")]
+
+
+IN_PARQUET: dict[str, tuple[str, dict[str, Any], str]] = {
+    "upwards": ("../../x.png", {}, "UNSAFE_NAME"),
+    "absolute": ("/etc/passwd", {}, "UNSAFE_NAME"),
+    "NUL in a name": ("x\0.png", {}, "UNSAFE_NAME"),
+    "long name": (f"{'n' * 2_000}.png", {}, "NAME_LONG"),
+    "NUL in a label": ("x.png", {"label": "a\0"}, "NUL"),
+    "NUL in a further column": ("x.png", {"site": "a\0"}, "NUL"),
+    "long label": ("x.png", {"label": BAD_LABEL}, "CELL_SIZE"),
+    "long cell": ("x.png", {"site": BAD_LABEL}, "CELL_SIZE"),
+}
+
+
+@pytest.mark.parametrize("name", IN_PARQUET)
+def test_a_row_of_parquet_is_refused_as_a_table_or_an_archive_would(tmp_path: Path, name: str) -> None:
+    path, cells, reason = IN_PARQUET[name]
+    rows: list[dict[str, Any]] = [
+        {
+            "image": {"bytes": factories.make_png(n, 16, 16), "path": f"{n:02d}.png"},
+            "label": "ab"[n % 2],
+            "site": "north",
+        }
+        for n in range(NUMBER)
+    ]
+    rows[3] |= cells
+    rows[3]["image"]["path"] = path
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    config = IngestConfig(source=str(tmp_path / "t.parquet"), out=str(tmp_path / "out"), max_quarantined_fraction=0.9)
+    stage.run(config, lambda job, units: (ingest_unit(unit, job) for unit in units))
+    dataset = open_dataset(str(tmp_path / "out"))
+    assert list(inspect.verify(dataset)) == []
+    ((key, found),) = refused(dataset)
+    assert found == reason
+    assert key.startswith(f"t.parquet!/{path[:20]}")
+    assert len(key) < 1_100
+    assert len(labels(dataset)) == NUMBER - 1
+
+
+def test_names_in_a_list_of_labels_are_cells_too(tmp_path: Path) -> None:
+    rows = [{"image": factories.make_png(n, 16, 16), "labels": ["a", "b\0" if n == 3 else "c"]} for n in range(NUMBER)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    entries = open_source(str(tmp_path / "t.parquet")).listing().entries
+    assert [(entry.key, entry.reason, entry.label) for entry in entries if entry.reason] == [
+        ("t.parquet!/000003", "NUL", None)
+    ]
