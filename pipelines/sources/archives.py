@@ -45,10 +45,10 @@ class ArchivesSource(Source):
     def _listings(self) -> Iterator[Listing]:
         archives = [archive for _, archive in self._archives]
         if "://" not in self.uri:
-            yield from (archive._list() for archive in archives)
+            yield from map(_listed_once, archives)
             return
         with ThreadPoolExecutor(LISTING_THREADS, thread_name_prefix="list") as pool:  # each waits for the store
-            yield from pool.map(lambda archive: archive._list(), archives)
+            yield from pool.map(_listed_once, archives)
 
     def _outer(self, number: int, path: str, entry: Entry) -> Entry:
         inner = escaped_bytes(entry.key) if "name_bytes" in entry.flags else entry.key.encode()
@@ -88,6 +88,13 @@ class ArchivesSource(Source):
         number = unit.entries[0].detail[0]  # a unit lies in one archive
         inner = tuple(entry._replace(detail=entry.detail[1:]) for entry in unit.entries)
         return self._archives[number][1].open(Unit(unit.index, inner))
+
+
+def _listed_once(archive: Source) -> Listing:
+    """Return an archive's listing, which may be empty, and keep it: units and tokens ask the archive for it again."""
+    if archive._listing is None:
+        archive._listing = archive._list()
+    return archive._listing
 
 
 def spoken(key: str) -> str:

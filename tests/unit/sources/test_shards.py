@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from pipelines.errors import InputError
-from pipelines.sources.base import Source, Unit, image_id
+from pipelines.sources.base import Listing, Source, Unit, image_id
 from pipelines.sources.resolve import open_source
+from pipelines.sources.zip import ZipSource
 from tests import factories
 
 IMAGES = [factories.make_png(seed, 16, 16) for seed in range(12)]
@@ -99,3 +100,24 @@ def test_an_archive_inside_an_archive_of_a_folder_is_a_member_with_a_reason(tmp_
     (tmp_path / "a.tar").write_bytes(factories.make_tar([("1.png", IMAGES[1]), ("in.tar", inner)]))
     reasons = {entry.key: entry.reason for entry in open_source(str(tmp_path)).listing().entries}
     assert reasons == {"a.tar!/1.png": "", "a.tar!/in.tar": "NESTED"}
+
+
+def test_each_archive_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for number in range(3):
+        files = [(f"c/{number}-{i}.png", factories.make_png(i, 8, 8)) for i in range(4)]
+        (folder / f"{number}.zip").write_bytes(factories.make_zip(files))
+    (folder / "empty.zip").write_bytes(factories.make_zip([]))
+    listed: list[str] = []
+    whole = ZipSource._list
+
+    def counted(self: ZipSource) -> Listing:
+        listed.append(self.uri.rpartition("/")[2])
+        return whole(self)
+
+    monkeypatch.setattr(ZipSource, "_list", counted)
+    source = open_source(str(folder))
+    assert len(source.listing().entries) == 12
+    assert sum(len(unit.entries) for unit in source.units()) == len(source.tokens()) == 12
+    assert sorted(listed) == ["0.zip", "1.zip", "2.zip", "empty.zip"]
