@@ -165,7 +165,7 @@ def make_split_plan(
             time column that the source has not, or a time that is none.
     """
     usable = [entry for entry in entries if not entry.reason]
-    by = _resolve_by(usable, config)
+    by = _resolve_by(usable, config, tells_keys=tells_keys)
     shares = config.shares()
     if by == "group":
         return _group_plan(usable, config, carried)
@@ -185,11 +185,11 @@ def make_split_plan(
     return SplitPlan(by, config.seed, shares, cutoffs, given)
 
 
-def _resolve_by(entries: Sequence[Entry], config: SplitConfig) -> str:
+def _resolve_by(entries: Sequence[Entry], config: SplitConfig, *, tells_keys: bool) -> str:
     has_given = bool(entries) and all(entry.given_split for entry in entries)
     has_labels = any(isinstance(entry.label, str) for entry in entries)
     if config.by == "given" and not has_given:
-        missing = next((entry.key for entry in entries if not entry.given_split), "")
+        missing = next((entry.key for entry in entries if not entry.given_split), "") if tells_keys else "an image"
         raise ConfigError(
             f"split.by is given, and {missing} lies in no train, val or test folder",
             mend="split.by=stratified divides the images by class",

@@ -33,7 +33,7 @@ class ArchivesSource(Source):
         faults: list[str] = []
         for number, ((path, _), listing) in enumerate(zip(self._archives, self._listings(), strict=True)):
             ignored.update(listing.ignored)
-            faults += [f"{path}: {fault}" for fault in listing.faults]
+            faults += [f"{path if self.tells_keys else 'an archive in it'}: {fault}" for fault in listing.faults]
             entries += [self._outer(number, path, entry) for entry in listing.entries]
         named = labels_and_splits([spoken(entry.key) for entry in entries], [bool(entry.reason) for entry in entries])
         labelled = [
@@ -44,6 +44,8 @@ class ArchivesSource(Source):
 
     def _listings(self) -> Iterator[Listing]:
         archives = [archive for _, archive in self._archives]
+        for archive in archives:
+            archive.tells_keys = self.tells_keys
         if "://" not in self.uri:
             yield from map(_listed_once, archives)
             return

@@ -36,6 +36,7 @@ class NestedSource(Source):
 
     @override
     def _list(self) -> Listing:
+        self._outer.tells_keys = self.tells_keys
         listing = self._outer.listing()
         archives = [e._replace(reason="", message="") for e in listing.entries if e.reason == "NESTED"]
         if not archives:
@@ -87,7 +88,9 @@ class NestedSource(Source):
         if archive.data is None:
             raise InputError(archive.message)
         held = _Held(f"{self.uri}/{archive.key}", archive.data)
-        return self._open_archive(held, archive.key.rpartition("/")[2], len(archive.data))
+        inside = self._open_archive(held, archive.key.rpartition("/")[2], len(archive.data))
+        inside.tells_keys = self.tells_keys
+        return inside
 
     @override
     def listing_digest(self) -> str:

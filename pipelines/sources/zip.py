@@ -38,7 +38,8 @@ class ZipSource(Source):
             last = Found(b"!" + self._path.encode(), 0, size, 0, (), "ARCHIVE_TRUNCATED", fault)
             return make_listing(self.name, [*members, last], [fault])
         directory, count, prefix = found
-        return make_listing(self.name, parse_directory(directory, count, prefix, self.uri))
+        members = parse_directory(directory, count, prefix, self.uri, tells_keys=self.tells_keys)
+        return make_listing(self.name, members)
 
     @override
     def listing_digest(self) -> str:

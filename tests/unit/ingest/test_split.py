@@ -269,3 +269,8 @@ def test_lists_of_labels_go_by_image_alone() -> None:
     with pytest.raises(ConfigError, match=r"split.by is stratified, and images have several labels each"):
         make_split_plan(listed, SplitConfig(by="stratified"))
     assert 150 < counts_of(plan, listed)["test"] < 250
+
+
+def test_an_image_without_a_given_split_is_named_only_where_names_may_be_told() -> None:
+    with pytest.raises(ConfigError, match=r"split\.by is given, and an image lies in no train, val or test folder"):
+        make_split_plan(entries(["Jane Doe/1.jpg"]), SplitConfig(by="given"), tells_keys=False)

@@ -13,6 +13,7 @@ import pytest
 
 from pipelines.dataset import inspect
 from pipelines.dataset.reader import open_dataset
+from pipelines.errors import InputError
 from pipelines.ingest import stage
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.unit import ingest_unit
@@ -168,3 +169,31 @@ def test_nested_archives_become_a_dataset(tmp_path: Path) -> None:
     assert list(inspect.verify(dataset)) == []
     assert {split: dataset.num_rows(split) for split in dataset.splits} == {"test": 4, "train": 4, "val": 4}
     assert dataset.catalog["split"]["by"] == "given"
+
+
+@pytest.mark.parametrize("around", ["alone", "folder of archives", "among images"])
+def test_names_stay_out_of_what_is_logged_where_they_must(tmp_path: Path, around: str) -> None:
+    secret = "Jane Doe"
+    files = {
+        "overlap": factories.overlapping_zip(3).replace(b"k.jpg", b"Jane!"),
+        "cut": factories.make_tar([(f"{secret}/1.png", factories.make_png(1, 8, 8))] * 2)[:1_560],
+    }
+    for name, data in files.items():
+        source = as_folder(tmp_path / name, [(f"{secret}.{'zip' if name == 'overlap' else 'tar'}", data)])
+        if around == "among images":
+            (source / "1.png").write_bytes(factories.make_png(2, 8, 8))
+        path = next(source.glob(f"{secret}.*")) if around == "alone" else source
+        for tells_keys in (True, False):
+            opened = open_source(str(path))
+            opened.tells_keys = tells_keys
+            said = ""
+            try:
+                said = "\n".join(opened.listing().faults)
+            except InputError as error:
+                said = error.what.replace(f"{secret}.zip", "")  # where to look; only the source's own address is left
+            if name == "overlap" and around != "among images":
+                assert "(OVERLAP)" in said
+                assert ("Jane!" in said) == tells_keys
+            elif name == "cut":
+                assert said
+                assert (secret in said) == (tells_keys and around != "alone")
