@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import threading
 import time
@@ -26,6 +27,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 STEP_S = 0.1
 """Each step of the tiny network is made as long as one of a real one."""
+END_STEPS = 100
+"""Steps from the start of an outage to the end of a run that ends in it."""
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +57,18 @@ class Outage:
     def _end(self) -> None:
         self.wire.mode, self.ended_s = "whole", time.perf_counter()
 
-    def ratio(self) -> float:
-        """Mean time of a step while the server was away, over that of the others."""
-        away, there = [], []
+    def steps(self) -> tuple[list[float], list[float]]:
+        """Return how long each step took while the server was away, and each of the others."""
+        away: list[float] = []
+        there: list[float] = []
         for before, after in pairwise(self.starts_s):
             (away if self.began_s <= before < self.ended_s else there).append(after - before)
-        return (sum(away) / len(away)) / (sum(there) / len(there)) if away and there else 1.0
+        return away, there
+
+    def ratio(self) -> float:
+        """Mean time of a step while the server was away, over that of the others; no number where one side has none."""
+        away, there = self.steps()
+        return (sum(away) / len(away)) / (sum(there) / len(there)) if away and there else math.nan
 
 
 def train_through(
@@ -76,7 +85,7 @@ def train_through(
     take = Step.__call__
     with flaky_wire(server) as wire:
         outage = Outage(wire, mode, seconds)
-        begin_at = {"start": 0, "middle": 4 * epochs // 8, "end": 4 * epochs - 2}[when]
+        begin_at = {"start": 0, "middle": 4 * epochs // 8, "end": 4 * epochs - END_STEPS}[when]
 
         def stepping(self: Step, *arguments: Any) -> Any:
             outage.starts_s.append(time.perf_counter())
@@ -95,7 +104,7 @@ def train_through(
         took_s = time.perf_counter() - started_s
         found = look_at(server, tracking["experiment"], epochs)
         return {"mode": mode, "when": when, "away_s": seconds, "step_ratio": round(outage.ratio(), 3),
-                "took_s": round(took_s, 1), **found}  # fmt: skip
+                "fewest_steps": min(map(len, outage.steps())), "took_s": round(took_s, 1), **found}  # fmt: skip
 
 
 def look_at(server: int, experiment: str, epochs: int) -> dict[str, Any]:
@@ -128,10 +137,21 @@ def assert_whole(found: dict[str, Any]) -> None:
 def test_a_minute_without_the_server_costs_nothing(
     server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode, when: str
 ) -> None:
-    epochs = 180 if when == "middle" else 40
+    epochs = 80 if when == "end" else 180  # 720 steps take 72 s and more, the outage 60 s of them
     found = train_through(server, tmp_path, monkeypatch, mode=mode, when=when, seconds=60, epochs=epochs)
     assert_whole(found)
+    assert found["fewest_steps"] >= 40  # on either side, else the ratio says nothing
     assert found["step_ratio"] <= 1.05
+
+
+def test_steps_on_one_side_alone_are_no_ratio() -> None:
+    outage = Outage(FlakyWire(0), "cut", 1.0)
+    outage.starts_s = [1.0, 2.0, 3.0]
+    assert math.isnan(outage.ratio())  # never away
+    outage.began_s, outage.ended_s = 0.0, 9.0
+    assert math.isnan(outage.ratio())  # never there
+    outage.ended_s = 1.5
+    assert outage.ratio() == 1.0
 
 
 def test_an_outage_of_seconds(server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
