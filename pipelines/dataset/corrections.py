@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import PurePosixPath
 from typing import Any
 
+from pipelines.dataset.label_text import SEPARATOR
 from pipelines.dataset.patch import Change
 from pipelines.dataset.quarantine import quarantine_rows
 from pipelines.dataset.reader import Dataset
@@ -14,7 +15,6 @@ from pipelines.dataset.user_table import read_rows
 from pipelines.errors import InputError
 
 _NAMES = "name images by image_id, or by key (and source where two sources have the key)"
-_SEPARATOR = "|"
 """Between the labels of one image in a text table."""
 
 
@@ -121,7 +121,7 @@ def _label(value: object, task: str) -> Any:
     if value is None or value == "":
         return None
     if task == "multi":
-        names = value if isinstance(value, list) else str(value).split(_SEPARATOR)
+        names = value if isinstance(value, list) else str(value).split(SEPARATOR)
         return sorted({str(name).strip() for name in names} - {""})  # as ingest writes them
     if task == "regression":
         try:

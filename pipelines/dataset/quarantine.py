@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.dataset.catalog import PublishConflict, next_run_id, publish_version
+from pipelines.dataset.label_text import names_in
 from pipelines.dataset.reader import Dataset, open_dataset
 from pipelines.dataset.receipt import QuarantineFile
 from pipelines.dataset.schema import QUARANTINE_SCHEMA, with_later_columns
 from pipelines.dataset.shards import read_shard_list, write_shard_list
 from pipelines.dataset.tables import open_parquet
-from pipelines.dataset.writer import names_in, write_quarantine
+from pipelines.dataset.writer import write_quarantine
 from pipelines.errors import InputError
 from pipelines.storage import Storage
 

@@ -206,18 +206,6 @@ def label_names(label: str | float | list[str] | None) -> list[str]:
     return list(label) if isinstance(label, list) else []
 
 
-def label_text(label: str | Sequence[str] | None) -> str | None:
-    """Return a label as text, several names with `|` between them, as tables of corrections hold them."""
-    return label if label is None or isinstance(label, str) else "|".join(label)
-
-
-def names_in(text: str | None, task: str) -> list[str]:
-    """Return the class names in a label as `label_text` wrote it, for a dataset's task."""
-    if not text:
-        return []
-    return text.split("|") if task == "multi" else [text]
-
-
 def write_quarantine(storage: Storage, path: str, unit: int, rows: Sequence[Mapping[str, Any]]) -> QuarantineFile:
     """Write quarantine rows as one file; rows lacking a column hold null there."""
     data = encode_table(pa.Table.from_pylist(list(rows), schema=QUARANTINE_SCHEMA))

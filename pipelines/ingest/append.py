@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from pipelines.dataset.catalog import Catalog, PublishConflict, format_ref
 from pipelines.dataset.content import append_catalog, dataset_fingerprint, make_classes, split_figures
+from pipelines.dataset.label_text import label_text
 from pipelines.dataset.patch import Change, add_patch, resolve_changes
 from pipelines.dataset.quarantine import release
 from pipelines.dataset.reader import Dataset
@@ -25,7 +26,7 @@ from pipelines.dataset.schema import QUARANTINE_SCHEMA
 from pipelines.dataset.shards import read_shard_list, write_shard_list
 from pipelines.dataset.stored_images import stored_images
 from pipelines.dataset.tables import encode_table
-from pipelines.dataset.writer import label_text, write_quarantine
+from pipelines.dataset.writer import write_quarantine
 from pipelines.ingest.audit import without_rows
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.dedupe import LEAK

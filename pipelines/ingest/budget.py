@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pipelines.dataset.label_text import names_in
 from pipelines.dataset.receipt import QuarantineFile
 from pipelines.dataset.tables import open_parquet
-from pipelines.dataset.writer import names_in
 from pipelines.errors import DataError
 from pipelines.ingest.config import IngestConfig
 from pipelines.sources.base import Entry

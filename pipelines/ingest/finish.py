@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 
 from pipelines.dataset.catalog import Catalog
 from pipelines.dataset.content import make_catalog
+from pipelines.dataset.label_text import label_text
 from pipelines.dataset.patch import Change, add_patch, resolve_changes
 from pipelines.dataset.reader import Dataset
 from pipelines.dataset.receipt import QuarantineFile, ShardFile, UnitReport
 from pipelines.dataset.rewrite import drop_rows, rewrite_touched
 from pipelines.dataset.shards import write_shard_list
 from pipelines.dataset.tables import open_parquet
-from pipelines.dataset.writer import label_text, write_quarantine
+from pipelines.dataset.writer import write_quarantine
 from pipelines.errors import DataError
 from pipelines.ingest.audit import merge_audits
 from pipelines.ingest.budget import Budget

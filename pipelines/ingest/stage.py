@@ -22,6 +22,7 @@ from pipelines.dataset.catalog import (
     publish_version,
     read_version,
 )
+from pipelines.dataset.label_text import SEPARATOR
 from pipelines.errors import InputError, NotFound
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.plan import STAGE, make_plan, open_images
@@ -30,7 +31,7 @@ from pipelines.ingest.standing import check_location, holds_another, is_by_earli
 from pipelines.progress import Progress
 from pipelines.sources.addresses import split_pattern
 from pipelines.sources.base import Listing, Source, Unit
-from pipelines.sources.labels import SEPARATOR, names_of
+from pipelines.sources.labels import names_of
 from pipelines.sources.names import outside_splits
 from pipelines.stage_output import RUN, Plan, StageResult, open_run
 from pipelines.storage import Storage

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.dataset.duplicates import FLAT_CONTRAST, HELD_OUT, comparable
+from pipelines.dataset.label_text import names_in
 from pipelines.dataset.near import MAX_ACCIDENTS, count_accidents
 from pipelines.dataset.near_join import near_join
 from pipelines.dataset.quarantine import read_quarantine
 from pipelines.dataset.reader import Dataset
-from pipelines.dataset.writer import names_in
 from pipelines.ingest.config import DuplicatesConfig
 from pipelines.ingest.dedupe import DUPLICATE, LABEL_CONFLICT, LEAK, NEAR_DUPLICATE
 

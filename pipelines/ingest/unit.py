@@ -13,9 +13,10 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.dataset.attempt import begin_attempt, new_driver
+from pipelines.dataset.label_text import label_text
 from pipelines.dataset.receipt import write_receipt
 from pipelines.dataset.schema import make_shard_schema
-from pipelines.dataset.writer import ShardWriter, label_text
+from pipelines.dataset.writer import ShardWriter
 from pipelines.image.header import RefusedImage
 from pipelines.ingest.audit import audit_row, write_unit_audit
 from pipelines.ingest.config import ImageConfig, PrivacyConfig

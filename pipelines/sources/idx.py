@@ -15,7 +15,7 @@ from pipelines.image.plain_png import encode_grey_png
 from pipelines.sources.base import Entry, Listing, Member, Source, Unit, image_id, member_of
 from pipelines.sources.byte_stream import DECOMPRESSORS, PackedStream, PlainStream
 from pipelines.sources.names import SPLIT_WORDS
-from pipelines.sources.units import span_units
+from pipelines.sources.units import MAX_UNIT_ROWS, span_units
 from pipelines.storage import Storage, StoredFile
 
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
@@ -23,7 +23,6 @@ _HEADERS = {IMAGES: (b"\0\0\x08\x03", 3), LABELS: (b"\0\0\x08\x01", 1)}
 MAX_FILE_BYTES = 2**31
 HELD_BYTES = 128 * 2**20
 """A file of at most this much is read and held whole by a worker; of a larger one a unit holds its own rows."""
-_UNIT_ROWS = 4_096
 _GZIP = b"\x1f\x8b"
 _SPLIT_WORDS = {**SPLIT_WORDS, "t10k": "test", "t10k60k": "test"}
 
@@ -101,7 +100,7 @@ class IdxSource(Source):
                 parts += [unit.entries for unit in span_units(mine)]
                 continue
             mine.sort(key=lambda entry: entry.image_id)
-            parts += [mine[start : start + _UNIT_ROWS] for start in range(0, len(mine), _UNIT_ROWS)]
+            parts += [mine[start : start + MAX_UNIT_ROWS] for start in range(0, len(mine), MAX_UNIT_ROWS)]
         return [Unit(index, tuple(part)) for index, part in enumerate(parts)]
 
     @override

@@ -13,19 +13,20 @@ from typing import Any, NamedTuple
 
 from typing_extensions import override
 
+from pipelines.dataset.label_text import SEPARATOR
 from pipelines.dataset.schema import OUR_COLUMNS
 from pipelines.dataset.user_table import cell_fault, parse_rows, read_bytes
 from pipelines.errors import InputError
 from pipelines.sources.base import Entry, Listing, Member, Source, Unit, image_id, member_of
-from pipelines.sources.labels import SEPARATOR, Label, make_names, names_of, read_label
+from pipelines.sources.labels import Label, make_names, names_of, read_label
 from pipelines.sources.names import MAX_NAME_BYTES, SPLIT_WORDS, name_fault
+from pipelines.sources.units import MAX_UNIT_ROWS
 
 _KEYS = ("key", "file", "filename", "file_name", "path")
 _LABELS = ("label", "class", "labels")
 _NO_ROW = "the table of labels has no row for this image"
 _NOWHERE = -1
 """Offset of entries that stand for a row of the table and for no bytes of the source."""
-_UNIT_ROWS = 4_096
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:(//|:|[a-z])", re.IGNORECASE)
 """`http://...`, `file:///...`, `simplecache::...`, `pipe:id`; not `C:\\...`, which is a path."""
 
@@ -240,7 +241,7 @@ class LabelledSource(Source):
         by_id = {entry.image_id: entry for entry in entries}
         ours = [tuple(by_id[entry.image_id] for entry in unit.entries) for unit in units]
         rows = [entry for entry in entries if entry.offset == _NOWHERE]
-        ours += [tuple(rows[start : start + _UNIT_ROWS]) for start in range(0, len(rows), _UNIT_ROWS)]
+        ours += [tuple(rows[start : start + MAX_UNIT_ROWS]) for start in range(0, len(rows), MAX_UNIT_ROWS)]
         return [Unit(index, part) for index, part in enumerate(ours)]
 
     @override

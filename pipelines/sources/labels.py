@@ -12,9 +12,6 @@ Label: TypeAlias = str | tuple[str, ...] | None
 
 Task: TypeAlias = Literal["auto", "single", "multi", "unlabelled"]
 
-SEPARATOR = "|"
-"""Between the names of one image in text, where no other is given."""
-
 
 def make_names(values: Iterable[Any]) -> tuple[str, ...]:
     """Return the names in a list as a set would hold them, in one order; empty ones and null are left out."""

@@ -16,6 +16,9 @@ from pipelines.ingest import stage
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.plan import plan
 from pipelines.ingest.unit import ingest_unit
+from pipelines.sources.labelled import LabelledSource, read_labels
+from pipelines.sources.resolve import open_source
+from pipelines.sources.units import MAX_UNIT_ROWS
 from tests import factories
 
 
@@ -129,3 +132,11 @@ def test_tables_that_cannot_be_meant(flat: Path, tmp_path: Path, text: str, mess
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="does not exist"):
         ingest(flat, tmp_path / "out", tmp_path / "none.csv")
+
+
+def test_rows_of_the_table_that_are_refused_make_units_as_large_as_any(flat: Path, tmp_path: Path) -> None:
+    text = "".join(f"../{number}.jpg,a\n" for number in range(MAX_UNIT_ROWS + 8))
+    (tmp_path / "t.csv").write_text(f"key,label\n00.jpg,a\n{text}")
+    source = LabelledSource(open_source(str(flat)), read_labels(str(tmp_path / "t.csv")))
+    sizes = [len(unit.entries) for unit in source.units() if unit.entries[0].reason == "UNSAFE_PATH"]
+    assert sizes == [MAX_UNIT_ROWS, 8]

@@ -18,10 +18,10 @@ from pipelines.dataset.compare import difference, label_shift
 from pipelines.dataset.corrections import read_relabels
 from pipelines.dataset.duplicates import find_alike
 from pipelines.dataset.export import export
+from pipelines.dataset.label_text import label_text, names_in
 from pipelines.dataset.patch import publish_patch
 from pipelines.dataset.profile import make_profile
 from pipelines.dataset.reader import Dataset, open_dataset
-from pipelines.dataset.writer import label_text, names_in
 from pipelines.errors import ConfigError, InputError
 from pipelines.ingest import stage
 from pipelines.ingest.config import IngestConfig

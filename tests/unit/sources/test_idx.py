@@ -16,6 +16,7 @@ from pipelines.errors import InputError
 from pipelines.sources import idx
 from pipelines.sources.base import Source, Unit
 from pipelines.sources.resolve import open_source
+from pipelines.sources.units import MAX_UNIT_ROWS
 
 
 def write_pair(folder: Path, prefix: str, count: int, *, packed: bool = True, seed: int = 0) -> np.ndarray:
@@ -113,3 +114,9 @@ def test_a_file_that_shrank_since_has_a_reason(tmp_path: Path, packed: bool) -> 
     write_pair(tmp_path / "set", "train", 4, packed=packed)
     reasons = [member.reason for unit in units for member in source.open(unit)]
     assert sorted(map(str, reasons)) == ["CHANGED"] * 5 + ["None"] * 4
+
+
+def test_units_hold_as_many_rows_as_those_of_any_source(tmp_path: Path) -> None:
+    write_pair(tmp_path, "train", MAX_UNIT_ROWS + 8)
+    units = open_source(str(tmp_path)).units()
+    assert [len(unit.entries) for unit in units] == [MAX_UNIT_ROWS, 8]

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.dataset import label_text
 from pipelines.errors import InputError
 from pipelines.sources.labels import Label, read_label
 from pipelines.sources.resolve import open_source
@@ -55,3 +56,13 @@ def test_columns_of_floats_and_bytes_are_labels_too(tmp_path: Path) -> None:
     ):
         pq.write_table(pa.table({"image": images, "label": column}), tmp_path / "set.parquet")
         assert [entry.label for entry in open_source(str(tmp_path / "set.parquet")).listing().entries] == labels
+
+
+def test_one_separator_stands_between_labels_wherever_they_are_text() -> None:
+    assert label_text.label_text(("a", "b")) == f"a{label_text.SEPARATOR}b"
+    assert label_text.names_in("a|b", "multi") == ["a", "b"]
+    for path in (Path(__file__).parents[3] / "pipelines").rglob(
+        "*.py"
+    ):  # a second one would read otherwise than the first writes
+        if path.parent.name in ("sources", "dataset", "ingest") and path.name not in ("label_text.py", "names.py"):
+            assert '"|"' not in path.read_text(), path
