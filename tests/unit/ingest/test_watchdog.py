@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +23,9 @@ from pipelines.ingest.config import ImageConfig, IngestConfig, PrivacyConfig
 from pipelines.ingest.privacy import Box
 from pipelines.ingest.stored import NO_PRIVACY
 from pipelines.ingest.task import _bounded_memory, _prepare_here
-from pipelines.ingest.unit import KILLS_BEFORE_CARE, ingest_unit
+from pipelines.ingest.unit import KILLS_BEFORE_CARE, IngestJob, ingest_unit
 from pipelines.ingest.watchdog import EXIT_CODE, Watchdog
+from pipelines.sources.base import Unit
 from tests import factories
 
 
@@ -126,11 +128,12 @@ def test_a_refused_image_that_kills_as_a_thumbnail_is_survived(tmp_path: Path, m
     alone = partial(_prepare_here, settings=ImageConfig(), privacy=NO_PRIVACY)
     config = IngestConfig(source=str(folder), out=str(tmp_path / "out"), max_quarantined_fraction=0.2)
 
-    def attempt() -> str:
-        return stage.run(config, lambda job, units: (ingest_unit(one, job, alone) for one in units)).out
+    def retried(job: IngestJob, units: Sequence[Unit]) -> Iterator[dict[str, Any]]:
+        (one,) = units
+        for _ in range(KILLS_BEFORE_CARE):
+            with pytest.raises(KeyboardInterrupt):
+                ingest_unit(one, job, alone)
+        yield ingest_unit(one, job, alone)
 
-    for _ in range(KILLS_BEFORE_CARE):
-        with pytest.raises(KeyboardInterrupt):
-            attempt()
-    (row,) = quarantined(open_dataset(attempt()))
+    (row,) = quarantined(open_dataset(stage.run(config, retried).out))
     assert (row["key"], row["reason"], row["thumbnail"]) == ("cat/strip.png", "ASPECT", None)
