@@ -208,7 +208,7 @@ def test_memory(tmp_path: Path, ray_local: None) -> None:
 
 def test_photographs_kept(tmp_path: Path, pool: Pool, ray_local: None) -> None:
     images, scratch = photographs(), tmp_path / "scratch"
-    number = max(200, int(SIDE_S * 300))
+    number = max(200, int(SIDE_S * 600))
     source = tmp_path / "photos"
     names = write_folder(source, images, number)
     rows = [
