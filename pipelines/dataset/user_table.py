@@ -82,7 +82,25 @@ def _parquet_rows(data: bytes, address: str) -> Iterator[dict[str, Any]]:
         # extension types that others have registered (Ray's) read what a file says of them, and trip over it
         raise InputError(f"{address} has a column of a type that cannot be read: {error}") from error
     for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
-        yield from batch.to_pylist()
+        columns = [column_values(batch.column(i), name, address) for i, name in enumerate(table.column_names)]
+        for cells in zip(*columns, strict=True):
+            yield dict(zip(table.column_names, cells, strict=True))
+
+
+def column_values(column: pa.ChunkedArray | pa.Array, name: str, where: str) -> list[Any]:
+    """Return a column's cells as Python's values.
+
+    Raises:
+        InputError: one has no such value: bytes that are not UTF-8 in text, a date outside Python's years 1 to 9999.
+    """
+    try:
+        values: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError, LookupError) as error:  # LookupError: a time zone that nobody knows
+        raise InputError(
+            f"{where} has a cell in column {name!r} that cannot be read as {column.type}: {error}",
+            mend="mend the cell, or leave the column out of the file",
+        ) from error
+    return values
 
 
 def _text(data: bytes, address: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.dataset.user_table import column_values
 from pipelines.errors import InputError
 from pipelines.sources.byte_stream import MAX_RATIO, RATIO_FREE_BYTES
 from pipelines.sources.columns import Columns
@@ -108,28 +109,12 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
         return ()
 
 
-def _values(column: pa.ChunkedArray | pa.Array, name: str, where: str) -> list[Any]:
-    """Return a column's cells as Python's values.
-
-    Raises:
-        InputError: one has no such value: bytes that are not UTF-8 in text, a date outside Python's years 1 to 9999.
-    """
-    try:
-        values: list[Any] = column.to_pylist()
-    except (ValueError, OverflowError, LookupError) as error:  # LookupError: a time zone that nobody knows
-        raise InputError(
-            f"{where} has a cell in column {name!r} that cannot be read as {column.type}: {error}",
-            mend="mend the cell, or leave the column out of the file",
-        ) from error
-    return values
-
-
 def group_cells(parquet: pq.ParquetFile, group: int, layout: Layout, where: str) -> list[tuple[str | None, ...]]:
     """Return what stands in the further columns of each row, as text; nothing where it is null or empty."""
     if not layout.carried:
         return [()] * int(parquet.metadata.row_group(group).num_rows)
     table = parquet.read_row_group(group, columns=list(layout.carried))
-    columns = ([_cell(value) for value in _values(table[name], name, where)] for name in layout.carried)
+    columns = ([_cell(value) for value in column_values(table[name], name, where)] for name in layout.carried)
     return list(zip(*columns, strict=True))
 
 
@@ -141,7 +126,7 @@ def group_labels(parquet: pq.ParquetFile, group: int, layout: Layout, separator:
     """Return the label of each row of a row group."""
     if not layout.label:
         return [None] * int(parquet.metadata.row_group(group).num_rows)
-    values = _values(parquet.read_row_group(group, columns=[layout.label]).column(0), layout.label, where)
+    values = column_values(parquet.read_row_group(group, columns=[layout.label]).column(0), layout.label, where)
     return [read_label(_named(value, layout.names), separator) for value in values]
 
 
@@ -162,7 +147,7 @@ def own_names(parquet: pq.ParquetFile, layout: Layout, where: str) -> list[str]:
     if not layout.is_struct or kind.get_field_index("path") < 0:
         return numbers
     cells = parquet.read(columns=[f"{layout.image}.path"]).column(0).combine_chunks()
-    paths = _values(cells.field("path"), f"{layout.image}.path", where)
+    paths = column_values(cells.field("path"), f"{layout.image}.path", where)
     own = [PurePosixPath(name).as_posix() if name else "" for name in paths]
     return own if all(own) and len(set(own)) == number else numbers
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -57,6 +58,15 @@ def refused(dataset: Dataset) -> list[tuple[str, str]]:
     return sorted((row["key"], row["reason"]) for row in inspect.quarantined(dataset))
 
 
+def latin_parquet() -> bytes:
+    """Return a Parquet table whose text column holds a byte that is not UTF-8."""
+    latin = pa.array([b"00.png", b"caf\xe9"], pa.binary())
+    names = pa.StringArray.from_buffers(2, latin.buffers()[1], latin.buffers()[2])
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"key": ["00.png", "01.png"], "label": names}), sink)
+    return sink.getvalue()
+
+
 REFUSALS: list[tuple[str, str, bytes, str]] = [
     ("M01 no label column", "t.csv", b"key,kind\n00.png,a\n", r"t.csv has the columns key, kind, and none of label"),
     ("M02 empty", "t.csv", b"", r"t.csv has no rows: it labels nothing"),
@@ -69,6 +79,7 @@ REFUSALS: list[tuple[str, str, bytes, str]] = [
     ("deep JSON", "t.jsonl", b"[" * 100_000, r"t.jsonl line 1 cannot be read"),
     ("no object", "t.jsonl", b'["00.png", "a"]\n', r"t.jsonl line 1 is no JSON object"),
     ("P02 cut Parquet", "t.parquet", b"PAR1" + bytes(40), r"t.parquet cannot be read as a .parquet table"),
+    ("Latin-1 in Parquet", "t.parquet", latin_parquet(), r"t.parquet has a cell in column 'label' that cannot be read"),
     ("other kind", "t.ods", b"PK", r"t.ods is no table"),
 ]
 
