@@ -49,7 +49,7 @@ def workers_of(process: ResnetProcess) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize("told", ["driver", "worker", "local"])
+@pytest.mark.parametrize("told", [pytest.param("driver", marks=pytest.mark.slow), "worker", "local"])
 def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(place: Path, told: str) -> None:
     words = ["train", "tiny.yaml", "--dataset", "dataset", "--out", told, "ray.num_cpus=1"]
     words += ["--local"] if told == "local" else []
