@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.dataset.reader import Dataset, open_dataset
+from pipelines.evaluate.config import EvaluateConfig
 from pipelines.image.preprocess import Preprocess
 from pipelines.package.describe import PackageDescription, write_package
 from pipelines.stage_output import publish_catalog
@@ -26,6 +27,19 @@ SPEC = ModelSpec(stem="cifar", depths=(1,), channels=(8,), num_classes=3)
 def make_dataset(root: Path, **changes: Any) -> Dataset:
     """Write and open a dataset of 27 test rows."""
     return open_dataset(write_dataset(root, **{"counts": COUNTS, **changes}))
+
+
+def make_world(root: Path) -> Path:
+    """Write a dataset `data` and a training `train` that fits it."""
+    make_dataset(root / "data")
+    make_training(root / "train")
+    return root
+
+
+def config(world: Path, **changes: Any) -> EvaluateConfig:
+    """Return the config of an evaluation in such a world, untracked."""
+    values = {"model": str(world / "train"), "dataset": str(world / "data"), "tracking": {"enabled": False}}
+    return EvaluateConfig.model_validate(values | changes)
 
 
 def read_stripes(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from html import unescape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,26 +15,15 @@ import pytest
 
 from pipelines.dataset import leaks
 from pipelines.errors import ConfigError, InputError
-from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.plan import plan
 from pipelines.evaluate.record import run_of_catalog
 from pipelines.evaluate.stage import EvaluateResult, run
-from tests.unit.evaluate.small_world import make_dataset, make_training, read_json
-
-OFF = {"tracking": {"enabled": False}}
+from tests.unit.evaluate.small_world import config, make_dataset, make_training, make_world, read_json
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("world")
-    make_dataset(root / "data")
-    make_training(root / "train")
-    return root
-
-
-def config(world: Path, **changes: Any) -> EvaluateConfig:
-    values = {"model": str(world / "train"), "dataset": str(world / "data"), **OFF}
-    return EvaluateConfig.model_validate(values | changes)
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import InputError
-from pipelines.evaluate.config import EvaluateConfig, ViewsConfig
+from pipelines.evaluate.config import ViewsConfig
 from pipelines.evaluate.plan import plan
 from pipelines.evaluate.stage import run
 from pipelines.evaluate.views import View, averaging, make_views
@@ -20,22 +19,12 @@ from pipelines.package.load import load_package
 from pipelines.package.predictor import Predictor
 from pipelines.registry.config import RegisterConfig
 from pipelines.registry.plan import resolve
-from tests.unit.evaluate.small_world import make_dataset, make_training, read_json
-
-OFF = {"tracking": {"enabled": False}}
+from tests.unit.evaluate.small_world import config, make_world, read_json
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("views")
-    make_dataset(root / "data")
-    make_training(root / "train")
-    return root
-
-
-def config(world: Path, **changes: Any) -> EvaluateConfig:
-    values = {"model": str(world / "train"), "dataset": str(world / "data"), **OFF}
-    return EvaluateConfig.model_validate(values | changes)
+    return make_world(tmp_path_factory.mktemp("views"))
 
 
 def random_images(count: int = 5) -> npt.NDArray[np.uint8]:

@@ -8,15 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.dataset.catalog import publish_version
-from pipelines.dataset.content import make_catalog
 from pipelines.dataset.schema import make_shard_schema
-from pipelines.dataset.shards import write_shard_list
 from pipelines.dataset.writer import ShardWriter
-from pipelines.image.preprocess import Preprocess
 from pipelines.storage import Storage
 from pipelines.train.config import TrainConfig
-from tests.unit.train.tiny import make_config, make_row
+from tests.unit.train.tiny import make_config, make_row, publish_tiny
 
 NAMES = ("a", "b", "c")
 SIZES = {"train": 96, "val": 40, "test": 30}
@@ -51,24 +47,7 @@ def write_dataset(root: Path | str, *, unlabelled: int = 0, sizes: dict[str, int
             pixels = make_striped(labels_of(number), 1000 * len(split) + number)
             label = None if split == "train" and number < unlabelled else labels_of(number)
             writer.append(split, make_row(f"{split}/{number:03d}", pixels) | {"label": label})
-    files = writer.close().files
-    catalog = make_catalog(
-        stage="ingest",
-        key="0" * 32,
-        run_id="tiny-0",
-        files=files,
-        shard_list=write_shard_list(storage, "tiny-0", files),
-        sources={"tiny": "0" * 32},
-        locations={"tiny": "nowhere"},
-        task="multi",
-        preprocess=Preprocess().to_json(),
-        split={"seed": 0},
-        counts={"members": sum(file.rows for file in files)},
-        config={},
-        classes=list(NAMES),
-    )
-    publish_version(storage, "tiny-0", catalog)
-    return storage.uri
+    return publish_tiny(storage, writer.close().files, NAMES, task="multi")
 
 
 def make_label_config(dataset: str, **changes: Any) -> TrainConfig:

@@ -266,7 +266,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "disk"
     place.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(place)], check=False).returncode:
-        pytest.skip("mounting needs root")
+        pytest.skip("only root can mount a file system small enough to fill; CI runs as root")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from pipelines.dataset.catalog import publish_version
 from pipelines.dataset.content import make_catalog
+from pipelines.dataset.receipt import ShardFile
 from pipelines.dataset.shards import write_shard_list
 from pipelines.dataset.writer import ShardWriter
 from pipelines.image.preprocess import Preprocess
@@ -53,6 +55,11 @@ def write_dataset(
                     row = make_row(f"{split}/{name}/{index}", make_image(names.index(name), seed, side))
                     writer.append(split, row | {"label": name if labelled else None})
         files += writer.close().files
+    return publish_tiny(storage, files, names)
+
+
+def publish_tiny(storage: Storage, files: Sequence[ShardFile], classes: Sequence[str], *, task: str = "single") -> str:
+    """Publish shards of a run `tiny-0` as a dataset's first version; return its address."""
     catalog = make_catalog(
         stage="ingest",
         key="0" * 32,
@@ -61,12 +68,12 @@ def write_dataset(
         shard_list=write_shard_list(storage, "tiny-0", files),
         sources={"tiny": "0" * 32},
         locations={"tiny": "nowhere"},
-        task="single",
+        task=task,
         preprocess=Preprocess().to_json(),
         split={"seed": 0},
         counts={"members": sum(file.rows for file in files)},
         config={},
-        classes=names,
+        classes=list(classes),
     )
     publish_version(storage, "tiny-0", catalog)
     return storage.uri
