@@ -15,7 +15,6 @@ from pipelines.dataset.user_table import read_rows
 from pipelines.errors import InputError
 
 _NAMES = "name images by image_id, or by key (and source where two sources have the key)"
-"""Between the labels of one image in a text table."""
 
 
 def read_relabels(dataset: Dataset, address: str) -> list[Change]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate, groupby
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from pipelines.dataset.reader import Dataset
 from pipelines.dataset.receipt import QuarantineFile, ShardFile, UnitReport
 from pipelines.dataset.rewrite import drop_rows, rewrite_touched
 from pipelines.dataset.shards import write_shard_list
+from pipelines.dataset.stored_images import images_of_groups
 from pipelines.dataset.tables import open_parquet
 from pipelines.dataset.writer import write_quarantine
 from pipelines.errors import DataError
@@ -228,12 +227,6 @@ def _quarantine_conflicts(
 def _thumbnails(
     parquet: pq.ParquetFile, file: ShardFile, rows: Sequence[int], config: IngestConfig
 ) -> dict[int, bytes | None]:
-    """Return pictures of some rows of a shard, of which only their row groups are read."""
-    ends = list(accumulate(file.row_groups))
-    found: dict[int, bytes | None] = {}
-    for number, wanted in groupby(rows, key=lambda row: bisect_right(ends, row)):
-        images = parquet.read_row_group(number, columns=["image"]).column("image")
-        for row in wanted:
-            data = images[row - ends[number] + file.row_groups[number]].as_py()["bytes"]
-            found[row] = make_thumbnail(data, LABEL_CONFLICT, config.image, config.privacy)
-    return found
+    """Return pictures of some rows of a shard."""
+    images = images_of_groups(file.row_groups, lambda group: parquet.read_row_group(group, columns=["image"]), rows)
+    return {row: make_thumbnail(data, LABEL_CONFLICT, config.image, config.privacy) for row, data in images.items()}

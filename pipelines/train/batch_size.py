@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from pipelines import capacity
 from pipelines.errors import AlreadyExists, ConfigError, DataError, NotFound, PipelineError
 from pipelines.storage import Storage
 from pipelines.tracking import TrackingConfig
@@ -197,7 +198,8 @@ def _measure(config: TrainConfig, answers: Connection) -> str:
     from pipelines.train.precision import resolve_device
 
     device = resolve_device("cpu" if config.use_gpu is False else "auto")
-    torch.set_num_threads(config.cpus_per_worker or max(1, (os.cpu_count() or 1) // config.num_workers))
+    cpus = config.ray.num_cpus or capacity.available_cpus()
+    torch.set_num_threads(capacity.cpus_per_worker(config.num_workers, cpus, requested=config.cpus_per_worker))
     kept: dict[str, SplitRows] = {}
 
     def open_once(dataset: Any, split: str, **how: Any) -> SplitRows:

@@ -32,9 +32,7 @@ class WorkerConfig(BackendConfig):  # type: ignore[misc]
         """Return what surrounds the training function in each worker."""
         if not self.has_group:
             return nullcontext
-        from ray.train.torch import TorchConfig
-
-        return TorchConfig().train_func_context
+        return _torch_config().train_func_context
 
 
 class WorkerBackend(Backend):  # type: ignore[misc]
@@ -60,9 +58,7 @@ class WorkerBackend(Backend):  # type: ignore[misc]
             self._torch().on_shutdown(worker_group, _torch_config())
 
     def _torch(self) -> Any:
-        from ray.train.torch import TorchConfig
-
-        return TorchConfig().backend_cls()
+        return _torch_config().backend_cls()
 
 
 def _torch_config() -> Any:
