@@ -65,21 +65,16 @@ def predict_labels(
 ) -> LabelAnswers:
     """Return the answers for every live row of a split; arguments and errors are those of `predict_split`."""
     classes, _ = join_classes(dataset.classes, description["classes"])
-    number = {name: index for index, name in enumerate(classes)}
+    matrix, labelled = dataset.class_matrix(split)
     image_ids: list[str] = []
     keys: list[str] = []
-    labels: list[list[str] | None] = []
     scores: list[FloatArray] = []
     for batch in scored_batches(dataset, split, forward, description, batch_size=batch_size):
         image_ids += batch.image_ids
         keys += batch.keys
-        labels += batch.labels
         scores.append(batch.scores)
     check_every_row_once(image_ids, dataset.num_rows(split), dataset.ref, split)
-    targets = np.zeros((len(labels), len(classes)), dtype=bool)
-    for row, names in enumerate(labels):
-        targets[row, [number[name] for name in names or ()]] = True
-    labelled = np.array([names is not None for names in labels], dtype=bool)
+    targets = np.pad(matrix.astype(bool), ((0, 0), (0, len(classes) - len(dataset.classes))))  # no row has the others
     threshold = float(description["threshold"])
     return LabelAnswers(classes, image_ids, keys, targets, labelled, np.concatenate(scores), threshold)
 

@@ -26,6 +26,7 @@ from pipelines.errors import AlreadyExists, ConfigError, DataError, NotFound, Pi
 from pipelines.storage import Storage
 from pipelines.tracking import TrackingConfig
 from pipelines.train.config import TrainConfig
+from pipelines.train.worker import describe_failure, rebuild_failure
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ def find_batch_size(config: TrainConfig, *, measure: Callable[..., None] | None 
     try:
         for message in _messages(receiver):
             if failure := message.get("failure"):
-                raise _rebuilt(failure)
+                raise rebuild_failure(failure)
             if words := message.get("error"):
                 raise _failed(str(words))
             if "reason" in message:
@@ -175,8 +176,6 @@ def measure_sizes(text: str, answers: Connection) -> None:
         answers: takes `size` with `images_per_s`, at last a `reason`, or the parts of an error as `failure`, or the
             words of one that is none of ours as `error`.
     """
-    from pipelines.train.worker import describe_failure
-
     try:
         reason = _measure(TrainConfig.model_validate_json(text), answers)
         answers.send({"reason": reason})
@@ -332,12 +331,6 @@ def _failed(words: str) -> PipelineError:
         f"find_batch_size is true, and trying batch sizes failed: {words}",
         mend="find_batch_size=false shows whether training fails alike; set global_batch_size yourself",
     )
-
-
-def _rebuilt(failure: dict[str, str]) -> PipelineError:
-    from pipelines.train.worker import rebuild_failure
-
-    return rebuild_failure(failure)
 
 
 def _forget_peak() -> None:

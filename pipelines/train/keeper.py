@@ -45,7 +45,7 @@ class Keeper:
         self._device = device
         self._writer = RunWriter(run) if world.rank == 0 else None
         self._safe_best = self._best_in_flight = Best()
-        self._in_flight = self._saved_step = -1
+        self._saved_step = -1
         self._has_started = False
         self._progress_s = self._saved_s = time.perf_counter()
 
@@ -87,7 +87,7 @@ class Keeper:
             if not busy and (failure := self._writer.take_failure()):
                 lost = 1.0
                 _LOGGER.warning(
-                    "the checkpoint of step %d could not be written; training goes on: %s", self._in_flight, failure
+                    "the checkpoint of step %d could not be written; training goes on: %s", self._saved_step, failure
                 )
         lost, busy = self._world.sum_values([lost, busy], self._device)
         if lost:
@@ -99,7 +99,7 @@ class Keeper:
     def save(self, state: TrainState, identity: dict[str, Any]) -> None:
         """Start to write a checkpoint; none may be in flight. Takes as long as copying the tensors."""
         self._saved_s = time.perf_counter()
-        self._in_flight = self._saved_step = state.cursor.step
+        self._saved_step = state.cursor.step
         self._best_in_flight = state.cursor.best
         if self._writer is not None:
             snapshot = state.snapshot(identity, into=self._writer.spare)
@@ -110,7 +110,7 @@ class Keeper:
         if self._writer is not None:
             _LOGGER.warning(
                 "the checkpoint of step %d is still being written after %.0f s; none is taken of step %d",
-                *(self._in_flight, time.perf_counter() - self._saved_s, step),
+                *(self._saved_step, time.perf_counter() - self._saved_s, step),
             )
 
     def keep_record(self, record: EpochRecord, steps: StepLog) -> None:
