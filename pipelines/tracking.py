@@ -107,6 +107,7 @@ class RunLog:
         self._run_name = redact(run_name)
         self._tags = tags | ({"mlflow.parentRunId": parent_run_id} if parent_run_id else {})
         self._client: MlflowClient | None = None
+        self._place: Place | None = None
         self._is_open = False
         self._is_begun = True
         self._is_attached = False
@@ -178,11 +179,11 @@ class RunLog:
 
         MLflow parameters never change, so one that differs on resume (a worker count) becomes a tag `resumed.<name>`.
         """
-        self._put(params_record(params))
+        self.put(params_record(params))
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run; later values replace earlier ones."""
-        self._put(tags_record(tags))
+        self.put(tags_record(tags))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int, timestamp_s: float | None = None) -> None:
         """Record figures of one step; sending the same step twice after an outage leaves one entry.
@@ -192,7 +193,7 @@ class RunLog:
             step: epoch or global step, whichever the caller uses throughout.
             timestamp_s: Unix time of the figures; now when not given.
         """
-        self._put(metrics_record(metrics, step, timestamp_s))
+        self.put(metrics_record(metrics, step, timestamp_s))
 
     def log_dataset(self, name: str, uri: str, digest: str, context: str) -> None:
         """Tie the run to a dataset.
@@ -203,11 +204,11 @@ class RunLog:
             digest: its fingerprint; MLflow keeps the first 36 characters.
             context: what the run did with it: "training", "validation" or "testing".
         """
-        self._put(dataset_record(name, uri, digest, context))
+        self.put(dataset_record(name, uri, digest, context))
 
     def log_file(self, artifact_path: str, data: bytes) -> None:
         """Store one file with the run, for example `figures/curves.png`; text files are redacted."""
-        self._put(file_record(artifact_path, data))
+        self.put(file_record(artifact_path, data))
 
     def logged_steps(self, metric: str) -> set[int]:
         """Return the steps at which `metric` is recorded, those not yet delivered included."""
@@ -237,7 +238,7 @@ class RunLog:
         if self._sender is not None:
             self._sender.stop(_LONGEST_CALL_S)
             self._sender = None
-        self._put(Record(f"status {status}", (lambda *_: None) if self._is_attached else send), is_last=True)
+        self.put(Record(f"status {status}", (lambda *_: None) if self._is_attached else send), is_last=True)
         ends_s = time.monotonic() + (self._patience_s if status == "FINISHED" else 0.0)
         if self._queue and time.monotonic() < ends_s:
             _LOGGER.warning("waiting up to %.0f s for MLflow to come back", self._patience_s)
@@ -263,11 +264,12 @@ class RunLog:
             is_fault = issubclass(kind, Exception) and not issubclass(kind, Unfinished)
             self.end("FAILED" if is_fault else "KILLED")
 
-    def _put(self, record: Record, *, is_last: bool = False) -> None:
+    def put(self, record: Record, *, is_last: bool = False) -> None:
+        """Take a record to be sent."""
         if not self._is_enabled:
             return
         with self._lock:
-            record.tried = not (self._is_open and self._is_sure)
+            record.tried = record.tried or not (self._is_open and self._is_sure)
             self._queue.append(record)
         if not (self._is_begun or is_last):
             return
@@ -310,13 +312,14 @@ class RunLog:
                 ) from error
             self._warn_away(error)
             return
-        place = Place(client, self.run_id)
         while self._queue:
             record = self._queue[0]
+            self._place = self._place or Place(client, self.run_id)
             try:
-                record.send(place, record.tried)
+                record.send(self._place, record.tried)
             except Exception as error:  # noqa: BLE001 - boundary to another process: requests, SQL and S3 clients
                 # raise types of their own, and a log call must not end the training it describes.
+                self._place = None  # what the store holds now is not known
                 if _code(error) not in _PERMANENT:
                     with self._lock:
                         for waiting in self._queue:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -27,17 +27,27 @@ _TEXT_SUFFIXES = (".yaml", ".yml", ".json", ".txt", ".md", ".toml")
 
 @dataclass
 class Place:
-    """A run in a store, for one round of sending."""
+    """A run in a store, as long as every call to it is answered: what it holds is then known."""
 
     client: MlflowClient
     run_id: str
-    _known: dict[str, set[int]] = field(default_factory=dict)
+    _known: dict[str, dict[int, int]] = field(default_factory=dict)
+
+    def stamps(self, metric: str) -> dict[int, int]:
+        """Return {step: newest timestamp in ms} of a metric in the store; asked once, what is sent later included."""
+        if metric not in self._known:
+            history = self.client.get_metric_history(self.run_id, metric)
+            self._known[metric] = {point.step: point.timestamp for point in sorted(history, key=lambda p: p.timestamp)}
+        return self._known[metric]
 
     def steps(self, metric: str) -> set[int]:
-        """Return the steps at which the store holds a metric; asked once."""
-        if metric not in self._known:
-            self._known[metric] = {point.step for point in self.client.get_metric_history(self.run_id, metric)}
-        return self._known[metric]
+        """Return the steps at which the store holds a metric."""
+        return set(self.stamps(metric))
+
+    def note(self, metric: str, step: int, stamp_ms: int) -> None:
+        """Take down what was sent."""
+        if metric in self._known:
+            self._known[metric][step] = stamp_ms
 
 
 @dataclass
@@ -89,25 +99,49 @@ def tags_record(tags: Mapping[str, str]) -> Record:
     return Record("tags", send)
 
 
+@dataclass(frozen=True)
+class Point:
+    """Figures of one step."""
+
+    step: int
+    figures: Mapping[str, float]
+    at_s: float = 0.0
+    """Unix time; 0: when the record is made."""
+
+
 def metrics_record(metrics: Mapping[str, float], step: int, timestamp_s: float | None) -> Record:
     """Return the figures of one step; those that the run holds already are not sent once more."""
-    values = {name: float(value) for name, value in metrics.items()}
-    stamp_ms = int((time.time() if timestamp_s is None else timestamp_s) * 1000)
+    return points_record([Point(step, metrics, timestamp_s or 0.0)])
+
+
+def points_record(points: Sequence[Point], *, may_stand: bool = False) -> Record:
+    """Return the figures of several steps as one record; those that the run holds already are not sent once more.
+
+    Args:
+        points: the figures.
+        may_stand: an earlier process may have sent them.
+    """
+    now_s = time.time()
+    values = [
+        (name, float(value), int((point.at_s or now_s) * 1000), point.step)
+        for point in points
+        for name, value in point.figures.items()
+    ]
 
     def send(place: Place, tried: bool) -> None:
         from mlflow.entities import Metric
 
         due = values
-        if tried:  # an earlier process, or an attempt whose answer was lost, may have written this step
-            due = {name: value for name, value in values.items() if step not in place.steps(name)}
-        batch = [Metric(name, value, stamp_ms, step) for name, value in due.items()]
-        for start in range(0, len(batch), _METRIC_BATCH):
-            place.client.log_batch(place.run_id, metrics=batch[start : start + _METRIC_BATCH], synchronous=True)
-        if tried:
-            for name in due:
-                place.steps(name).add(step)
+        if tried:  # an earlier process, or an attempt whose answer was lost, may have written these steps
+            held = {name: place.steps(name) for name in {name for name, *_ in values}}
+            due = [value for value in values if value[3] not in held[value[0]]]
+        for start in range(0, len(due), _METRIC_BATCH):
+            batch = due[start : start + _METRIC_BATCH]
+            place.client.log_batch(place.run_id, metrics=[Metric(*value) for value in batch], synchronous=True)
+        for name, _, stamp_ms, step in due:
+            place.note(name, step, stamp_ms)
 
-    return Record("metrics", send, steps=tuple((name, step) for name in values))
+    return Record("metrics", send, tried=may_stand, steps=tuple((name, step) for name, _, _, step in values))
 
 
 def dataset_record(name: str, uri: str, digest: str, context: str) -> Record:

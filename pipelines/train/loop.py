@@ -306,9 +306,10 @@ class _Loop:
         sums.loss, sums.right, sums.rows = sums.loss + loss, sums.right + right, sums.rows + rows
         sums.train_s += spent_s / self.world.size
         sums.wait_s += wait_s / self.world.size
+        speed = rows * self.world.size / max(spent_s, 1e-9)
         for index, (_, of_all, _) in enumerate(self._shares):
             trace = join_trace(by_step[number + 4 * index : number + 4 * index + 4])
-            cursor.steps.add(by_step[index] / of_all, trace, cursor.rate_scale)
+            cursor.steps.add(by_step[index] / of_all, trace, cursor.rate_scale, speed)
             sums.trace = (sums.trace + trace) % 2**64
         cursor.elapsed_s += spent_s / self.world.size
         # From summed figures, so that all workers choose the same number.

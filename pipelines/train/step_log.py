@@ -7,6 +7,7 @@ checkpoints, so that a resumed run leaves the log of an uninterrupted one.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -30,12 +31,18 @@ class StepLog:
     """Id trace of each batch (`keyed.id_trace`), 16 hex digits."""
     rate_scales: list[float] = field(default_factory=list)
     """What rollbacks had left of the learning rate at each step."""
+    images_per_s: list[float] = field(default_factory=list)
+    """Training rows a second, over all workers, around each step; 0: not known."""
+    ended_s: list[float] = field(default_factory=list)
+    """Unix time at which each step was counted, within a second or so of its end; 0: not known."""
 
-    def add(self, loss: float, trace: int, rate_scale: float = 1.0) -> None:
-        """Add the next step."""
+    def add(self, loss: float, trace: int, rate_scale: float = 1.0, images_per_s: float = 0.0) -> None:
+        """Add the next step, which has just ended."""
         self.losses.append(loss)
         self.traces.append(f"{trace:016x}")
         self.rate_scales.append(rate_scale)
+        self.images_per_s.append(round(images_per_s, 1))
+        self.ended_s.append(round(time.time(), 3))
 
     @property
     def end(self) -> int:
@@ -49,12 +56,25 @@ class StepLog:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> StepLog:
         """Return the log behind JSON values."""
-        return cls(int(values["first"]), list(values["losses"]), list(values["traces"]), list(values["rate_scales"]))
+        log = cls(int(values["first"]), list(values["losses"]), list(values["traces"]), list(values["rate_scales"]))
+        # An earlier release knew neither; a run that it began may have been gone on with in the middle of an epoch.
+        for name in ("images_per_s", "ended_s"):
+            known = list(values.get(name, ()))
+            setattr(log, name, [0.0] * (len(log.losses) - len(known)) + known)
+        return log
 
 
 def write_step_log(run: Storage, epoch: int, log: StepLog) -> None:
     """Write the log of a finished epoch, replacing that of an earlier attempt at it."""
     run.put(_path(epoch), json.dumps(log.to_json(), separators=(",", ":")).encode())
+
+
+def read_step_log(run: Storage, epoch: int) -> StepLog | None:
+    """Return the log of a finished epoch, or None while there is none."""
+    try:
+        return StepLog.from_json(json.loads(run.read(_path(epoch))))
+    except NotFound:
+        return None
 
 
 def read_steps(
@@ -67,9 +87,8 @@ def read_steps(
     steps: dict[int, tuple[float, str]] = {}
     scales: dict[int, float] = {}
     while not steps or max(steps) < until:
-        try:
-            log = StepLog.from_json(json.loads(run.read(_path(epoch))))
-        except NotFound:
+        log = read_step_log(run, epoch)
+        if log is None:
             break
         steps |= dict(zip(range(log.first, log.end), zip(log.losses, log.traces, strict=True), strict=True))
         scales |= dict(zip(range(log.first, log.end), log.rate_scales, strict=True))

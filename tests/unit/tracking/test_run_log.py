@@ -79,7 +79,7 @@ class FakeStore:
 
     def get_metric_history(self, run_id: str, key: str) -> list[Any]:
         self.call()
-        return [SimpleNamespace(step=step) for step, _, _ in self.history[run_id, key]]
+        return [SimpleNamespace(step=step, timestamp=stamp) for step, _, stamp in self.history[run_id, key]]
 
 
 @pytest.fixture
