@@ -165,10 +165,12 @@ class Dataset:
             DataError: a shard is damaged.
         """
         schema = self._wanted_schema(columns)
-        tables = [schema.empty_table()]
-        for file in self.shards(split):
-            tables.append(apply_overrides(self.written_rows(file, schema.names), self.overrides.get(file.path, {})))
-        return pa.concat_tables(tables)
+        tables = [
+            apply_overrides(self.written_rows(file, schema.names), self.overrides.get(file.path, {}))
+            for file in self.shards(split)
+        ]
+        # Only where there is no other: pyarrow imports pandas for an empty one, a third of a second of every start.
+        return pa.concat_tables(tables or [schema.empty_table()])
 
     def written_rows(self, file: ShardFile, columns: Sequence[str]) -> pa.Table:
         """Return columns of one shard as they were written: dead rows too, no patch applied."""
@@ -232,7 +234,8 @@ class Dataset:
         table = self.table(split, ["width", "height", "channel_sum", "channel_square_sum"])
         if not table.num_rows:
             raise InputError(f"{self.ref} has no rows in split {split!r}, so that there is no mean")
-        pixels = float(np.dot(table.column("width").to_numpy(), table.column("height").to_numpy().astype(np.int64)))
+        width, height = (_numbers(table.column(name).combine_chunks()) for name in ("width", "height"))
+        pixels = float(np.dot(width, height.astype(np.int64)))
         sums = [_column_sums(table.column(name)) for name in ("channel_sum", "channel_square_sum")]
         means = tuple(total / pixels for total in sums[0])
         squares = (total / pixels for total in sums[1])
@@ -338,6 +341,11 @@ def open_dataset(reference: str, *, stage_format: str | None = DATASET_FORMAT) -
 
 def _column_sums(column: pa.ChunkedArray) -> list[float]:
     values = cast(pa.ListArray, column.combine_chunks())
-    flat = values.flatten().to_numpy(zero_copy_only=False)
+    flat = _numbers(values.flatten())
     width = len(flat) // len(values)
     return [math.fsum(flat[channel::width]) for channel in range(width)]
+
+
+def _numbers(values: pa.Array) -> npt.NDArray[Any]:
+    """Return an Arrow array of numbers as NumPy's; `to_numpy` imports pandas, for which no start should wait."""
+    return np.from_dlpack(values) if not values.null_count else values.to_numpy(zero_copy_only=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +37,40 @@ def make_optimizer(
         groups.append({"params": decayed, "weight_decay": config.weight_decay, **own})
         groups.append({"params": free, "weight_decay": 0.0, **own})
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, config.beta2), fused=True)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+        return _EagerAdamW(groups, lr=config.lr, betas=(config.momentum, config.beta2), fused=True)
+    return _EagerSGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+
+
+class _Eager(torch.optim.Optimizer):
+    """Calls what torch has wrapped for its compiler without the wrappers.
+
+    Their first call imports `torch._dynamo` with sympy, 2 s of every start, to tell a compiler that they stay out of
+    its graphs; ours stand outside of what `compile` compiles. Where torch wraps nothing, nothing is unwrapped.
+    """
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        _unwrapped(super().add_param_group)(self, param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        _unwrapped(super().zero_grad)(self, set_to_none)
+
+    @torch.no_grad()  # the wrapper's other purpose
+    def step(self, closure: Any = None) -> Any:
+        return _unwrapped(super().step)(self, closure)
+
+
+class _EagerSGD(_Eager, torch.optim.SGD):
+    pass
+
+
+class _EagerAdamW(_Eager, torch.optim.AdamW):
+    pass
+
+
+def _unwrapped(method: Any) -> Callable[..., Any]:
+    """Return the function that a bound method's decorators surround."""
+    function: Callable[..., Any] = inspect.unwrap(method.__func__)
+    return function
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -52,6 +52,28 @@ def test_state_survives_as_named_tensors(name: str) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_steps_are_those_of_torchs_own_optimisers_to_the_bit(name: str) -> None:
+    ours, peers = make_net(), make_net()
+    optimizer = make_optimizer(ours, OptimizerConfig(name=name, lr=0.01))
+    options = {key: value for key, value in optimizer.defaults.items() if key in ("betas", "momentum", "nesterov")}
+    kind = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[name]
+    by_shape = [[p for p in peers.parameters() if (p.ndim > 1) == is_decayed] for is_decayed in (True, False)]
+    groups = [
+        {"params": params, "weight_decay": group["weight_decay"]}
+        for params, group in zip(by_shape, optimizer.param_groups, strict=True)
+    ]
+    peer = kind(groups, lr=0.01, fused=True, **options)
+    for seed in range(3):
+        train_step(ours, optimizer, seed)
+        train_step(peers, peer, seed)
+    for a, b in zip(ours.parameters(), peers.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert b.grad is not None
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in ours.parameters())
+
+
 def test_state_of_another_network_is_refused_by_name() -> None:
     wide = make_net(5)
     optimizer = make_optimizer(wide, OptimizerConfig())

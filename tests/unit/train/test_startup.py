@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 from pipelines.storage import Storage
@@ -28,3 +30,20 @@ def test_each_training_in_this_process_has_moments_of_its_own(tmp_path: Path) ->
         fit_local(config, run, device="cpu")
         moments = json.loads(run.read(startup.START))
         assert [moment for moment, _ in moments] == ["data read", "first step"]
+
+
+def test_the_first_step_waits_for_no_import_that_it_does_without(tmp_path: Path) -> None:
+    """torch's compiler with sympy takes 2 s to import, pandas half a second."""
+    config = make_config(write_dataset(tmp_path / "dataset"), epochs=1)
+    code = (
+        "import sys\n"
+        "from pipelines.storage import Storage\n"
+        "from pipelines.train.config import TrainConfig\n"
+        "from pipelines.train.loop import fit_local\n"
+        f"config = TrainConfig.model_validate_json({config.model_dump_json()!r})\n"
+        f"fit_local(config, Storage.open({str(tmp_path / 'run')!r}), device='cpu')\n"
+        "heavy = {'torch._dynamo', 'sympy', 'pandas', 'torchvision', 'ray', 'mlflow', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
