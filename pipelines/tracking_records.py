@@ -21,7 +21,7 @@ MAX_TAG = 5000
 _MAX_VALUE = 6000  # characters of a parameter value (mlflow/utils/validation.py)
 _BATCH = 100  # parameters or tags a call
 _METRIC_BATCH = 1000
-_MAX_DIGEST = 36
+MAX_DIGEST = 36
 _TEXT_SUFFIXES = (".yaml", ".yml", ".json", ".txt", ".md", ".toml")
 
 
@@ -152,7 +152,7 @@ def dataset_record(name: str, uri: str, digest: str, context: str) -> Record:
     def send(place: Place, tried: bool) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        dataset = Dataset(name=name, digest=digest[:_MAX_DIGEST], source_type=kind, source=source)
+        dataset = Dataset(name=name, digest=digest[:MAX_DIGEST], source_type=kind, source=source)
         place.client.log_inputs(place.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 
     return Record("dataset", send)

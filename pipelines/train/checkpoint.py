@@ -123,6 +123,11 @@ def committed_steps(run: Storage) -> list[int]:
     return sorted(int(name[1]) for name in names if name and name[2] == _COMMIT)
 
 
+def commit_path(step: int) -> str:
+    """Return where the marker of a checkpoint stands."""
+    return _path(step, _COMMIT)
+
+
 def prune_checkpoints(run: Storage, *, keep: Iterable[int] = ()) -> None:
     """Delete all checkpoints but the newest `KEEP_LAST` and those of the steps in `keep`.
 

@@ -263,6 +263,8 @@ class TrainConfig(StrictModel):
     """Decoded images that a worker may keep in memory, in MB a split; a larger split is decoded as it is read."""
     loader_threads: int = runtime_field(0, ge=0)
     """Threads that decode images in a worker; 0: as many as it has CPUs."""
+    log_every_steps: int = runtime_field(0, ge=0)
+    """Steps between two points of loss, learning rate and images/s in MLflow; 0: as many as make 30 points an epoch."""
     tracking: TrackingConfig = TrackingConfig()
     """Where the run is recorded."""
     ray: RayConfig = RayConfig()

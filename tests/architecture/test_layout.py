@@ -19,6 +19,7 @@ LAYERS = [
     {"errors", "object_listing", "local_folders", "range_file"},
     {"config", "storage", "image", "capacity", "stage_output", "redact"},
     {"progress", "tracking_records", "tracking_sender", "tracking_store", "ray_runtime", "node_paths", "plots"},
+    {"tracking_models"},
     {"tracking"},
     {"metrics", "dataset"},
     {"sources", "package"},

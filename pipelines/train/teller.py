@@ -1,0 +1,235 @@
+"""Tells a run's log what appears in the run's folder, so that MLflow holds what the folder says and nothing else.
+
+The folder is the truth: epochs, steps, what machines did and which checkpoints are kept are read from it, during the
+training by a thread of the driver and later by `resnet track`, to the same end. No step and no epoch waits for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from pipelines.errors import NotFound, StorageError
+from pipelines.metrics.deciding import find_deciding
+from pipelines.storage import Storage
+from pipelines.tracking import RUN_KEY_TAG, RunLog
+from pipelines.tracking_models import ModelSet, RankedModel
+from pipelines.tracking_records import points_record
+from pipelines.train.checkpoint import commit_path, committed_steps
+from pipelines.train.config import TrainConfig
+from pipelines.train.environment import PATH as ENVIRONMENT
+from pipelines.train.environment import environment_tags, read_environment
+from pipelines.train.plan import TrainPlan
+from pipelines.train.records import EpochRecord
+from pipelines.train.samples import SampleReader
+from pipelines.train.step_log import read_step_log
+from pipelines.train.step_points import step_points
+
+_LOGGER = logging.getLogger(__name__)
+
+_LOOK_S = 5.0
+"""Seconds between two looks at what is known to be coming: the step logs of epochs that were told."""
+_LIST_S = 30.0
+"""Seconds between two looks at what must be listed: samples and checkpoints."""
+_LONGEST_LOOK_S = 60.0
+
+MODEL_TYPE = "resnet-pipelines checkpoint"
+
+
+class Teller:
+    """Tells `log` of a run; entered, it looks from a thread of its own until it is left, and then once more.
+
+    Args:
+        log: the run's log.
+        run: storage of the run.
+        config: the run as it is done: found batch size and rate included.
+        plan: what names the run and its data.
+        started_s: Unix time at which the run was begun first.
+    """
+
+    def __init__(self, log: RunLog, run: Storage, config: TrainConfig, plan: TrainPlan, started_s: float) -> None:
+        self._log = log
+        self._run = run
+        self._config = config
+        uri, _, version = plan.dataset.rpartition("@")
+        self._dataset_uri, self._fingerprint = f"{uri}@{version}", plan.inputs["dataset"]
+        self._dataset = Path(uri).name
+        self._records: dict[int, EpochRecord] = {}
+        self._told_before: set[int] = set()
+        self._due: dict[int, bool] = {}  # epochs whose steps are to be told -> whether MLflow may have them already
+        self._samples = SampleReader(run, started_s)
+        self._models = ModelSet(run_key(plan, run), MODEL_TYPE, (self._dataset, self._fingerprint))
+        self._changed = threading.Lock()
+        self._looking = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="teller", daemon=True)
+        self._is_started = self._is_complete = self._has_warned = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end_thread()
+        if self._is_started:
+            self._look_safely()
+
+    def tell_start(self) -> None:
+        """Tell the settings and the data."""
+        values = self._config.model_dump(mode="json", exclude={"tracking", "ray"})
+        self._log.log_params(values)
+        self._log.log_file("config.yaml", yaml.safe_dump(values, sort_keys=False).encode())
+        self._log.log_dataset(self._dataset, self._dataset_uri, self._fingerprint, "training")
+
+    def begin(self) -> None:
+        """Begin to tell: the run is open, and what it holds is asked for."""
+        self._told_before = self._log.logged_steps("train_loss")
+        environment = read_environment(self._run)
+        if environment is not None:  # an earlier release kept none
+            self._log.log_tags(environment_tags(environment))
+            self._log.log_file(ENVIRONMENT, self._run.read(ENVIRONMENT))
+
+    def follow(self) -> None:
+        """Look at the folder from time to time."""
+        if self._config.tracking.enabled and not self._is_started:
+            self._is_started = True
+            self._thread.start()
+
+    def tell_epoch(self, record: EpochRecord) -> bool:
+        """Tell an epoch's figures unless MLflow has them, its steps a little later; return whether they were new."""
+        with self._changed:
+            is_again = record.epoch in self._records
+            self._records[record.epoch] = record
+            self._due[record.epoch] = not is_again
+        if record.epoch in self._told_before:
+            return False
+        self._log.log_metrics(record.metrics(), step=record.epoch)
+        return True
+
+    def tell_best(self, best: Mapping[str, Any], weights_sha256: str, *, step: int) -> None:
+        """Tell which epoch's weights are kept."""
+        deciding = find_deciding(best, "val_")
+        self._log.log_metrics({f"best_{deciding}": best[deciding], "best_epoch": best["epoch"]}, step=step)
+        self._log.log_tags({"weights_sha256": weights_sha256})
+
+    def tell_rest(self) -> None:
+        """Tell everything that stands in the folder of a run that is over.
+
+        Raises:
+            StorageError: the folder cannot be read.
+        """
+        self._end_thread()
+        if self._config.tracking.enabled:
+            self._look(is_final=True)
+        self._is_complete = True
+
+    def _end_thread(self) -> None:
+        self._ended.set()
+        if self._is_started:
+            self._thread.join(_LONGEST_LOOK_S)
+
+    def _work(self) -> None:
+        listed_s = time.monotonic()
+        while not self._ended.wait(_LOOK_S):
+            must_list = time.monotonic() - listed_s >= _LIST_S
+            if must_list:
+                listed_s = time.monotonic()
+            self._look_safely(must_list=must_list)
+
+    def _look_safely(self, *, must_list: bool = True) -> None:
+        """Look, unless all is told; storage that cannot be read is looked at again, at last by `resnet track`."""
+        if self._is_complete:
+            return
+        try:
+            self._look(must_list=must_list)
+        except StorageError as error:
+            if not self._has_warned:
+                self._has_warned = True
+                _LOGGER.warning("what the run's folder holds cannot be told to MLflow yet: %s", error)
+
+    def _look(self, *, must_list: bool = True, is_final: bool = False) -> None:
+        with self._looking:
+            self._tell_steps(is_final=is_final)
+            if must_list:
+                if points := self._samples.read_new():
+                    # A sample that an earlier command saw may have been sent: those that stand are asked for.
+                    self._log.put(points_record(points, may_stand=True))
+                self._tell_checkpoints(is_final=is_final)
+
+    def _tell_steps(self, *, is_final: bool) -> None:
+        with self._changed:
+            due = dict(self._due)
+        for epoch, may_stand in due.items():
+            record = self._records[epoch]
+            steps = read_step_log(self._run, epoch)
+            if steps is None:  # written after the record
+                continue
+            points = step_points(steps, self._config, steps_per_epoch=record.step // epoch)
+            rate = points[-1].figures["step_lr"] if points else record.lr
+            if not (is_final or math.isclose(rate, record.lr, rel_tol=1e-6)):
+                continue  # those of a try that was gone back behind; its record is replaced a moment earlier
+            self._log.put(points_record(points, may_stand=may_stand))
+            with self._changed:
+                if self._records[epoch] is record:
+                    self._due.pop(epoch, None)
+
+    def _tell_checkpoints(self, *, is_final: bool) -> None:
+        """Tell which checkpoints are kept, the best first.
+
+        Only those of an epoch's end: one in the middle has no figures to be ranked by and serves resuming alone.
+        """
+        with self._changed:
+            by_step = {record.step: record for record in self._records.values()}
+        kept: list[tuple[EpochRecord, str]] = []
+        for step in committed_steps(self._run):
+            if step in by_step:
+                try:
+                    commit = self._run.read(commit_path(step))
+                except NotFound:  # dropped a moment ago
+                    continue
+                kept.append((by_step[step], hashlib.sha256(commit).hexdigest()))
+        kept.sort(key=lambda each: (-each[0].val_score, each[0].val_loss, each[0].epoch))
+        record = self._models.replace(self._describe(kept), is_final=is_final)
+        if record is not None:
+            self._log.put(record)
+
+    def _describe(self, kept: Sequence[tuple[EpochRecord, str]]) -> list[RankedModel]:
+        models = []
+        for record, digest in kept:
+            folder = commit_path(record.step).rpartition("/")[0]
+            figures = record.val_figures()
+            models.append(
+                RankedModel(
+                    name=f"epoch-{record.epoch:04d}",
+                    identity=digest,
+                    step=record.epoch,
+                    metrics=figures,
+                    params={
+                        "epoch": str(record.epoch),
+                        "step": str(record.step),
+                        "ranked_by": find_deciding(figures, "val_"),
+                    },
+                    tags={"resnet.checkpoint": self._run.address(folder), "resnet.commit_sha256": digest},
+                )
+            )
+        return models
+
+
+def run_key(plan: TrainPlan, run: Storage) -> str:
+    """Return what finds a run again in MLflow: its key and its place, since the same training may be done in two."""
+    return f"{plan.key}-{hashlib.sha256(run.uri.encode()).hexdigest()[:16]}"
+
+
+def run_tags(plan: TrainPlan, run: Storage) -> dict[str, str]:
+    """Return the tags by which a run is found."""
+    return {RUN_KEY_TAG: run_key(plan, run), "stage": plan.stage, "key": plan.key, "out": run.uri}

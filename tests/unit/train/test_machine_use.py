@@ -1,0 +1,105 @@
+"""Samples of a process: what they say, that each is handed out once, and that storage that fails loses none."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.errors import StorageError
+from pipelines.storage import Storage
+from pipelines.train import machine_use
+from pipelines.train.machine_use import MachineUse
+from pipelines.train.nvml import Gpu
+from pipelines.train.samples import SampleReader
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in {"_EVERY_S": 0.05, "_WRITE_S": 0.0, "_LEAST_S": 0.0, "_FIRST_S": 0.0}.items():
+        monkeypatch.setattr(machine_use, name, seconds)
+
+
+@pytest.mark.usefixtures("often")
+def test_each_sample_is_handed_out_once_whatever_files_it_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine_use, "_PER_FILE", 3)
+    run, began_s = Storage.open(tmp_path), time.time() - 100
+    reader = SampleReader(run, began_s)
+    points: list[Any] = []
+    with MachineUse(run, 2, CPU):
+        deadline_s = time.monotonic() + 20
+        while len(points) < 5 and time.monotonic() < deadline_s:
+            sum(range(10000))
+            points += reader.read_new()
+    points += reader.read_new()
+    files = run.list("system")
+    written = [sample for file in files for sample in json.loads(run.read(file.path))["samples"]]
+    assert [point.at_s for point in points] == [sample["at_s"] for sample in written]
+    assert len(files) > 1
+    assert reader.read_new() == []
+    figures = points[0].figures
+    assert figures["system/worker_2/cpu_cores_used"] > 0
+    assert 10 < figures["system/worker_2/memory_megabytes"] < 1e5
+    assert points[0].step in (100, 101)
+
+
+@pytest.mark.usefixtures("often")
+def test_storage_that_fails_ends_nothing_and_loses_no_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Storage.open(tmp_path)
+    put, failed = run.put, []
+
+    def fail_first(path: str, data: bytes, **options: Any) -> None:
+        if len(failed) < 2:
+            failed.append(len(json.loads(data)["samples"]))
+            raise StorageError("full")
+        put(path, data, **options)
+
+    monkeypatch.setattr(run, "put", fail_first)
+    with MachineUse(run, 0, CPU):
+        while len(failed) < 2:
+            time.sleep(0.01)
+    assert failed == [1, 2]
+    assert len(SampleReader(run, 0.0).read_new()) >= 3
+
+
+def test_a_run_shorter_than_an_interval_has_a_sample(tmp_path: Path) -> None:
+    run = Storage.open(tmp_path)
+    with MachineUse(run, 0, CPU):
+        time.sleep(0.15)
+    assert len(SampleReader(run, 0.0).read_new()) == 1
+
+
+class FakeLibrary:
+    """The functions of NVIDIA's library that are called, of a GPU that tells no power."""
+
+    def nvmlInit_v2(self) -> int:
+        return 0
+
+    def nvmlDeviceGetHandleByUUID(self, name: bytes, handle: Any) -> int:
+        return 0 if name == b"GPU-1234" else 2
+
+    def nvmlDeviceGetUtilizationRates(self, handle: Any, rates: Any) -> int:
+        rates._obj.gpu = 87
+        return 0
+
+    def nvmlDeviceGetMemoryInfo(self, handle: Any, memory: Any) -> int:
+        memory._obj.used = 5_000_000_000
+        return 0
+
+    def nvmlDeviceGetPowerUsage(self, handle: Any, milliwatts: Any) -> int:
+        return 3
+
+
+def test_a_gpu_tells_what_it_knows() -> None:
+    library: Any = FakeLibrary()
+    assert Gpu("1234", library).figures() == {"gpu_utilization_percentage": 87.0, "gpu_memory_megabytes": 5000.0}
+    with pytest.raises(OSError, match="refuses"):
+        Gpu("5678", library)
