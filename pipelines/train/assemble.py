@@ -22,7 +22,8 @@ from pipelines.train.ema import WeightAverage
 from pipelines.train.feed import OpenRows, SplitRows, TrainFeed, open_splits
 from pipelines.train.initial import ghost_size_of
 from pipelines.train.losses import RowLoss
-from pipelines.train.network import draws_by_sample, is_channels_last_safe
+from pipelines.train.network import is_channels_last_safe
+from pipelines.train.network_spec import draws_by_sample
 from pipelines.train.optimizer import make_optimizer
 from pipelines.train.precision import Precision, resolve_precision
 from pipelines.train.state import TrainState

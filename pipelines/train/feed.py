@@ -224,18 +224,6 @@ class TrainFeed:
         return augment(pixels, hashes, config, seed=seed, epoch=epoch, mean=self.mean)
 
 
-def input_shape(dataset: Dataset) -> tuple[int, int]:
-    """Return height and width of what networks see of a dataset, from its first training image.
-
-    Raises:
-        InputError: there is no training image.
-        DataError: it cannot be decoded.
-    """
-    if not dataset.row_groups("train"):
-        raise InputError(f"{dataset.ref} has no rows in split 'train'", mend="ingest images into it first")
-    return Decoder(dataset, "train", 1).shape
-
-
 OpenRows = Callable[..., SplitRows]
 """`SplitRows`, or what stands in for it: a sweep keeps decoded splits from one trial to the next."""
 

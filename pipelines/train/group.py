@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from pipelines import capacity
@@ -30,6 +31,8 @@ _LOGGER = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
 """Deaths of workers that a run survives; each costs the work since the last checkpoint and a restart."""
+RAY_MODULES = ("ray.train.v2.api.data_parallel_trainer", "pipelines.train.ray_backend")
+"""What `train_in_workers` imports of Ray: 2 s, in which Ray's processes come up as well."""
 _POLL_S = 0.5
 
 
@@ -39,6 +42,7 @@ def train_in_workers(
     session: RaySession,
     *,
     on_epoch: Callable[[EpochRecord], bool] | None = None,
+    meanwhile: Callable[[], object] = lambda: None,
     inside_tune: bool = False,
     window: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
@@ -52,6 +56,7 @@ def train_in_workers(
         run: storage of the run; every worker must reach it.
         session: the Ray that is connected.
         on_epoch: called with each epoch's record, earlier ones of a resumed run first; False ends the run.
+        meanwhile: done in a thread while the workers come up, before any `on_epoch`; what it raises ends the run.
         inside_tune: ask for a little less than whole CPUs, so that the trial's driver fits beside its workers.
         window: which steps to do once more, instead of training (`loop.replay`).
 
@@ -96,11 +101,15 @@ def train_in_workers(
         settings["marks"] = startup.marks()
         fitting = _Fitting(_make_trainer((least, config.num_workers), resources, settings, scratch))
         is_passed_on = False
-        with catching_sigterm() as told, Follower(run, on_record) as follower:
+        with catching_sigterm() as told, ThreadPoolExecutor(1) as beside, Follower(run, on_record) as follower:
+            doing = beside.submit(meanwhile)
             while not fitting.is_done(_POLL_S):
-                follower.poll()
+                if doing.done():
+                    doing.result()
+                    follower.poll()
                 if told.is_set() and not is_passed_on:
                     is_passed_on = _pass_on(run)
+            doing.result()
         _raise_failure(run, fitting)
         return fitting.returned
     finally:
@@ -135,6 +144,8 @@ def choose_gpu(config: TrainConfig, session: RaySession) -> bool:
             f"use_gpu is true for {fewest_workers(config)} workers, and the cluster has {session.num_gpus:g} GPUs",
             mend="set use_gpu=false, or lower num_workers",
         )
+    if session.num_gpus < fewest_workers(config) and not _has_nvidia_driver():
+        return False  # without importing torch, for which nothing else waits here
     if session.num_nodes == 1:  # workers run on this machine, with this torch
         if config.use_gpu is True:
             capacity.check_gpu(use_gpu=True)
@@ -149,12 +160,16 @@ def warn_unusable_gpu() -> bool:
 
     if torch.cuda.is_available():
         return True
-    if os.path.exists("/proc/driver/nvidia/version"):
+    if _has_nvidia_driver():
         _LOGGER.warning(
             "an NVIDIA driver is loaded, but torch %s can use no GPU: training runs on CPUs; `resnet doctor` says more",
             torch.__version__,
         )
     return False
+
+
+def _has_nvidia_driver() -> bool:
+    return os.path.exists("/proc/driver/nvidia/version")
 
 
 class _Fitting:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.dataset.reader import Dataset
-from pipelines.errors import DataError
+from pipelines.errors import DataError, InputError
 from pipelines.image.decode import decode_image
 from pipelines.image.header import DEFAULT_LIMITS, RefusedImage
 from pipelines.image.preprocess import Preprocess, prepare_stored
@@ -118,6 +118,18 @@ class Decoder:
             f" {width} x {height}; a network is trained on one size",
             mend="ingest again with one size for all",
         )
+
+
+def input_shape(dataset: Dataset) -> tuple[int, int]:
+    """Return height and width of what networks see of a dataset, from its first training image.
+
+    Raises:
+        InputError: there is no training image.
+        DataError: it cannot be decoded.
+    """
+    if not dataset.row_groups("train"):
+        raise InputError(f"{dataset.ref} has no rows in split 'train'", mend="ingest images into it first")
+    return Decoder(dataset, "train", 1).shape
 
 
 class PixelsInMemory:

@@ -8,7 +8,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,19 +165,16 @@ def _train(config: TrainConfig, store: Storage, log: RunLog) -> FitOutcome:
 def _train_in_ray(
     config: TrainConfig, store: Storage, on_epoch: Callable[[EpochRecord], bool], open_log: Callable[[], None]
 ) -> None:
-    from pipelines.train.group import train_in_workers
+    from pipelines.train.group import RAY_MODULES, train_in_workers
 
-    # MLflow is imported and its run opened while Ray's processes come up.
-    with ThreadPoolExecutor(1) as beside:
-        opening = beside.submit(open_log)
-        with ray_session(config.ray) as session:
-            startup.mark("Ray up")
-            if config.tracking.enabled:
-                refuse_local_store(resolve_uri(config.tracking), session.num_nodes)
-            places = {"--dataset": parse_ref(config.dataset)[0], "--out": f"{store.uri}/{RUN}"}
-            check_nodes_see(session.num_nodes, places)
-            opening.result()
-            train_in_workers(config, store, session, on_epoch=on_epoch)
+    with ray_session(config.ray, imports=RAY_MODULES) as session:
+        startup.mark("Ray up")
+        if config.tracking.enabled:
+            refuse_local_store(resolve_uri(config.tracking), session.num_nodes)
+        places = {"--dataset": parse_ref(config.dataset)[0], "--out": f"{store.uri}/{RUN}"}
+        check_nodes_see(session.num_nodes, places)
+        # MLflow is imported and its run opened while the workers come up.
+        train_in_workers(config, store, session, on_epoch=on_epoch, meanwhile=open_log)
 
 
 def _unfinished(config: TrainConfig, store: Storage, outcome: FitOutcome | None, *, is_over: bool) -> Unfinished:
@@ -239,8 +235,8 @@ def _refuse_early(config: TrainConfig, plan: TrainPlan) -> None:
     if config.use_gpu is True and not (config.ray.address or os.environ.get("RAY_ADDRESS")):
         capacity.check_gpu(use_gpu=True)
     from pipelines.dataset.reader import open_dataset
-    from pipelines.train.feed import input_shape
-    from pipelines.train.network import settle_spec
+    from pipelines.train.network_spec import settle_spec
+    from pipelines.train.pixels import input_shape
 
     dataset = open_dataset(plan.dataset)
     settle_spec(starting_spec(config, plan.initial), dataset.classes, input_shape(dataset))

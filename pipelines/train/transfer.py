@@ -16,9 +16,10 @@ from pipelines.package.load import load_resolved
 from pipelines.tracking import TrackingConfig
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
-from pipelines.train.feed import input_shape
 from pipelines.train.initial import Initial, find_initial, starting_spec
-from pipelines.train.network import make_network, settle_spec
+from pipelines.train.network import make_network
+from pipelines.train.network_spec import settle_spec
+from pipelines.train.pixels import input_shape
 from resnet_models.errors import SpecError
 from resnet_models.growth.grow import grow
 from resnet_models.resnet import ResNet

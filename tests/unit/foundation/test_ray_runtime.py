@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import pytest
@@ -52,3 +53,18 @@ def test_nodes_are_not_watched_in_a_cluster_of_our_own_alone(monkeypatch: pytest
     with ray_runtime.ray_session(ray_runtime.RayConfig(address="auto")):
         assert WATCHER not in os.environ
     assert seen == ["0", None]
+
+
+def test_what_will_be_wanted_is_imported_while_ray_comes_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_runtime, "_describe", lambda: ray_runtime.RaySession(1.0, 0.0, 1))
+    monkeypatch.setattr(ray_runtime, "_connect", lambda *_: None)
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with ray_runtime.ray_session(imports=("pipelines.no_such_module",)):
+        pass
+    with ray_runtime.ray_session(imports=("colorsys",)):
+        assert "colorsys" in sys.modules

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from pipelines.errors import ConfigError, DataError, InputError
+from pipelines.errors import ConfigError, DataError, InputError, RegistryError
 from pipelines.package.load import load_package
 from pipelines.ray_runtime import RaySession
 from pipelines.storage import Storage
@@ -122,6 +125,47 @@ def test_gpus_are_taken_where_there_are_enough(dataset: str) -> None:
     assert choose_gpu(demanded, session(2))
     with pytest.raises(ConfigError, match="use_gpu is true for 2 workers, and the cluster has 1 GPUs"):
         choose_gpu(demanded, session(1))
+
+
+class Trainer:
+    """Stands in for Ray's: it ends once `ended` is set."""
+
+    def __init__(self, ended: threading.Event) -> None:
+        self._ended = ended
+
+    def fit(self) -> SimpleNamespace:
+        self._ended.wait(10)
+        return SimpleNamespace(return_value={})
+
+
+def test_what_is_done_while_workers_come_up_is_done_before_any_record_is_handed_on(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, ended, told = Storage.open(tmp_path / "run"), threading.Event(), list[str]()
+    write_record(run, make_record(1))
+
+    def open_log() -> None:
+        time.sleep(0.1)  # several looks at the run, each of which would hand the record on
+        told.append("opened")
+
+    def on_epoch(record: EpochRecord) -> bool:
+        told.append(f"epoch {record.epoch}")
+        ended.set()
+        return True
+
+    monkeypatch.setattr(group, "_POLL_S", 0.01)
+    monkeypatch.setattr(group, "_make_trainer", lambda *_: Trainer(ended))
+    machine = RaySession(2.0, 0.0, 1, (2.0,))
+    assert not group.train_in_workers(make_config(dataset), run, machine, on_epoch=on_epoch, meanwhile=open_log)
+    assert told == ["opened", "epoch 1"]
+
+    def refuse() -> None:
+        raise RegistryError("the store refuses")
+
+    ended.clear()
+    with pytest.raises(RegistryError, match="the store refuses"):
+        group.train_in_workers(make_config(dataset), run, machine, on_epoch=on_epoch, meanwhile=refuse)
+    ended.set()
 
 
 def test_a_gpu_that_torch_cannot_use_is_said_aloud(

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pipelines.errors import ConfigError
-from pipelines.train.network import is_channels_last_safe, settle_spec
+from pipelines.train.network import is_channels_last_safe
+from pipelines.train.network_spec import settle_spec
 from resnet_models.resnet import build
 from resnet_models.spec import ModelSpec
 

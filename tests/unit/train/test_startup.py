@@ -47,3 +47,19 @@ def test_the_first_step_waits_for_no_import_that_it_does_without(tmp_path: Path)
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_driver_checks_a_run_without_torch(tmp_path: Path) -> None:
+    """Its workers import it: 2 s in which Ray comes up instead."""
+    config = make_config(write_dataset(tmp_path / "dataset"), out=str(tmp_path / "run"))
+    code = (
+        "import sys\n"
+        "import pipelines.train.group\n"
+        "from pipelines.train.config import TrainConfig\n"
+        "from pipelines.train.stage import check\n"
+        f"check(TrainConfig.model_validate_json({config.model_dump_json()!r}))\n"
+        "heavy = {'torch', 'pandas', 'ray.train', 'mlflow'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
