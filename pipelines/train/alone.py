@@ -69,6 +69,7 @@ def train_alone(
 
     from pipelines.train.collectives import World
     from pipelines.train.loop import fit
+    from pipelines.train.machine_use import MachineUse
     from pipelines.train.precision import resolve_device
 
     startup.mark("torch imported")
@@ -109,14 +110,15 @@ def train_alone(
             _LOGGER.warning("the run is not followed any more; its figures are handed on at its end: %s", fault)
 
     following = threading.Thread(target=follow, name="follower", daemon=True)
-    with catching_sigterm() as told:
+    device = resolve_device("cpu" if config.use_gpu is False else "auto")
+    with catching_sigterm() as told, MachineUse(run, 0, device):
         following.start()
         try:
             outcome = fit(
                 config,
                 run,
                 world=World(),
-                device=resolve_device("cpu" if config.use_gpu is False else "auto"),
+                device=device,
                 ends_at_s=time.time() + config.max_hours * 3600 if config.max_hours else math.inf,
                 notice=Notice(told.is_set),
             )

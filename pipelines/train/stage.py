@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -12,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from pipelines import capacity
 from pipelines.dataset.catalog import parse_ref
 from pipelines.errors import ConfigError, InputError, RegistryError, Unfinished
@@ -22,14 +19,16 @@ from pipelines.node_paths import check_nodes_see
 from pipelines.ray_runtime import ray_session
 from pipelines.stage_output import RUN, StageResult, open_run, publish_catalog, read_catalog
 from pipelines.storage import Storage
-from pipelines.tracking import RUN_KEY_TAG, RunLog, TrackingConfig, refuse_local_store, resolve_uri
+from pipelines.tracking import RunLog, TrackingConfig, refuse_local_store, resolve_uri
 from pipelines.train import startup
 from pipelines.train.batch_size import settle_batch_size
 from pipelines.train.config import TrainConfig
+from pipelines.train.environment import write_environment
 from pipelines.train.initial import ghost_size_of, keep_copy, starting_spec
 from pipelines.train.plan import STAGE, TrainPlan
 from pipelines.train.plan import plan as make_plan
 from pipelines.train.records import EpochRecord
+from pipelines.train.teller import Teller, run_tags
 
 if TYPE_CHECKING:
     from pipelines.train.outcome import FitOutcome
@@ -69,15 +68,16 @@ def run(config: TrainConfig) -> TrainResult:
         return _result(plan, store, catalog, skipped=True)
     _refuse_early(config, plan)
     startup.mark("config checked")
-    standing = open_run(store, STAGE, plan.key, {"dataset": plan.dataset})
+    standing = open_run(store, STAGE, plan.key, {"dataset": plan.dataset, "started_s": round(time.time(), 3)})
     pinned = config.model_copy(
         update={"dataset": standing["dataset"], "out": plan.out, **_pinned_init(config, plan, store)}
     )
     pinned = settle_batch_size(pinned, store, standing)
     log = _open_log(config, plan, store, standing)
-    with log:
-        _log_start(log, pinned, plan)
-        outcome = _train(pinned, store, log)
+    teller = _make_teller(log, store, pinned, plan, standing)
+    with log, teller:
+        teller.tell_start()
+        outcome = _train(pinned, store, log, teller)
         from pipelines.train.model import MODEL, write_model
         from pipelines.train.pictures import draw_pictures
 
@@ -86,7 +86,8 @@ def run(config: TrainConfig) -> TrainResult:
             log.log_file(path, data)
         # of the best epoch, or of the last where the best one's checkpoint is damaged
         kept = description["metrics"] or _best_figures(outcome, description)
-        _log_best(log, kept, description["weights_sha256"], step=outcome.epochs)
+        teller.tell_best(kept, description["weights_sha256"], step=outcome.epochs)
+        teller.tell_rest()
         # Before the catalog: a run killed in between is ended by the rerun, and a late run id still gets in.
         log.end()
         _keep_run_id(store, log)
@@ -119,17 +120,18 @@ def run(config: TrainConfig) -> TrainResult:
     return _result(plan, store, catalog, skipped=False)
 
 
-def _train(config: TrainConfig, store: Storage, log: RunLog) -> FitOutcome:
+def _train(config: TrainConfig, store: Storage, log: RunLog, teller: Teller) -> FitOutcome:
     """Train what is left to train; each epoch's figures go to MLflow as they appear, unless they are there."""
     from pipelines.train.outcome import read_outcome
 
-    logged: set[int] = set()
     has_kept_id = False
 
     def open_log() -> None:
         log.begin()
         _keep_run_id(store, log)
-        logged.update(log.logged_steps("train_loss"))
+        write_environment(store)
+        teller.begin()
+        teller.follow()
         startup.mark("MLflow run open")
 
     def on_epoch(record: EpochRecord) -> bool:
@@ -137,8 +139,7 @@ def _train(config: TrainConfig, store: Storage, log: RunLog) -> FitOutcome:
         if log.run_id and not has_kept_id:
             _keep_run_id(store, log)
             has_kept_id = True
-        if record.epoch not in logged:
-            log.log_metrics(record.metrics(), step=record.epoch)
+        teller.tell_epoch(record)
         return True
 
     outcome = read_outcome(config, store)
@@ -265,17 +266,22 @@ def _refuse_early(config: TrainConfig, plan: TrainPlan) -> None:
 
 def _open_log(config: TrainConfig, plan: TrainPlan, store: Storage, standing: dict[str, Any]) -> RunLog:
     """Return the run's log, to be begun when there is time; a standing MLflow run is gone on with."""
-    place = hashlib.sha256(store.uri.encode()).hexdigest()[:16]
-    log = RunLog.open(
+    return RunLog.open(
         config.tracking,
         run_name=f"train {Path(store.uri).name}",
         run_id=str(standing.get("mlflow_run_id", "")),
-        tags={RUN_KEY_TAG: f"{plan.key}-{place}", "stage": STAGE, "key": plan.key, "out": store.uri},
+        tags=run_tags(plan, store),
         is_background=True,
         is_deferred=True,
         patience_s=_PATIENCE_S,
     )
-    return log
+
+
+def _make_teller(
+    log: RunLog, store: Storage, config: TrainConfig, plan: TrainPlan, standing: Mapping[str, Any]
+) -> Teller:
+    """Return who tells the log; a run that an earlier release began counts the seconds of its samples from 1970."""
+    return Teller(log, store, config, plan, float(standing.get("started_s", 0.0)))
 
 
 def _keep_run_id(store: Storage, log: RunLog) -> None:
@@ -300,24 +306,10 @@ def _describe_init(plan: TrainPlan) -> dict[str, Any]:
     return {"ref": plan.initial.ref, "words": words, **plan.initial.to_json(plan.classes)}
 
 
-def _log_start(log: RunLog, config: TrainConfig, plan: TrainPlan) -> None:
-    values = config.model_dump(mode="json", exclude={"tracking", "ray"})
-    log.log_params(values)
-    log.log_file("config.yaml", yaml.safe_dump(values, sort_keys=False).encode())
-    uri, _, version = plan.dataset.rpartition("@")
-    log.log_dataset(Path(uri).name, f"{uri}@{version}", plan.inputs["dataset"], "training")
-
-
 def _best_figures(outcome: FitOutcome, description: Mapping[str, Any]) -> dict[str, Any]:
     """Return the best epoch's figures where its record is gone."""
     best, deciding = outcome.best, deciding_figure(description.get("task", "single"))
     return {"epoch": best.epoch, f"val_{deciding}": best.val_score, "val_loss": best.val_loss}
-
-
-def _log_best(log: RunLog, best: Mapping[str, Any], weights_sha256: str, *, step: int) -> None:
-    deciding = find_deciding(best, "val_")
-    log.log_metrics({f"best_{deciding}": best[deciding], "best_epoch": best["epoch"]}, step=step)
-    log.log_tags({"weights_sha256": weights_sha256})
 
 
 def deliver(uri: str, tracking: TrackingConfig) -> StageResult:
@@ -339,20 +331,19 @@ def deliver(uri: str, tracking: TrackingConfig) -> StageResult:
     plan = TrainPlan(STAGE, catalog["key"], catalog["inputs"], store.uri, dataset=standing["dataset"])
     with _open_log(config, plan, store, standing) as log:
         log.begin()
-        logged, has_best = log.logged_steps("train_loss"), bool(log.logged_steps("best_epoch"))
-        _log_start(log, config, plan)
-        records = [EpochRecord.from_json(record) for record in catalog["records"]]
-        for record in records:
-            if record.epoch not in logged:
-                log.log_metrics(record.metrics(), step=record.epoch)
+        teller = _make_teller(log, store, config, plan, standing)
+        has_best = bool(log.logged_steps("best_epoch"))
+        teller.begin()
+        teller.tell_start()
+        new = sum(teller.tell_epoch(EpochRecord.from_json(record)) for record in catalog["records"])
         for file in store.list("figures"):
             log.log_file(file.path, store.read(file.path))
         if not has_best:
-            _log_best(log, catalog["best"], catalog["model"]["weights_sha256"], step=len(records))
+            teller.tell_best(catalog["best"], catalog["model"]["weights_sha256"], step=len(catalog["records"]))
+        teller.tell_rest()
     _keep_run_id(store, log)
     if log.num_waiting or not log.run_id:
         raise RegistryError("MLflow is still away", where=log.uri, mend="start it, and run the same command again")
-    new = len([record for record in records if record.epoch not in logged])
     figures: dict[str, float | int | str] = {"epochs_sent": new, "mlflow_run_id": log.run_id, "store": log.uri}
     return StageResult("track", store.uri, catalog["key"], skipped=not new, figures=figures)
 

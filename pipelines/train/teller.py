@@ -219,7 +219,7 @@ class Teller:
                         "step": str(record.step),
                         "ranked_by": find_deciding(figures, "val_"),
                     },
-                    tags={"resnet.checkpoint": self._run.address(folder), "resnet.commit_sha256": digest},
+                    tags={"resnet.checkpoint": self._run.address(folder)},
                 )
             )
         return models

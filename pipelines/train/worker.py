@@ -43,6 +43,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     from pipelines.train import notice
     from pipelines.train.collectives import World
     from pipelines.train.loop import fit, replay
+    from pipelines.train.machine_use import MachineUse
     from pipelines.train.precision import resolve_device
 
     startup.mark("torch imported")
@@ -56,7 +57,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         device = resolve_device("auto" if settings["use_gpu"] else "cpu")
         if window := settings.get("window"):
             return {"steps": replay(config, run, **window, world=world, device=device)}
-        with notice.noted_in(run) if world.rank == 0 else nullcontext(notice.is_terminated) as is_noted:
+        noting = notice.noted_in(run) if world.rank == 0 else nullcontext(notice.is_terminated)
+        with noting as is_noted, MachineUse(run, world.rank, device):
             fit(
                 config,
                 run,

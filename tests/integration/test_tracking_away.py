@@ -18,6 +18,8 @@ import pytest
 from pipelines.storage import Storage
 from pipelines.tracking import TrackingConfig, open_client
 from pipelines.train import stage
+from pipelines.train.checkpoint import committed_steps
+from pipelines.train.samples import SampleReader
 from pipelines.train.step import Step
 from tests.flaky_wire import FlakyWire, Mode, flaky_wire
 from tests.integration.test_tracking_store import _server
@@ -108,25 +110,43 @@ def train_through(
 
 
 def look_at(server: int, experiment: str, epochs: int) -> dict[str, Any]:
-    """Return what the server holds of the one run: its status, and figures that are missing or there twice."""
+    """Return what the server holds of the one run: its status, figures that are missing or there twice, its models."""
     client = open_client(f"http://127.0.0.1:{server}")
     found = client.get_experiment_by_name(experiment)
     (run,) = client.search_runs([found.experiment_id])
     lost = doubled = 0
-    for name in ("train_loss", "val_loss", "val_top1", "images_per_s", "lr"):
+    by_epoch = ("train_loss", "val_loss", "val_top1", "images_per_s", "lr")
+    by_step = ("step_loss", "step_lr", "step_images_per_s")
+    expected = {**dict.fromkeys(by_epoch, epochs), **dict.fromkeys(by_step, 4 * epochs)}
+    for name, last in expected.items():
         steps = Counter(point.step for point in client.get_metric_history(run.info.run_id, name))
-        lost += len(set(range(1, epochs + 1)) - set(steps))
+        lost += len(set(range(1, last + 1)) - set(steps))
         doubled += sum(count - 1 for count in steps.values())
+    folder = Storage.open(run.data.tags["out"])
+    cores = "system/worker_0/cpu_cores_used"
+    told = Counter(point.step for point in client.get_metric_history(run.info.run_id, cores))
+    started_s = json.loads(folder.read("run.json"))["started_s"]
+    lost += len({point.step for point in SampleReader(folder, started_s).read_new()} - set(told)) + (not told)
+    doubled += sum(count - 1 for count in told.values())
     best = client.get_metric_history(run.info.run_id, "best_epoch")
-    figures = client.list_artifacts(run.info.run_id, "figures")
-    return {"status": run.info.status, "lost": lost, "doubled": doubled + len(best) - 1, "figures": len(figures)}
+    models = client.search_logged_models([found.experiment_id])
+    is_ranked = sorted(int(model.tags["resnet.rank"]) for model in models) == list(range(1, len(models) + 1))
+    kept = sorted(int(model.params["step"]) for model in models if str(model.status) == "READY")
+    return {
+        "status": run.info.status,
+        "lost": lost,
+        "doubled": doubled + len(best) - 1,
+        "figures": len(client.list_artifacts(run.info.run_id, "figures")),
+        "models": is_ranked and kept == committed_steps(folder) and len(run.outputs.model_outputs) == len(kept),
+    }
+
+
+WHOLE = {"status": "FINISHED", "lost": 0, "doubled": 0, "figures": 2, "models": True}
 
 
 def assert_whole(found: dict[str, Any]) -> None:
     print("\n" + json.dumps(found))
-    assert {name: found[name] for name in ("status", "lost", "doubled", "figures")} == {
-        "status": "FINISHED", "lost": 0, "doubled": 0, "figures": 2,
-    }  # fmt: skip
+    assert {name: found[name] for name in WHOLE} == WHOLE
 
 
 @pytest.mark.slow
@@ -156,6 +176,8 @@ def test_steps_on_one_side_alone_are_no_ratio() -> None:
 
 def test_an_outage_of_seconds(server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.tracking._FIRST_PAUSE_S", 1.0)
+    monkeypatch.setattr("pipelines.train.teller._LOOK_S", 0.5)
+    monkeypatch.setattr("pipelines.train.teller._LIST_S", 0.5)  # models come and go while the server does
     assert_whole(train_through(server, tmp_path, monkeypatch, mode="500", when="middle", seconds=4, epochs=16))
 
 
@@ -184,4 +206,4 @@ def test_a_server_that_stays_away_gets_everything_later_and_once(
         wire.mode = "whole"
         for sent in (3, 0):
             assert stage.deliver(config.out, TrackingConfig(**tracking)).figures["epochs_sent"] == sent
-    assert look_at(server, "later", 6) == {"status": "FINISHED", "lost": 0, "doubled": 0, "figures": 2}
+    assert look_at(server, "later", 6) == WHOLE
