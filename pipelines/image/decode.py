@@ -21,6 +21,8 @@ DEFAULT_BACKGROUND = (255, 255, 255)
 ValueRange = tuple[float, float]
 """The values of 16-bit, 32-bit and float samples that become 0 and 255; linear between, clipped outside."""
 
+MAX_SCRATCH_BYTES = 2**24
+
 DivisorRule = Callable[[ImageHeader], int]
 """From a plain JPEG's header to 1, 2, 4 or 8: by which width and height may be divided while decoding."""
 
@@ -29,6 +31,24 @@ WIDE_MODES = (*SHIFTED_MODES, "I", "F")
 PLAIN_MODES = ("L", "1", "P", "CMYK", "YCbCr")
 UNSIGNED_32 = "32-bit unsigned"
 ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
+
+
+class Scratch:
+    """Memory that images are decoded into one after the other, by one thread.
+
+    Fresh memory comes from the system page by page: of 256 x 256 pixels that takes a seventh of what decoding does.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, dtype=np.uint8)
+
+    def take(self, size: int) -> npt.NDArray[np.uint8] | None:
+        """Return memory of at least `size` bytes; None where that is more than is kept."""
+        if size > MAX_SCRATCH_BYTES:
+            return None
+        if size > len(self._bytes):
+            self._bytes = np.empty(size, dtype=np.uint8)
+        return self._bytes
 
 
 @dataclass(frozen=True)
@@ -64,6 +84,7 @@ def decode_image(
     *,
     value_range: ValueRange | None = None,
     divisor_rule: DivisorRule | None = None,
+    scratch: Scratch | None = None,
 ) -> DecodedImage:
     """Decode one image by the declared colour rules, which the room's README lists.
 
@@ -73,6 +94,7 @@ def decode_image(
         background: RGB on which transparent pixels are composited.
         value_range: what wide samples are scaled by; without it 16-bit ones are shifted right by 8, others refused.
         divisor_rule: may make the pixels of a plain JPEG smaller, by the decoder's own scaling; None: never.
+        scratch: where the pixels may be; they then last until it is used again.
 
     Raises:
         RefusedImage: with the code of the first rule that the bytes break.
@@ -85,7 +107,7 @@ def decode_image(
             " others with image.value_range=[LOWEST, HIGHEST]",
         )
     divisor = divisor_rule(header) if divisor_rule and header.is_plain_jpeg else 1
-    pixels, is_plain = _decode_plain_jpeg(data, header, divisor) if header.is_plain_jpeg else None, True
+    pixels, is_plain = _decode_plain_jpeg(data, header, divisor, scratch) if header.is_plain_jpeg else None, True
     is_strict = pixels is not None
     if pixels is None:
         pixels, is_plain, header = _decode_with_pillow(data, header, limits, background, value_range)
@@ -104,12 +126,15 @@ def decode_image(
     )
 
 
-def _decode_plain_jpeg(data: bytes, header: ImageHeader, divisor: int) -> Pixels | None:
+def _decode_plain_jpeg(data: bytes, header: ImageHeader, divisor: int, scratch: Scratch | None) -> Pixels | None:
     """Decode with libjpeg-turbo; None when it has any complaint, so that Pillow alone decides what is refused."""
     height, width = (-(-header.height // divisor), -(-header.width // divisor)) if divisor > 1 else (0, 0)
+    buffer = scratch.take(header.height * header.width * 3) if scratch else None
     try:
         # the smallest of its scales (n/8) that has these sides is 1/divisor itself
-        pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True, min_height=height, min_width=width)
+        pixels: Pixels = simplejpeg.decode_jpeg(
+            data, "RGB", strict=True, min_height=height, min_width=width, buffer=buffer
+        )
     except ValueError:
         return None
     return pixels

@@ -117,12 +117,20 @@ def apply_geometry(
     return resize_pixels(pixels[top : top + side, left : left + side], target, target)
 
 
-def resize_pixels(pixels: Pixels, width: int, height: int) -> Pixels:
-    """Resize to exactly `width` x `height`, with the same result on any number of cores."""
+def resize_pixels(pixels: Pixels, width: int, height: int, into: Pixels | None = None) -> Pixels:
+    """Resize to exactly `width` x `height`, with the same result on any number of cores.
+
+    `into` is contiguous memory of that size to write to, which is then what is returned.
+    """
     if pixels.shape[:2] == (height, width):
-        return np.ascontiguousarray(pixels)
+        if into is None:
+            return np.ascontiguousarray(pixels)
+        into[...] = pixels
+        return into
     if cv2.getNumThreads() != 1:
         cv2.setNumThreads(1)  # Ray runs one task a core already
     is_shrinking = width <= pixels.shape[1] and height <= pixels.shape[0]
     method = cv2.INTER_AREA if is_shrinking else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(np.ascontiguousarray(pixels), (width, height), interpolation=method), dtype=np.uint8)
+    if pixels.strides[1:] != (pixels.shape[2], 1) or pixels.strides[0] < 0:
+        pixels = np.ascontiguousarray(pixels)  # a part of an image, whose rows lie apart, needs no copy
+    return np.asarray(cv2.resize(pixels, (width, height), dst=into, interpolation=method), dtype=np.uint8)

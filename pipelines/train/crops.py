@@ -48,7 +48,7 @@ def crop_box(draw: Draws, height: int, width: int, min_area: float) -> tuple[int
     return int(y * (height - high + 1)), int(x * (width - wide + 1)), high, wide
 
 
-def resized_crop(pixels: Pixels, draw: Draws, min_area: float, shape: tuple[int, int]) -> Pixels:
-    """Return the crop of an image (H, W, 3), resized to `shape` (height, width)."""
+def resized_crop(pixels: Pixels, draw: Draws, min_area: float, into: Pixels) -> None:
+    """Write the crop of an image (H, W, 3) to `into`, resized to its height and width."""
     top, left, high, wide = crop_box(draw, pixels.shape[0], pixels.shape[1], min_area)
-    return resize_pixels(pixels[top : top + high, left : left + wide], shape[1], shape[0])
+    resize_pixels(pixels[top : top + high, left : left + wide], into.shape[1], into.shape[0], into)

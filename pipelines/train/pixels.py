@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +13,9 @@ import numpy.typing as npt
 
 from pipelines.dataset.reader import Dataset
 from pipelines.errors import DataError, InputError
-from pipelines.image.decode import decode_image
+from pipelines.image.decode import Scratch, decode_image
 from pipelines.image.header import DEFAULT_LIMITS, RefusedImage
-from pipelines.image.preprocess import Preprocess, prepare_stored
+from pipelines.image.preprocess import Preprocess, prepare_pixels
 from pipelines.train.crops import Draws, Pixels, resized_crop
 
 Positions: TypeAlias = npt.NDArray[np.int64]
@@ -50,8 +51,9 @@ class Decoder:
         self._preprocess = Preprocess.from_json(dataset.preprocess)
         self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="decode")
         self._is_stored = stored
-        encoded = self.read(0)[0]
-        first, seen = self._refusing(prepare_stored, encoded), self._decoded(encoded)
+        self._own = threading.local()  # each decoding thread's `Scratch`
+        seen = self._decoded(self.read(0)[0])
+        first = prepare_pixels(seen, self._preprocess) if stored else seen
         self.shape: tuple[int, int] = (first.shape[0], first.shape[1])
         """Height and width of what the network sees."""
         self.decoded_shape: tuple[int, int] = (seen.shape[0], seen.shape[1])
@@ -86,7 +88,7 @@ class Decoder:
         def one(index: int) -> None:
             image = images[index]
             pixels = self._decoded(image) if isinstance(image, bytes) else image
-            into[index] = resized_crop(pixels, draws[index], min_area, self.shape)
+            resized_crop(pixels, draws[index], min_area, into[index])
 
         self._in_threads(one, len(images))
         return into
@@ -100,16 +102,17 @@ class Decoder:
             done.result()
 
     def _decoded(self, data: bytes) -> Pixels:
-        return self._refusing(_as_stored if self._is_stored else prepare_stored, data)
-
-    def _refusing(self, decode: Callable[[bytes, Preprocess], Pixels], data: bytes) -> Pixels:
+        """Return an image's pixels, which last until this thread decodes the next one."""
+        if not hasattr(self._own, "scratch"):
+            self._own.scratch = Scratch()
         try:
-            return decode(data, self._preprocess)
+            pixels = decode_image(data, DEFAULT_LIMITS, self._preprocess.background, scratch=self._own.scratch).pixels
         except RefusedImage as refused:
             raise DataError(
                 f"an image in split {self._split!r} of {self._dataset.ref} cannot be decoded: {refused}",
                 mend=f"`resnet data verify {self._dataset.ref}` names the row",
             ) from refused
+        return pixels if self._is_stored else prepare_pixels(pixels, self._preprocess)
 
     def _other_size(self, pixels: Pixels) -> DataError:
         height, width = pixels.shape[:2]
@@ -187,8 +190,3 @@ class PixelsOnDemand:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(group)
         return self._groups[group]
-
-
-def _as_stored(data: bytes, preprocess: Preprocess) -> Pixels:
-    """Return a dataset row's pixels, in no geometry but the one that it was stored in."""
-    return decode_image(data, DEFAULT_LIMITS, preprocess.background).pixels

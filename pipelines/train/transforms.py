@@ -69,10 +69,10 @@ def usable_std(std: Sequence[float]) -> tuple[float, ...]:
 def augment(
     pixels: Pixels, hashes: Hashes, config: AugmentConfig, *, seed: int, epoch: int, mean: tuple[float, ...]
 ) -> Pixels:
-    """Return randomly changed copies of images.
+    """Return images with random changes.
 
     Args:
-        pixels: uint8 (N, H, W, 3).
+        pixels: uint8 (N, H, W, 3); they may be changed where they are.
         hashes: `image_hashes` of the rows, (N,).
         config: which changes, and how strong.
         seed: seed of the run.
@@ -86,7 +86,7 @@ def augment(
         down, right = _shifts(hashes, config.shift_px, seed, epoch)
         pixels = shift(pixels, down, right, config.shift_px)
     if config.flip:
-        pixels = flip(pixels if config.shift_px else pixels.copy(), _is_mirrored(hashes, seed, epoch))
+        pixels = flip(pixels, _is_mirrored(hashes, seed, epoch))
     if config.policy != "none":
         pixels = apply_policy(pixels, hashes, config, seed=seed, epoch=epoch, fill=_colour(mean))
     if config.cutout_px:

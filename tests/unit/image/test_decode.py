@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pipelines.image import decode
-from pipelines.image.decode import decode_image
+from pipelines.image.decode import MAX_SCRATCH_BYTES, Scratch, decode_image
 from pipelines.image.header import RefusedImage
 from pipelines.image.jpeg_header import _find_end
 from pipelines.image.sniff import sniff_image
@@ -32,6 +32,16 @@ def test_fast_jpeg_equals_pillow(quality: int, subsampling: int, progressive: bo
         )
         assert sniff_image(data).is_plain_jpeg
         np.testing.assert_array_equal(decode_image(data).pixels, pillow(data))
+
+
+def test_pixels_in_memory_that_is_used_again_are_the_same() -> None:
+    scratch = Scratch()
+    files = [factories.make_jpeg(seed, width, 50) for seed, width in enumerate([40, 90, 33])]
+    for data in [*files, factories.make_jpeg(3, 64, 48, exif_orientation=6), factories.make_png()]:
+        np.testing.assert_array_equal(decode_image(data, scratch=scratch).pixels, decode_image(data).pixels)
+    first, second = (decode_image(data, scratch=scratch).pixels for data in files[:2])
+    assert np.shares_memory(first, second)
+    assert scratch.take(MAX_SCRATCH_BYTES + 1) is None
 
 
 def test_fast_jpeg_refuses_what_pillow_refuses() -> None:

@@ -8,7 +8,7 @@ import pytest
 from pipelines.image.decode import decode_image
 from pipelines.image.encode import encode_image
 from pipelines.image.preprocess import Preprocess, prepare_raw, prepare_stored
-from pipelines.image.resize import Geometry, apply_geometry
+from pipelines.image.resize import Geometry, apply_geometry, resize_pixels
 from tests import factories
 
 PIXELS = factories.make_pixels(1, 100, 60)
@@ -111,3 +111,15 @@ def test_encodings() -> None:
     with pytest.raises(ValueError) as caught:
         encode_image(small, "gif")
     assert str(caught.value) == "encoding is 'gif'; it must be auto, jpeg, png, webp or webp_lossless"
+
+
+@pytest.mark.parametrize("size", [(30, 20), (80, 70), (50, 40), (50, 25)])
+def test_a_part_is_resized_as_its_copy_is_and_into_memory_that_is_given(size: tuple[int, int]) -> None:
+    part = PIXELS[5:45, 10:60]
+    expected = resize_pixels(part.copy(), *size)
+    into = np.zeros((size[1], size[0], 3), np.uint8)
+    assert resize_pixels(part, *size, into) is into
+    np.testing.assert_array_equal(into, expected)
+    np.testing.assert_array_equal(resize_pixels(part, *size), expected)
+    turned = PIXELS[::-1, ::-1].transpose(1, 0, 2)
+    np.testing.assert_array_equal(resize_pixels(turned, *size), resize_pixels(turned.copy(), *size))

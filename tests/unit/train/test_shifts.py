@@ -29,7 +29,7 @@ def test_places_are_mirrored_about_the_border_pixel() -> None:
     assert mirror(np.arange(-2, 3), 1).tolist() == [0] * 5
 
 
-@pytest.mark.parametrize("width", [1, 5, 32])
+@pytest.mark.parametrize("width", [1, 5, 32, 1400])
 def test_a_flip_turns_the_chosen_ones(width: int) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (6, 4, width, 3), dtype=np.uint8)
     chosen = np.array([True, False, True, True, False, False])

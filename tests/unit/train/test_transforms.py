@@ -22,7 +22,7 @@ def ids(count: int) -> np.ndarray:
 
 
 def changed(pixels: np.ndarray, hashes: np.ndarray, config: AugmentConfig, epoch: int = 1) -> np.ndarray:
-    return augment(pixels, hashes, config, seed=3, epoch=epoch, mean=MEAN)
+    return augment(pixels.copy(), hashes, config, seed=3, epoch=epoch, mean=MEAN)
 
 
 def test_nothing_configured_changes_nothing() -> None:
