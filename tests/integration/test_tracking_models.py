@@ -1,0 +1,146 @@
+"""A run's models in a real store: as many as are wanted, ranked, whatever was killed, lost or dropped before."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from pipelines import tracking_models
+from pipelines.errors import Unfinished
+from pipelines.storage import Storage
+from pipelines.tracking import RUN_KEY_TAG, RunLog, TrackingConfig, open_client
+from pipelines.tracking_models import ModelSet, RankedModel
+from pipelines.train import stage
+from pipelines.train.checkpoint import committed_steps
+from pipelines.train.step import Step
+from tests.unit.train.tiny import make_config, write_dataset
+
+pytestmark = pytest.mark.integration
+
+DATA = ("digits", "f" * 64)
+
+
+@pytest.fixture
+def log(mlflow_uri: str, request: pytest.FixtureRequest) -> Iterator[RunLog]:
+    tracking = TrackingConfig(uri=mlflow_uri, experiment=request.node.name)
+    with RunLog.open(tracking, run_name="r", tags={RUN_KEY_TAG: "k"}) as log:
+        for epoch in (1, 2, 3):
+            log.log_metrics({"val_top1": epoch / 10, "val_loss": 1.0 / epoch}, step=epoch)
+        yield log
+
+
+def ranked(*epochs: int) -> list[RankedModel]:
+    return [
+        RankedModel(f"epoch-{e:04d}", f"commit-{e}", e, {"val_top1": e / 10, "val_loss": 1.0 / e}, {"epoch": str(e)})
+        for e in epochs
+    ]
+
+
+def told(log: RunLog, models: ModelSet, *epochs: int, is_final: bool = False) -> bool:
+    record = models.replace(ranked(*epochs), is_final=is_final)
+    if record is not None:
+        log.put(record)
+    return record is not None
+
+
+def look(log: RunLog) -> list[tuple[str, str, str]]:
+    """Return (name, status, rank) of all models of the experiment, by the figure that decides on the run's data."""
+    by_top1 = {"field_name": "metrics.val_top1", "ascending": False, "dataset_name": DATA[0],
+               "dataset_digest": DATA[1][:36]}  # fmt: skip
+    found = open_client(log.uri).search_logged_models([log.experiment_id], order_by=[by_top1])
+    return [(model.name, str(model.status), model.tags[tracking_models.RANK_TAG]) for model in found]
+
+
+def test_those_that_are_kept_stand_ranked_and_the_others_are_gone(log: RunLog) -> None:
+    models, client = ModelSet("k", "checkpoint", DATA), open_client(log.uri)
+    assert told(log, models, 2, 1)
+    assert not told(log, models, 2, 1)  # nothing new
+    assert look(log) == [("epoch-0002", "READY", "1"), ("epoch-0001", "READY", "2")]
+    told(log, models, 3, 2)
+    assert look(log) == [("epoch-0003", "READY", "1"), ("epoch-0002", "READY", "2")]
+    again = ModelSet("k", "checkpoint", DATA)  # of a command that goes on, or of `resnet track`, twice
+    for _ in range(2):
+        told(log, again, 3, 2, is_final=True)
+        again = ModelSet("k", "checkpoint", DATA)
+    found = client.search_logged_models([log.experiment_id])
+    outputs = client.get_run(log.run_id).outputs.model_outputs
+    assert sorted(output.model_id for output in outputs) == sorted(model.model_id for model in found)
+    # A model's figures are points of its run as well: those that stood there already.
+    assert [point.step for point in client.get_metric_history(log.run_id, "val_top1")] == [1, 2, 3]
+    assert {model.name: [(m.key, m.step) for m in model.metrics] for model in found}["epoch-0003"] == [
+        ("val_top1", 3), ("val_loss", 3),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("call", ["create_logged_model", "log_batch", "finalize_logged_model", "delete_logged_model"])
+def test_an_answer_that_is_lost_leaves_one_model_each(log: RunLog, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    models = ModelSet("k", "checkpoint", DATA)
+    told(log, models, 2, 1)
+    real, lost = getattr(MlflowClient, call), []
+
+    def lose(self: Any, *arguments: Any, **options: Any) -> Any:
+        answer = real(self, *arguments, **options)
+        if not lost:
+            lost.append(answer)
+            raise ConnectionError("answer lost")
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, call, lose)
+        told(log, models, 3, 1)
+    assert log.num_waiting == 1
+    assert not told(log, models, 3, 2)  # what waits sends these
+    log._retry_at = 0.0
+    log.log_tags({"a": "b"})
+    assert (len(lost), log.num_waiting) == (1, 0)
+    assert look(log) == [("epoch-0003", "READY", "1"), ("epoch-0002", "READY", "2")]
+
+
+def test_a_training_stopped_and_gone_on_with_is_told_once(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second command finds what the first one told, which was stopped in the middle of an epoch."""
+    dataset = write_dataset(tmp_path / "dataset")
+    tracking = {"uri": mlflow_uri, "experiment": "stopped"}
+    config = make_config(dataset, epochs=4, local=True, out=str(tmp_path / "run"), tracking=tracking)
+    run, take, steps = Storage.open(config.out), Step.__call__, []
+
+    def stop_at_ten(self: Step, *arguments: Any) -> Any:
+        steps.append(1)
+        if len(steps) == 10:
+            signal.raise_signal(signal.SIGTERM)
+        return take(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Step, "__call__", stop_at_ten)
+        patch.setattr("pipelines.train.loop._SYNC_S", 0.0)
+        with pytest.raises(Unfinished):
+            stage.run(config)
+    client = open_client(mlflow_uri)
+    experiment = client.get_experiment_by_name("stopped").experiment_id
+    (first,) = client.search_runs([experiment])
+    assert first.info.status == "KILLED"
+    kept = committed_steps(run)
+    assert kept[-1] == 10
+    known = sorted(int(model.params["step"]) for model in client.search_logged_models([experiment]))
+    assert known == [step for step in kept if step in (4, 8)]  # the third epoch has no figures yet
+    stage.run(config)
+    for _ in range(2):
+        (last,) = client.search_runs([experiment])
+        assert (last.info.run_id, last.info.status) == (first.info.run_id, "FINISHED")
+        for name in ("step_loss", "step_lr", "step_images_per_s"):
+            points = client.get_metric_history(first.info.run_id, name)
+            assert [point.step for point in points] == list(range(1, 17)), name
+        found = client.search_logged_models([experiment])
+        assert sorted(int(model.params["step"]) for model in found) == committed_steps(run)
+        best = json.loads(run.read("_catalog.json"))["best"]["epoch"]
+        assert [model.name for model in found if model.tags["resnet.rank"] == "1"] == [f"epoch-{best:04d}"]
+        assert any(name.startswith("system/worker_0/") for name in last.data.metrics)
+        assert last.data.tags["resnet.version"]
+        stage.deliver(config.out, TrackingConfig(**tracking))
