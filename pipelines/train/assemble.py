@@ -86,6 +86,10 @@ def assemble(
         )
     dataset = open_dataset(config.dataset)
     train_rows, val_rows = open_splits(dataset, config, world, open_rows)
+    if world.size > 1:
+        world.sum_values([0.0], device)  # all workers have them
+        for split in (train_rows, val_rows):
+            split.release()
     mean, std = _mean_std(dataset)
     precision = resolve_precision(config.precision, device)
     normalise = Normalise(mean, usable_std(std), device, dtype=precision.weights)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
 from pipelines.train.crops import crop_draws
 from pipelines.train.losses import Targets
+from pipelines.train.node_memory import NodeMemory
 from pipelines.train.pixels import Decoder, OtherShape, PixelsInMemory, PixelsOnDemand, PixelSource, Positions
 from pipelines.train.sampling import Sample, balanced_sample, keys_of_copies
 from pipelines.train.transforms import Pixels, augment
@@ -67,6 +69,9 @@ class SplitRows:
         threads: threads that decode.
         window_groups: row groups that are read from at a time, kept encoded where pixels are not kept.
         stored: keep images as they are stored, not as networks see them; crops are cut from them.
+        world: the workers that open the split together; those of one machine keep its pixels once, each decoding a part
+            of them, until all of them have called `release`.
+        run: what they are workers of.
 
     Raises:
         InputError: the split is missing or empty, or has rows without a label.
@@ -82,6 +87,8 @@ class SplitRows:
         threads: int,
         window_groups: int = 2,
         stored: bool = False,
+        world: World = World(),  # noqa: B008 - frozen
+        run: str = "",
     ) -> None:
         self.split = split
         self.group_sizes = [group.num_rows for group in dataset.row_groups(split)]
@@ -101,12 +108,32 @@ class SplitRows:
         height, width = self._decoder.decoded_shape
         self.pixels: PixelSource = PixelsOnDemand(self._decoder, self.group_sizes, keep=window_groups + 2)
         self.is_cached = False
-        if len(self.targets) * height * width * 3 <= limit_bytes:
+        self._memory: NodeMemory | None = None
+        if (size := len(self.targets) * height * width * 3) <= limit_bytes:
+            if world.size > 1:
+                what = (run, dataset.ref, dataset.fingerprint, split, str(stored))
+                self._memory = self._shared_memory("\n".join(what), size)
             try:
-                self.pixels = PixelsInMemory(self._decoder, self.group_sizes)
+                share = (world.rank, world.size)
+                self.pixels = PixelsInMemory(self._decoder, self.group_sizes, self._memory, share)
                 self.is_cached = True
             except OtherShape:
                 _LOGGER.info("stored images of split %r differ in size: they are decoded as they are read", split)
+            finally:
+                if not self.is_cached:
+                    self.release()
+
+    def _shared_memory(self, key: str, size: int) -> NodeMemory | None:
+        try:
+            return NodeMemory(key, size, len(self.group_sizes))
+        except OSError as error:
+            _LOGGER.info("each worker keeps decoded images of split %r of its own: %s", self.split, error)
+            return None
+
+    def release(self) -> None:
+        """Let no further worker share the pixels; they are kept as long as anybody does who has opened them."""
+        if self._memory:
+            self._memory.release()
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -232,10 +259,12 @@ def open_splits(
     dataset: Dataset, config: TrainConfig, world: World, open_rows: OpenRows = SplitRows
 ) -> tuple[SplitRows, SplitRows]:
     """Return train and val of a dataset, and say which classes cannot be learnt."""
-    how = {
+    how: dict[str, Any] = {
         "limit_bytes": config.cache_limit_mb << 20,
         "threads": config.loader_threads or torch.get_num_threads(),
     }
+    if world.size > 1:
+        how |= {"world": world, "run": config.out}
     windows = window_groups_of(config.global_batch_size, world)
     stored = config.augment.crop_min_area > 0
     train = open_rows(dataset, "train", window_groups=windows, stored=stored, **how)

@@ -17,6 +17,7 @@ from pipelines.image.decode import Scratch, decode_image
 from pipelines.image.header import DEFAULT_LIMITS, RefusedImage
 from pipelines.image.preprocess import Preprocess, prepare_pixels
 from pipelines.train.crops import Draws, Pixels, resized_crop
+from pipelines.train.node_memory import NodeMemory
 
 Positions: TypeAlias = npt.NDArray[np.int64]
 
@@ -136,15 +137,35 @@ def input_shape(dataset: Dataset) -> tuple[int, int]:
 
 
 class PixelsInMemory:
-    """All pixels of a split, decoded once."""
+    """All pixels of a split, decoded once.
 
-    def __init__(self, decoder: Decoder, group_sizes: Sequence[int]) -> None:
+    Args:
+        decoder: of the split.
+        group_sizes: rows of each row group.
+        memory: is shared with other processes, and has a part for each row group; None: memory of this process.
+        share: number of this process and how many there are; each begins with row groups of its own.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        group_sizes: Sequence[int],
+        memory: NodeMemory | None = None,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
         self._decoder = decoder
-        self._pixels: Pixels = np.empty((sum(group_sizes), *decoder.decoded_shape, 3), dtype=np.uint8)
-        start = 0
-        for group, size in enumerate(group_sizes):
-            decoder.decode(decoder.read(group), self._pixels[start : start + size])
-            start += size
+        shape = (sum(group_sizes), *decoder.decoded_shape, 3)
+        self._pixels: Pixels = np.empty(shape, dtype=np.uint8) if memory is None else memory.array.reshape(shape)
+        ends = np.cumsum(group_sizes)
+
+        def fill(group: int) -> None:
+            decoder.decode(decoder.read(group), self._pixels[ends[group] - group_sizes[group] : ends[group]])
+
+        if memory is not None:
+            memory.fill(fill, first=share[0] * len(ends) // share[1])
+            return
+        for group in range(len(ends)):
+            fill(group)
 
     def take(self, positions: Positions) -> Pixels:
         """Return the pixels of rows."""

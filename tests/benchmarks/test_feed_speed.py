@@ -197,6 +197,52 @@ def test_small_images_from_memory_against_a_plain_tensor_loop(small: str) -> Non
     assert all(own > 0 for own, _ in pairs)
 
 
+def own_memory_mb() -> float:
+    """Return this process's memory, what it shares with others divided among them."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def open_and_read(rank: int, address: str, is_shared: bool, barrier: Any, results: Any) -> None:
+    from pipelines.dataset.reader import open_dataset
+    from pipelines.train.feed import SplitRows, TrainFeed
+
+    torch.set_num_threads(1)
+    world, dataset = World(rank, WORKERS), open_dataset(address)
+    dataset.table("train", ["label"])  # what reading itself loads is no part of what is measured
+    barrier.wait()
+    before_mb, began_s, began_cpu_s = own_memory_mb(), time.perf_counter(), time.process_time()
+    together = {"world": world, "run": "benchmark"} if is_shared else {}
+    rows = SplitRows(dataset, "train", limit_bytes=1 << 30, threads=1, **together)
+    next(TrainFeed(rows, config_for(address, AugmentConfig(shift_px=4)), world, (0.5, 0.5, 0.5)).batches(1))
+    took = time.perf_counter() - began_s, time.process_time() - began_cpu_s
+    barrier.wait()
+    results.put((own_memory_mb() - before_mb, *took))
+    barrier.wait()
+    rows.release()
+
+
+def test_two_workers_of_a_machine_hold_small_images_once(small: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    print(f"\n9,800 images of 32 px (29 MB), {WORKERS} workers of one thread")
+    print("              memory MB   first batch s   CPU s   (memory and CPU of all)")
+    for is_shared in [False, True] * PAIRS:
+        barrier, results = context.Barrier(WORKERS), context.Queue()
+        processes = [
+            context.Process(target=open_and_read, args=(rank, small, is_shared, barrier, results))
+            for rank in range(WORKERS)
+        ]
+        for process in processes:
+            process.start()
+        found = [results.get(timeout=300) for _ in processes]
+        for process in processes:
+            process.join()
+        memory_mb, first_s, cpu_s = (sum(column) for column in zip(*found, strict=True))
+        how = "shared" if is_shared else "each its own"
+        print(f"{how:12} {memory_mb:10.1f} {first_s / WORKERS:15.2f} {cpu_s:7.2f}")
+        assert memory_mb > 0
+
+
 def test_what_keying_every_draw_by_sample_costs() -> None:
     """The keyed draws of a batch against unkeyed ones, as a share of a training step of ResNet-20."""
     from pipelines.dataset.keyed import image_hashes, keyed_uniform
