@@ -102,7 +102,7 @@ def _write_unit(
     travelling = frozenset(carried_columns(job.source.carried, job.privacy))
     for member in job.source.open(unit):
         try:
-            if member.data is None:
+            if member.reason or member.data is None:
                 raise RefusedImage(member.reason or "UNREADABLE", member.message)
             regions = () if column is None else read_regions(member.carried[column])
             if careful is not None and (refusal := careful(member.data, regions)) is not None:

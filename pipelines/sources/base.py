@@ -59,7 +59,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Member:
-    """One image of a source: its bytes, or the reason why there are none."""
+    """One image of a source: its bytes, or the reason why it is refused, or both where its bytes are not at fault."""
 
     key: str
     occurrence: int

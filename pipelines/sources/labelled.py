@@ -7,7 +7,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -25,6 +25,8 @@ from pipelines.sources.units import MAX_UNIT_ROWS
 _KEYS = ("key", "file", "filename", "file_name", "path")
 _LABELS = ("label", "class", "labels")
 _NO_ROW = "the table of labels has no row for this image"
+_READ_ALL_THE_SAME = ("UNLABELLED", "LABEL_CONFLICT")
+"""Reasons of the table's against whole images: their hash and picture are for whoever is to label them."""
 _NOWHERE = -1
 """Offset of entries that stand for a row of the table and for no bytes of the source."""
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:(//|:|[a-z])", re.IGNORECASE)
@@ -258,7 +260,17 @@ class LabelledSource(Source):
     def open(self, unit: Unit) -> Iterator[Member]:
         if unit.entries[0].offset == _NOWHERE:
             return (member_of(entry, None) for entry in unit.entries)
-        return self._inner.open(unit)
+        refused = {entry.image_id: entry for entry in unit.entries if entry.reason in _READ_ALL_THE_SAME}
+        if not refused:
+            return self._inner.open(unit)
+        bare = [entry._replace(reason="") if entry.image_id in refused else entry for entry in unit.entries]
+        return _refused_by_table(self._inner.open(replace(unit, entries=tuple(bare))), refused)
+
+
+def _refused_by_table(members: Iterable[Member], refused: Mapping[str, Entry]) -> Iterator[Member]:
+    for member in members:
+        entry = refused.get(member.image_id)
+        yield member if entry is None else replace(member, reason=entry.reason, message=entry.message)
 
 
 def _labelled(entry: Entry, row: LabelRow | None, carried: Sequence[str]) -> Entry:

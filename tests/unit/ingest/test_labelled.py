@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from pipelines.dataset import inspect
 from pipelines.dataset.reader import Dataset, open_dataset
 from pipelines.errors import InputError
+from pipelines.image.decode import decode_image
 from pipelines.ingest import stage
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.plan import plan
@@ -79,6 +81,8 @@ def test_an_image_without_a_row_is_refused_with_a_reason(flat: Path, tmp_path: P
     refused = inspect.quarantined(dataset)
     assert [(row["key"], row["reason"]) for row in refused] == [("28.jpg", "UNLABELLED"), ("29.jpg", "UNLABELLED")]
     assert refused[0]["message"] == "the table of labels has no row for this image"
+    assert refused[0]["bytes_sha256"] == hashlib.sha256((flat / "28.jpg").read_bytes()).hexdigest()
+    assert decode_image(refused[0]["thumbnail"]).pixels.shape == (32, 32, 3), "whoever labels it can see it"
     assert dataset.catalog["rows"] == 28
 
 
