@@ -122,8 +122,9 @@ def _read(source: Source) -> list[str]:
     reasons = []
     for unit in source.units():
         for member in source.open(Unit.from_text(unit.to_text())):
-            has_bytes = member.reason in (None, "UNLABELLED", "LABEL_CONFLICT")  # the last two are the table's word
-            assert (member.data is not None) == has_bytes
+            assert member.reason or member.data is not None
+            # by the table's word alone the image may be whole
+            assert member.data is None or member.reason in (None, "UNLABELLED", "LABEL_CONFLICT")
             f"{member.key}{member.label}{member.message}".encode()
             assert not (member.data is not None and len(member.data) > 64 * 2**20)
             listed[member.image_id] -= 1
