@@ -33,6 +33,17 @@ def ray_local() -> Iterator[None]:
 
 
 @pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """Have torch take sums in the order of a worker of one thread, for the same bits."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Run a test in an empty folder, so that default outputs land there."""
     monkeypatch.chdir(tmp_path)

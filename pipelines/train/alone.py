@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import threading
-import time
 from collections.abc import Callable
 
 from pipelines import capacity
@@ -51,6 +50,7 @@ def train_alone(
     *,
     on_epoch: Callable[[EpochRecord], object],
     on_start: Callable[[], object],
+    ends_at_s: float = math.inf,
 ) -> None:
     """Train in this process until all epochs are done, the time is up or SIGTERM comes; follow it in a thread.
 
@@ -60,6 +60,7 @@ def train_alone(
         on_epoch: called with each epoch's record, earlier ones of a resumed run first, in a thread of its own; nothing
             waits for it.
         on_start: called once after the first step, in the same thread; what it refuses is said, and training goes on.
+        ends_at_s: Unix time at which the run leaves a checkpoint and stops.
 
     Raises:
         PipelineError: what ended the training.
@@ -119,7 +120,7 @@ def train_alone(
                 run,
                 world=World(),
                 device=device,
-                ends_at_s=time.time() + config.max_hours * 3600 if config.max_hours else math.inf,
+                ends_at_s=ends_at_s,
                 notice=Notice(told.is_set),
             )
         finally:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import tempfile
 import threading
-import time
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +44,7 @@ def train_in_workers(
     on_epoch: Callable[[EpochRecord], bool] | None = None,
     meanwhile: Callable[[], object] = lambda: None,
     inside_tune: bool = False,
+    ends_at_s: float = math.inf,
     window: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Train in `config.num_workers` Ray Train workers until all epochs are done; return what rank 0 returned.
@@ -58,6 +59,7 @@ def train_in_workers(
         on_epoch: called with each epoch's record, earlier ones of a resumed run first; False ends the run.
         meanwhile: done in a thread while the workers come up, before any `on_epoch`; what it raises ends the run.
         inside_tune: ask for a little less than whole CPUs, so that the trial's driver fits beside its workers.
+        ends_at_s: Unix time at which the run leaves a checkpoint and stops.
         window: which steps to do once more, instead of training (`loop.replay`).
 
     Raises:
@@ -83,9 +85,13 @@ def train_in_workers(
     )
     for note in (STOP, FAILURE, NOTICE):
         run.delete(note)
-    settings: dict[str, Any] = {"config": config.model_dump_json(), "run": run.uri, "threads": cpus, "use_gpu": use_gpu}
-    if config.max_hours:
-        settings["ends_at_s"] = time.time() + config.max_hours * 3600
+    settings: dict[str, Any] = {
+        "config": config.model_dump_json(),
+        "run": run.uri,
+        "threads": cpus,
+        "use_gpu": use_gpu,
+        "ends_at_s": ends_at_s,
+    }
     if window:
         settings["window"] = dict(window)
 

@@ -1,7 +1,8 @@
 """Word that a training will soon be ended from outside: SIGTERM, a note in the run's storage, a node that is drained.
 
 Clouds and schedulers take machines away with seconds to minutes of notice. The loop asks at every sync and leaves a
-checkpoint at once. A second SIGTERM goes to whoever handled the first one before.
+checkpoint at once. Told the driver, the run ends; told a worker, all stop at that checkpoint, it leaves, and Ray starts
+the group anew from there. A second SIGTERM goes to whoever handled the first one before.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 from pipelines.errors import StorageError
 from pipelines.storage import Storage
@@ -42,14 +44,7 @@ class Notice:
 
 def watch_sigterm() -> None:
     """Have this process note the first SIGTERM instead of dying of it; call it in the main thread."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if _TERMINATED.is_set():
-            _hand_on(before, number, frame)
-        _TERMINATED.set()
-
-    signal.signal(signal.SIGTERM, note)
+    _note_sigterm(_TERMINATED, then="this worker leaves")
 
 
 def is_terminated() -> bool:
@@ -64,16 +59,7 @@ def catching_sigterm() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield told
         return
-    before = signal.getsignal(signal.SIGTERM)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if told.is_set():
-            _hand_on(before, number, frame)
-            return
-        told.set()
-        _LOGGER.warning("told to end (SIGTERM): a checkpoint is taken, then the run stops; once more ends it at once")
-
-    signal.signal(signal.SIGTERM, note)
+    before = _note_sigterm(told, then="the run stops")
     try:
         yield told
     finally:
@@ -96,6 +82,21 @@ def noted_in(run: Storage) -> Iterator[Callable[[], bool]]:
         yield found.is_set
     finally:
         ended.set()
+
+
+def _note_sigterm(told: threading.Event, *, then: str) -> Any:
+    """Have the first SIGTERM set `told`, and each further one go to whoever handled it before; return that one."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if told.is_set():
+            _hand_on(before, number, frame)
+            return
+        told.set()
+        _LOGGER.warning("told to end (SIGTERM): a checkpoint is taken, then %s; once more ends it at once", then)
+
+    signal.signal(signal.SIGTERM, note)
+    return before
 
 
 def _hand_on(before: object, number: int, frame: FrameType | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -136,7 +137,7 @@ def _train(config: TrainConfig, store: Storage, log: RunLog, teller: Teller) -> 
 
     def on_epoch(record: EpochRecord) -> bool:
         nonlocal has_kept_id
-        if log.run_id and not has_kept_id:
+        if log.run_id and not has_kept_id:  # once: run.json is not read, and cannot fail to be, at every epoch
             _keep_run_id(store, log)
             has_kept_id = True
         teller.tell_epoch(record)
@@ -144,18 +145,17 @@ def _train(config: TrainConfig, store: Storage, log: RunLog, teller: Teller) -> 
 
     outcome = read_outcome(config, store)
     if outcome is None or outcome.stopped:
-        ends_at_s = time.time() + config.max_hours * 3600
+        ends_at_s = time.time() + config.max_hours * 3600 if config.max_hours else math.inf
         if config.local:
             from pipelines.train.alone import train_alone
 
             # MLflow takes as long to import as torch: the first step does not wait for it.
-            train_alone(config, store, on_epoch=on_epoch, on_start=open_log)
+            train_alone(config, store, on_epoch=on_epoch, on_start=open_log, ends_at_s=ends_at_s)
         else:
-            _train_in_ray(config, store, on_epoch, open_log)
+            _train_in_ray(config, store, on_epoch, open_log, ends_at_s)
         outcome = read_outcome(config, store)
         if outcome is None or outcome.stopped:
-            is_over = bool(config.max_hours) and time.time() >= ends_at_s
-            raise _unfinished(config, store, outcome, is_over=is_over)
+            raise _unfinished(config, store, outcome, is_over=time.time() >= ends_at_s)
     else:
         open_log()
         for record in outcome.records:
@@ -164,7 +164,11 @@ def _train(config: TrainConfig, store: Storage, log: RunLog, teller: Teller) -> 
 
 
 def _train_in_ray(
-    config: TrainConfig, store: Storage, on_epoch: Callable[[EpochRecord], bool], open_log: Callable[[], None]
+    config: TrainConfig,
+    store: Storage,
+    on_epoch: Callable[[EpochRecord], bool],
+    open_log: Callable[[], None],
+    ends_at_s: float,
 ) -> None:
     from pipelines.train.group import RAY_MODULES, train_in_workers
 
@@ -175,7 +179,7 @@ def _train_in_ray(
         places = {"--dataset": parse_ref(config.dataset)[0], "--out": f"{store.uri}/{RUN}"}
         check_nodes_see(session.num_nodes, places)
         # MLflow is imported and its run opened while the workers come up.
-        train_in_workers(config, store, session, on_epoch=on_epoch, meanwhile=open_log)
+        train_in_workers(config, store, session, on_epoch=on_epoch, meanwhile=open_log, ends_at_s=ends_at_s)
 
 
 def _unfinished(config: TrainConfig, store: Storage, outcome: FitOutcome | None, *, is_over: bool) -> Unfinished:
@@ -186,35 +190,6 @@ def _unfinished(config: TrainConfig, store: Storage, outcome: FitOutcome | None,
         where=store.uri,
         mend="the same command goes on from the checkpoint that was left",
     )
-
-
-def run_workers(
-    config: TrainConfig, run: Storage, *, on_epoch: Callable[[EpochRecord], bool] | None = None
-) -> FitOutcome:
-    """Train in Ray Train workers inside a Tune trial; the trial's driver calls this and follows the run.
-
-    Args:
-        config: the run, its dataset pinned and absolute.
-        run: storage of the run; it resumes from what is there.
-        on_epoch: called in this thread with each epoch's record, those of an earlier attempt first; False ends the
-            run after the epoch that is then being trained.
-    """
-    from pipelines.train.group import train_in_workers
-    from pipelines.train.outcome import read_outcome
-
-    is_ended = False
-
-    def follow(record: EpochRecord) -> bool:
-        nonlocal is_ended
-        is_ended = on_epoch is not None and not on_epoch(record)
-        return not is_ended
-
-    with ray_session(config.ray) as session:
-        train_in_workers(config, run, session, on_epoch=follow, inside_tune=True)
-    outcome = read_outcome(config, run)
-    if outcome is None or (outcome.stopped and not is_ended):
-        raise _unfinished(config, run, outcome, is_over=False)
-    return outcome
 
 
 def check(config: TrainConfig) -> None:

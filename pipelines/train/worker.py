@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from pipelines import errors
-from pipelines.errors import ConfigError, DataError, InputError, NotFound, PipelineError, StorageError
+from pipelines.errors import ConfigError, DataError, InputError, NotFound, PipelineError, StorageError, Unfinished
 from pipelines.storage import Storage
 from pipelines.train import startup
 from pipelines.train.config import TrainConfig
@@ -35,6 +35,9 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         `failure` with the parts of an error that ended the run for good; `steps` of a window; else empty.
+
+    Raises:
+        Unfinished: this worker was told to end and the run was not: Ray replaces it, and the group goes on.
     """
     startup.begin(settings.get("marks", ()))
     startup.mark("worker entered")
@@ -59,15 +62,23 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             return {"steps": replay(config, run, **window, world=world, device=device)}
         noting = notice.noted_in(run) if world.rank == 0 else nullcontext(notice.is_terminated)
         with noting as is_noted, MachineUse(run, world.rank, device):
-            fit(
+            outcome = fit(
                 config,
                 run,
                 world=world,
                 device=device,
-                on_epoch=lambda _: not _is_stopped(run),
+                on_epoch=lambda _: not _stands(run, STOP),
                 ends_at_s=settings.get("ends_at_s", math.inf),
                 notice=notice.Notice(lambda: notice.is_terminated() or is_noted(), _is_draining),
             )
+        if outcome.stopped:
+            world.sum_values([0.0], device)  # whoever leaves ends the group: not before rank 0's checkpoint is safe
+            if notice.is_terminated() and not _stands(run, notice.NOTICE):
+                raise Unfinished(
+                    "workers were told to end (SIGTERM) more often than they are replaced",
+                    where=run.uri,
+                    mend="the same command goes on from the checkpoint that was left",
+                )
     except _PERMANENT as error:
         failure = describe_failure(error)
         if world.size == 1:
@@ -79,10 +90,10 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _is_stopped(run: Storage) -> bool:
-    """Return whether the driver ends the run; storage that is away says nothing."""
+def _stands(run: Storage, note: str) -> bool:
+    """Return whether the driver has left a note; storage that is away says nothing."""
     try:
-        return run.exists(STOP)
+        return run.exists(note)
     except StorageError:
         return False
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 import yaml
 
 from pipelines.storage import Storage
@@ -79,7 +78,7 @@ class Campaign:
         self.unsafe_s.append(self.killed_s - marker.stat().st_mtime)
 
 
-def test_thirty_kills_of_workers_and_drivers(tmp_path: Path) -> None:
+def test_thirty_kills_of_workers_and_drivers(tmp_path: Path, one_torch_thread: None) -> None:
     counts = {"train": dict.fromkeys("abc", 400), "val": dict.fromkeys("abc", 20)}
     write_dataset(tmp_path / "dataset", counts=counts)
     settings = {"cpus_per_worker": 1, "loader_threads": 1, "checkpoint_every_s": CHECKPOINT_EVERY_S, "ema_decay": 0.9}
@@ -104,11 +103,8 @@ def test_thirty_kills_of_workers_and_drivers(tmp_path: Path) -> None:
     with resnet_process(tmp_path, *words) as process:
         assert process.finish(600)["figures"]["epochs"] == EPOCHS
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     whole = Storage.open(tmp_path / "whole")
     fit_local(config, whole, device="cpu")
-    torch.set_num_threads(threads)
     assert read_steps(campaign.run, 1, 60 * EPOCHS) == read_steps(whole, 1, 60 * EPOCHS)  # ids and losses of all steps
     ours, theirs = (read_records(run, EPOCHS) for run in (campaign.run, whole))
     assert [record.id_trace for record in ours] == [record.id_trace for record in theirs]

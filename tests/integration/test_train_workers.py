@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pipelines.train.checkpoint import load_latest
 from pipelines.train.config import ReplayConfig, TrainConfig
 from pipelines.train.group import train_in_workers
 from pipelines.train.loop import fit_local
+from pipelines.train.outcome import read_outcome
 from pipelines.train.records import EpochRecord, read_records
 from pipelines.train.state import OPTIMIZER, WEIGHTS
 from resnet_models.state_dict import unpack_weights
@@ -47,18 +48,8 @@ def one_thread(dataset: str, **changes: Any) -> TrainConfig:
     return make_config(dataset, cpus_per_worker=1, loader_threads=1, **changes)
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_two_workers_publish_what_one_process_computes(
-    dataset: str, tracking: dict[str, Any], tmp_path: Path, threads: None
+    dataset: str, tracking: dict[str, Any], tmp_path: Path, one_torch_thread: None
 ) -> None:
     config = one_thread(dataset, num_workers=2, epochs=3, ema_decay=0.9, out=str(tmp_path / "run"), tracking=tracking)
     result = stage.run(config)
@@ -105,7 +96,7 @@ def test_two_workers_publish_what_one_process_computes(
 
 
 @pytest.mark.slow
-def test_as_many_workers_as_there_are_compute_the_same(dataset: str, tmp_path: Path, threads: None) -> None:
+def test_as_many_workers_as_there_are_compute_the_same(dataset: str, tmp_path: Path, one_torch_thread: None) -> None:
     config = one_thread(dataset, num_workers=4, min_workers=1, epochs=3, out=str(tmp_path / "run"))
     stage.run(config)
     alone = fit_local(config, Storage.open(tmp_path / "alone"), device="cpu")
@@ -144,25 +135,31 @@ def test_a_store_that_was_away_gets_the_whole_run_later(dataset: str, tracking: 
     assert [file.path for file in client.list_artifacts(recorded.info.run_id, "figures")] == ["figures/curves.png"]
 
 
-def test_a_killed_worker_is_replaced_and_nothing_is_lost(dataset: str, tmp_path: Path, threads: None) -> None:
-    config = one_thread(dataset, epochs=40, checkpoint_every_s=0.0)
-    run = Storage.open(tmp_path / "run")
-    killed: list[int] = []
+def test_workers_that_are_killed_or_told_to_end_are_replaced_until_the_follower_ends_the_run(
+    dataset: str, tmp_path: Path, one_torch_thread: None
+) -> None:
+    config = one_thread(dataset, epochs=3000)
+    run, whole = Storage.open(tmp_path / "run"), Storage.open(tmp_path / "whole")
+    signals = [signal.SIGKILL, signal.SIGTERM]
+    ended: list[int] = []
     epochs: list[int] = []
 
-    def kill_once(record: EpochRecord) -> bool:
+    def end_two(record: EpochRecord) -> bool:
         epochs.append(record.epoch)
-        if record.epoch >= 3 and not killed:
-            killed.extend(kill_train_workers())
-        return True
+        if len(ended) < 2 and record.epoch >= 3 and (standing := [pid for pid in train_workers() if pid not in ended]):
+            os.kill(standing[0], signals[len(ended)])
+            ended.append(standing[0])
+        return len(ended) < 2  # the third one finds that the run is to end after its first epoch
 
     with ray_session(RayConfig()) as session:
-        train_in_workers(config, run, session, on_epoch=kill_once)
-    assert len(killed) == 1
-    assert epochs == list(range(1, 41))
-    whole = Storage.open(tmp_path / "whole")
-    expected = fit_local(config, whole, device="cpu")
-    assert [record.id_trace for record in read_records(run, 40)] == [record.id_trace for record in expected.records]
+        train_in_workers(config, run, session, on_epoch=end_two)
+    outcome = read_outcome(config, run)
+    assert outcome is not None
+    assert outcome.stopped
+    assert len(ended) == 2
+    assert epochs == list(range(1, outcome.epochs + 1))
+    expected = fit_local(config, whole, device="cpu", on_epoch=lambda record: record.epoch < outcome.epochs)
+    assert [record.id_trace for record in outcome.records] == [record.id_trace for record in expected.records]
     ours, theirs = load_latest(run), load_latest(whole)
     assert ours is not None
     assert theirs is not None
@@ -198,27 +195,11 @@ def test_what_cannot_be_had_is_refused_before_workers_start(dataset: str, tmp_pa
         stage.run(make_config(dataset, num_workers=3, out=out))
 
 
-def test_a_run_is_ended_early_by_its_follower(dataset: str, tmp_path: Path) -> None:
-    config = make_config(dataset, epochs=3000)
-    tracked = TrackingConfig(enabled=False)
-    outcome = stage.run_workers(
-        config.model_copy(update={"tracking": tracked}),
-        Storage.open(tmp_path / "run"),
-        on_epoch=lambda record: record.epoch < 2,
-    )
-    assert outcome.stopped
-    assert 2 <= outcome.epochs < 3000
-
-
-def kill_train_workers() -> list[int]:
-    """Kill the Ray Train workers that descend from this process, and nobody else's."""
-    killed = []
+def train_workers() -> list[int]:
+    """Return the Ray Train workers that descend from this process, and nobody else's."""
+    found = []
     for child in psutil.Process().children(recursive=True):
-        try:
-            is_worker = "RayTrainWorker" in " ".join(child.cmdline())
-        except psutil.NoSuchProcess:
-            continue
-        if is_worker:
-            os.kill(child.pid, signal.SIGKILL)
-            killed.append(child.pid)
-    return killed
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "RayTrainWorker" in " ".join(child.cmdline()):
+                found.append(child.pid)
+    return found

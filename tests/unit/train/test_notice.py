@@ -25,7 +25,7 @@ from pipelines.train.collectives import World
 from pipelines.train.loop import fit, fit_local
 from pipelines.train.notice import NOTICE, Notice, catching_sigterm, noted_in
 from pipelines.train.records import EpochRecord
-from pipelines.train.worker import _is_draining
+from pipelines.train.worker import _is_draining, train_worker
 from tests.unit.train.test_loop import final_files
 from tests.unit.train.tiny import make_config, write_dataset
 from tests.unit.train.worlds import in_threads
@@ -66,6 +66,28 @@ def test_a_notice_to_any_worker_leaves_a_checkpoint_and_ends_all(
     in_threads(2, lambda world: fit(config, run, world=world, device=torch.device("cpu")))
     whole = Storage.open(tmp_path / "whole")
     in_threads(2, lambda world: fit(config, whole, world=world, device=torch.device("cpu")))
+    assert final_files(run) == final_files(whole)
+
+
+def test_a_worker_that_is_told_leaves_for_another_to_go_on(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_SYNC_S", 0.0)
+    config = make_config(dataset, epochs=3)
+    run, whole = Storage.open(tmp_path / "run"), Storage.open(tmp_path / "whole")
+    threads = torch.get_num_threads()
+    settings = {"config": config.model_dump_json(), "run": run.uri, "threads": threads, "use_gpu": False}
+    with monkeypatch.context() as patch:
+        patch.setattr(notice, "is_terminated", asked_times(6))  # the second step of the second epoch
+        with pytest.raises(Unfinished, match="more often than they are replaced"):
+            train_worker(settings)
+        assert committed_steps(run)[-1] == 5
+        run.put(NOTICE, b"{}")  # the driver was told too: nobody is to be replaced
+        assert train_worker(settings) == {}
+        assert committed_steps(run)[-1] < 12
+    run.delete(NOTICE)
+    assert train_worker(settings) == {}
+    fit_local(config, whole, device="cpu")
     assert final_files(run) == final_files(whole)
 
 
