@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import signal
-import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,6 +38,13 @@ from pipelines.train.outcome import FitOutcome
 from pipelines.train.plan import plan
 from pipelines.train.records import read_records
 from pipelines.train.state import WEIGHTS, read_cursor
+from tests.unit.train.measures import (
+    measure_and_fail,
+    measure_crashed,
+    measure_full,
+    measure_killed,
+    measure_mute,
+)
 from tests.unit.train.tiny import MODEL, make_config, write_dataset
 from tests.unit.train.worlds import in_threads
 
@@ -210,63 +215,8 @@ def measure_narrow(text: str, answers: Connection) -> None:
     measure_sizes(text, answers)
 
 
-def measure_killed(text: str, answers: Connection) -> None:
-    """Measure until the system ends the process, as it does where memory runs out."""
-
-    class Deadly:
-        def send(self, message: dict[str, Any]) -> None:
-            answers.send(message)
-            if message.get("size") == 8:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        def close(self) -> None:
-            answers.close()
-
-    measure_sizes(text, Deadly())  # type: ignore[arg-type]
-
-
-def measure_crowded(text: str, answers: Connection) -> None:
-    """Measure on a machine with 900 MB, where a worker takes 100 MB and its steps as much again."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(batch_size, "_resident_bytes", lambda: 100 << 20)
-    patch.setattr(batch_size, "_peak_bytes", lambda: 200 << 20)
-    patch.setattr("pipelines.train.memory.free_bytes", lambda _: 800 << 20)
-    measure_sizes(text, answers)
-
-
-def measure_and_fail(text: str, answers: Connection) -> None:
-    """Measure where something is wrong with the network."""
-
-    def broken(*_: Any) -> None:
-        raise RuntimeError("shapes do not match")
-
-    pytest.MonkeyPatch().setattr("pipelines.train.step.rows_right", broken)
-    measure_sizes(text, answers)
-
-
-def measure_crashed(text: str, answers: Connection) -> None:
-    """Say one size and end as a bug in a library ends a process."""
-    answers.send({"size": 8, "images_per_s": 1.0})
-    os.kill(os.getpid(), signal.SIGSEGV)
-
-
-def measure_mute(text: str, answers: Connection) -> None:
-    """Say nonsense, and go on for long."""
-    answers.send({"size": "many"})
-    time.sleep(600)
-
-
 def found(dataset: str, measure: Callable[..., None] | None = None, **changes: Any) -> Found:
     return find_batch_size(make_config(dataset, find_batch_size=True, **changes), measure=measure)
-
-
-def test_a_batch_size_is_found_that_train_can_fill(dataset: str) -> None:
-    answer = found(dataset, global_batch_size=4)
-    sizes = [each.size for each in answer.tried]
-    assert sizes == [4 * 2**number for number in range(len(sizes))]
-    assert answer.size in sizes
-    assert all(each.images_per_s > 0 for each in answer.tried)
-    assert answer.reason == "train has 72 rows" or "are hardly faster than" in answer.reason
 
 
 @pytest.mark.parametrize(("measure", "reason"), [
@@ -278,10 +228,18 @@ def test_memory_says_no(dataset: str, measure: Callable[..., None], reason: str)
     assert (answer.size, [each.size for each in answer.tried], answer.reason) == (8, [8], reason)
 
 
-def test_all_workers_of_the_machine_count(dataset: str) -> None:
-    answer = found(dataset, measure_crowded, global_batch_size=8, num_workers=3)
-    assert ([each.size for each in answer.tried], answer.size) == ([8], 8)
-    assert answer.reason == "3 workers take 1,050 MB for 16 images a batch, and 900 MB are there"
+def test_all_workers_of_the_machine_count(
+    dataset: str, monkeypatch: pytest.MonkeyPatch, one_torch_thread: None
+) -> None:
+    said: list[dict[str, Any]] = []
+    # A machine with 900 MB, where a worker takes 100 MB and its steps as much again.
+    monkeypatch.setattr(batch_size, "_resident_bytes", lambda: 100 << 20)
+    monkeypatch.setattr(batch_size, "_peak_bytes", lambda: 200 << 20)
+    monkeypatch.setattr("pipelines.train.memory.free_bytes", lambda _: 800 << 20)
+    config = make_config(dataset, global_batch_size=8, num_workers=3, cpus_per_worker=1)
+    measure_sizes(config.model_dump_json(), SimpleNamespace(send=said.append, close=lambda: None))  # type: ignore[arg-type]
+    assert [message.get("size") for message in said] == [8, None]
+    assert said[-1]["reason"] == "3 workers take 1,050 MB for 16 images a batch, and 900 MB are there"
     timed = Timed(1.0, 72, fixed_bytes=100 << 20, step_bytes=100 << 20)
     assert timed.shortage(16, 8, 1, 900 << 20) == ""
     assert timed.shortage(16, 8, 1, 300 << 20) == "a worker takes 350 MB for 16 images a batch, and 300 MB are there"
@@ -314,7 +272,7 @@ def test_the_process_never_stays_behind(dataset: str) -> None:
 
 def test_not_even_the_first_size_fits(dataset: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        found(dataset, measure_narrow, global_batch_size=20)
+        found(dataset, measure_full, global_batch_size=20)
     assert caught.value.what == (
         "global_batch_size is 20, and not even a batch of that size can be trained: 20 images a batch do not fit into"
         " memory"
@@ -362,8 +320,12 @@ def test_a_run_trains_with_what_was_found_and_goes_on_with_it(dataset: str, tmp_
     config = make_config(dataset, find_batch_size=True, global_batch_size=8, epochs=1, local=True, out=out)
     result = stage.run(config)
     catalog = json.loads((tmp_path / "run" / "_catalog.json").read_text())
-    size = catalog["batch_size"]["size"]
-    assert size in [each["size"] for each in catalog["batch_size"]["tried"]]
+    size, tried, reason = (catalog["batch_size"][name] for name in ("size", "tried", "reason"))
+    sizes = [each["size"] for each in tried]
+    assert size in sizes
+    assert sizes == [8 * 2**number for number in range(len(sizes))]
+    assert all(each["images_per_s"] > 0 for each in tried)
+    assert reason == "train has 72 rows" or "are hardly faster than" in reason
     assert json.loads((tmp_path / "run" / "batch_size.json").read_text()) == catalog["batch_size"]
     assert catalog["config"]["global_batch_size"] == size
     assert catalog["config"]["optimizer"]["lr"] == pytest.approx(0.1 * size / 8)
