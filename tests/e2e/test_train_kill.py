@@ -12,66 +12,63 @@ import yaml
 from pipelines.storage import Storage
 from pipelines.tracking import open_client
 from pipelines.train.checkpoint import load_latest
+from pipelines.train.config import TrainConfig
+from pipelines.train.loop import fit_local
 from pipelines.train.state import OPTIMIZER, WEIGHTS
 from tests.e2e.resnet_process import ResnetProcess, resnet_process
 from tests.unit.train.tiny import make_config, write_dataset
 
 pytestmark = pytest.mark.e2e
 
-EPOCHS = 80
+EPOCHS = 40
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("train-kill")
-    write_dataset(root / "dataset")
-    values = make_config("dataset", epochs=EPOCHS, cpus_per_worker=1, loader_threads=1, checkpoint_every_s=0.0)
-    config = values.model_dump(mode="json", exclude={"tracking", "ray", "dataset", "out"})
-    (root / "tiny.yaml").write_text(yaml.safe_dump(config))
-    return root
+def start_training(place: Path, config: TrainConfig, mlflow_uri: str) -> AbstractContextManager[ResnetProcess]:
+    values = config.model_dump(mode="json", exclude={"tracking", "ray", "dataset", "out"})
+    (place / "tiny.yaml").write_text(yaml.safe_dump(values))
+    words = ["train", "tiny.yaml", "--dataset", "dataset", "--out", "killed", "ray.num_cpus=1"]
+    return resnet_process(place, *words, "tracking.experiment=train-kill", MLFLOW_TRACKING_URI=mlflow_uri)
 
 
-def train(place: Path, out: str) -> AbstractContextManager[ResnetProcess]:
-    words = ["train", "tiny.yaml", "--dataset", "dataset", "--out", out, "ray.num_cpus=1"]
-    return resnet_process(place, *words, MLFLOW_TRACKING_URI=f"sqlite:///{place}/mlflow.db")
-
-
-def record_files(place: Path, out: str) -> list[Path]:
-    return sorted((place / out / "records").glob("epoch-*.json"))
+def record_files(place: Path) -> list[Path]:
+    return sorted((place / "killed" / "records").glob("epoch-*.json"))
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_driver_goes_on_from_its_checkpoint_in_the_same_mlflow_run(place: Path) -> None:
-    with train(place, "killed") as process:
-        process.wait_until(lambda: len(record_files(place, "killed")) >= 5)
+def test_a_killed_driver_goes_on_from_its_checkpoint_in_the_same_mlflow_run(
+    tmp_path: Path, mlflow_uri: str, one_torch_thread: None
+) -> None:
+    write_dataset(tmp_path / "dataset")
+    config = make_config(
+        str(tmp_path / "dataset"), epochs=EPOCHS, cpus_per_worker=1, loader_threads=1, checkpoint_every_s=0.0
+    )
+    with start_training(tmp_path, config, mlflow_uri) as process:
+        process.wait_until(lambda: len(record_files(tmp_path)) >= 5)
         process.kill()
-        assert not (place / "killed" / "_catalog.json").exists()
-    first_run = json.loads((place / "killed" / "run.json").read_text())
-    standing = {path: path.read_bytes() for path in record_files(place, "killed")[:4]}
+        assert not (tmp_path / "killed" / "_catalog.json").exists()
+    first_run = json.loads((tmp_path / "killed" / "run.json").read_text())
+    standing = {path: path.read_bytes() for path in record_files(tmp_path)[:4]}
 
-    with train(place, "killed") as process:
+    with start_training(tmp_path, config, mlflow_uri) as process:
         result = process.finish()
     assert not result["skipped"]
     assert result["figures"]["epochs"] == EPOCHS
     # Epochs finished before the kill were not trained again: their records are the very same files.
     assert {path: path.read_bytes() for path in standing} == standing
-    assert len(record_files(place, "killed")) == EPOCHS
+    assert len(record_files(tmp_path)) == EPOCHS
 
-    client = open_client(f"sqlite:///{place}/mlflow.db")
-    [experiment] = [each for each in client.search_experiments() if each.name == "resnet-pipelines"]
+    client = open_client(mlflow_uri)
+    experiment = client.get_experiment_by_name("train-kill")
     runs = client.search_runs([experiment.experiment_id])
     assert [run.info.run_id for run in runs] == [first_run["mlflow_run_id"]] == [result["figures"]["mlflow_run_id"]]
     assert runs[0].info.status == "FINISHED"
     steps = [metric.step for metric in client.get_metric_history(runs[0].info.run_id, "val_top1")]
     assert steps == list(range(1, EPOCHS + 1))
 
-    with train(place, "whole") as process:
-        process.finish()
-    ours, theirs = (load_latest(Storage.open(place / out)) for out in ("killed", "whole"))
+    fit_local(config, Storage.open(tmp_path / "whole"), device="cpu")
+    ours, theirs = (load_latest(Storage.open(tmp_path / out)) for out in ("killed", "whole"))
     assert ours is not None
     assert theirs is not None
     assert {name: ours.files[name] for name in (WEIGHTS, OPTIMIZER)} == {
         name: theirs.files[name] for name in (WEIGHTS, OPTIMIZER)
     }
-    with train(place, "killed") as process:
-        assert process.finish()["skipped"]
