@@ -53,7 +53,8 @@ class ModelSet:
         self._type = model_type
         self._dataset = dataset[0], dataset[1][:MAX_DIGEST]
         self._models: tuple[RankedModel, ...] | None = None
-        self._is_final = self._is_waiting = False
+        self._is_final = False
+        self._number = 0
         self._lock = threading.Lock()
 
     def replace(self, models: Sequence[RankedModel], *, is_final: bool = False) -> Record | None:
@@ -67,20 +68,16 @@ class ModelSet:
             if self._models == tuple(models) and self._is_final == is_final:
                 return None
             self._models, self._is_final = tuple(models), is_final
-            if self._is_waiting:  # what waits will send these
-                return None
-            self._is_waiting = True
-        return Record("models", self._send)
+            self._number += 1
+            number = self._number
 
-    def _send(self, place: Place, tried: bool) -> None:
-        with self._lock:
-            models, is_final, self._is_waiting = self._models or (), self._is_final, False
-        try:
-            self._settle(place, models, is_final=is_final)
-        except BaseException:
-            with self._lock:
-                self._is_waiting = True  # the record is sent again; where the store refuses it for good, none follows
-            raise
+        def send(place: Place, tried: bool) -> None:
+            # Of several that waited for a server only the last counts. It is not sent in the place of the first: the
+            # run's own figures of its models were put in between.
+            if number == self._number:
+                self._settle(place, tuple(models), is_final=is_final)
+
+        return Record("models", send)
 
     def _settle(self, place: Place, models: Sequence[RankedModel], *, is_final: bool) -> None:
         from mlflow.entities import LoggedModelOutput

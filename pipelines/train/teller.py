@@ -107,14 +107,13 @@ class Teller:
 
     def tell_epoch(self, record: EpochRecord) -> bool:
         """Tell an epoch's figures unless MLflow has them, its steps a little later; return whether they were new."""
-        with self._changed:
-            is_again = record.epoch in self._records
+        is_new = record.epoch not in self._told_before
+        if is_new:
+            self._log.log_metrics(record.metrics(), step=record.epoch)
+        with self._changed:  # last: a model of this epoch takes its figures from those that stand in the run
+            self._due[record.epoch] = record.epoch not in self._records
             self._records[record.epoch] = record
-            self._due[record.epoch] = not is_again
-        if record.epoch in self._told_before:
-            return False
-        self._log.log_metrics(record.metrics(), step=record.epoch)
-        return True
+        return is_new
 
     def tell_best(self, best: Mapping[str, Any], weights_sha256: str, *, step: int) -> None:
         """Tell which epoch's weights are kept."""

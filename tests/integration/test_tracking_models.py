@@ -95,11 +95,31 @@ def test_an_answer_that_is_lost_leaves_one_model_each(log: RunLog, monkeypatch: 
         patch.setattr(MlflowClient, call, lose)
         told(log, models, 3, 1)
     assert log.num_waiting == 1
-    assert not told(log, models, 3, 2)  # what waits sends these
+    told(log, models, 3, 2)
     log._retry_at = 0.0
     log.log_tags({"a": "b"})
     assert (len(lost), log.num_waiting) == (1, 0)
     assert look(log) == [("epoch-0003", "READY", "1"), ("epoch-0002", "READY", "2")]
+
+
+def test_a_set_that_waits_does_not_overtake_the_figures_of_its_models(
+    log: RunLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = ModelSet("k", "checkpoint", DATA)
+    told(log, models, 1)
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        raise ConnectionError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "search_logged_models", refuse)
+        told(log, models, 2, 1)
+        log.log_metrics({"val_top1": 0.4, "val_loss": 0.25}, step=4)
+        told(log, models, 4, 2)
+    log.end()
+    assert look(log) == [("epoch-0004", "READY", "1"), ("epoch-0002", "READY", "2")]
+    points = open_client(log.uri).get_metric_history(log.run_id, "val_top1")
+    assert [point.step for point in points] == [1, 2, 3, 4]
 
 
 def test_a_training_stopped_and_gone_on_with_is_told_once(
