@@ -37,7 +37,12 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("sent", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+    ("sent", "code", "word"),
+    [
+        (signal.SIGTERM, 143, "terminated"),
+        # Slow, as how Ray ends is the same, and `resnet ui` is ended by Ctrl-C in `test_cli_ui.py`.
+        pytest.param(signal.SIGINT, 130, "interrupted", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_ends_a_working_ingest_cleanly(tmp_path: Path, sent: signal.Signals, code: int, word: str) -> None:
     write_class_folder(tmp_path / "photos", {"cat": 40, "dog": 40}, size=16)

@@ -10,12 +10,15 @@ import pytest
 
 from pipelines.dataset import inspect
 from pipelines.dataset.reader import Dataset, open_dataset
+from pipelines.ingest import stage
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.unit import ingest_unit
 from tests import factories
 from tests.e2e.resnet_process import ResnetProcess, resnet_process
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
-NUM_IMAGES = 90
+NUM_IMAGES = 60
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +47,8 @@ def rows(dataset: Dataset) -> set[tuple[str, ...]]:
 
 
 def test_killed_driver_and_the_same_command_again(place: Path) -> None:
-    with ingest(place, "golden") as process:
-        process.finish()
+    config = IngestConfig(source=str(place / "photos.zip"), out=str(place / "golden"))
+    stage.run(config, lambda job, units: (ingest_unit(unit, job) for unit in units))
     golden = open_dataset(str(place / "golden"))
     assert golden.catalog["counts"]["dropped"] > 0
 

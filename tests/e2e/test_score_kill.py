@@ -68,9 +68,20 @@ def rows(place: Path, out: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def golden(place: Path) -> tuple[str, list[dict[str, Any]]]:
-    """Score once without disturbance."""
-    with score(place, "golden") as process:
-        process.finish()
+    """Score once without disturbance, and without Ray."""
+    from pipelines.score import stage
+    from pipelines.score.config import ScoreConfig
+    from pipelines.score.model import load_model
+    from pipelines.score.unit import score_unit
+
+    words = {"archive": place / "photos.zip", "model": place / "package", "out": place / "golden"}
+    config = ScoreConfig(batch_size=1, **{name: str(path) for name, path in words.items()})
+
+    def loop(job: Any, units: Any) -> Any:
+        model = load_model(job.package)
+        return (score_unit(unit, job, model) for unit in units)
+
+    stage.run(config, loop)
     catalog = json.loads((place / "golden" / "_versions" / "v000001.json").read_text())
     return str(catalog["fingerprint"]), rows(place, "golden")
 

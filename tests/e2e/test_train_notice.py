@@ -1,7 +1,8 @@
-"""`resnet train` told to end by a real SIGTERM to driver or worker: a checkpoint, exit 75, the same run goes on."""
+"""`resnet train` and a real SIGTERM: the driver ends with 75, a worker is replaced, both at a checkpoint."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -37,28 +38,24 @@ def records(place: Path, out: str) -> int:
     return len(list((place / out / "records").glob("epoch-*.json")))
 
 
-def workers_of(process: ResnetProcess) -> list[psutil.Process]:
+def workers_of(process: ResnetProcess) -> list[int]:
     found = []
     for child in process.children():
-        try:
-            words = " ".join(child.cmdline())
-        except psutil.NoSuchProcess:
-            continue
-        if "RayTrainWorker" in words:
-            found.append(child)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "RayTrainWorker" in " ".join(child.cmdline()):
+                found.append(child.pid)
     return found
 
 
-@pytest.mark.parametrize("told", [pytest.param("driver", marks=pytest.mark.slow), "worker", "local"])
-def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(place: Path, told: str) -> None:
+# Without Ray it is slow: `tests/unit/train/test_notice.py` sends a real one to a run in its own process.
+@pytest.mark.parametrize("told", ["driver", pytest.param("local", marks=pytest.mark.slow)])
+def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(place: Path, mlflow_uri: str, told: str) -> None:
     words = ["train", "tiny.yaml", "--dataset", "dataset", "--out", told, "ray.num_cpus=1"]
     words += ["--local"] if told == "local" else []
-    address = f"sqlite:///{place}/{told}.db"
-    with resnet_process(place, *words, MLFLOW_TRACKING_URI=address) as process:
+    with resnet_process(place, *words, MLFLOW_TRACKING_URI=mlflow_uri) as process:
         process.wait_until(lambda: records(place, told) >= 3)
-        target = workers_of(process)[0].pid if told == "worker" else process.process.pid
         family = process.children()
-        os.kill(target, signal.SIGTERM)
+        os.kill(process.process.pid, signal.SIGTERM)
         started_s = time.monotonic()
         _, error = process.process.communicate(timeout=60)
         assert process.process.returncode == 75, error
@@ -73,10 +70,10 @@ def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(place: Path, t
     finished = records(place, told)
     assert reached >= 4 * finished  # four steps an epoch; the last may be begun
     run_id = json.loads((place / told / "run.json").read_text())["mlflow_run_id"]
-    client = open_client(address)
+    client = open_client(mlflow_uri)
     assert client.get_run(run_id).info.status == "KILLED"
     first = (place / told / "records" / "epoch-000001.json").read_bytes()
-    with resnet_process(place, *words, MLFLOW_TRACKING_URI=address) as process:
+    with resnet_process(place, *words, MLFLOW_TRACKING_URI=mlflow_uri) as process:
         process.wait_until(lambda: records(place, told) >= finished + 3)
         os.kill(process.process.pid, signal.SIGTERM)
         process.process.communicate(timeout=60)
@@ -85,3 +82,23 @@ def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(place: Path, t
     assert committed_steps(run)[-1] > reached
     steps = [point.step for point in client.get_metric_history(run_id, "train_loss")]
     assert len(steps) == len(set(steps))
+
+
+@pytest.mark.slow
+def test_of_two_workers_the_one_that_is_told_is_replaced_and_no_step_is_done_twice(place: Path) -> None:
+    words = ["train", "tiny.yaml", "--dataset", "dataset", "--out", "two", "num_workers=2", "ray.num_cpus=2"]
+    run = Storage.open(place / "two")
+    with resnet_process(place, *words, "tracking.enabled=false") as process:
+        process.wait_until(lambda: records(place, "two") >= 3)
+        first = workers_of(process)
+        os.kill(first[-1], signal.SIGTERM)
+        process.wait_until(lambda: not set(first) & set(workers_of(process)))
+        left_at, standing = committed_steps(run)[-1], records(place, "two")
+        assert standing == left_at // 4  # four steps an epoch: nothing was done beyond the checkpoint
+        stamps = {path: path.stat().st_mtime_ns for path in (place / "two" / "records").iterdir()}
+        process.wait_until(lambda: records(place, "two") >= standing + 3)
+        assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+        os.kill(process.process.pid, signal.SIGTERM)
+        _, error = process.process.communicate(timeout=60)
+        assert process.process.returncode == 75, error
+        assert "Traceback" not in error
