@@ -43,8 +43,8 @@ def ended(head: Head, submission: Submission) -> jobs.Job:
     return jobs.wait(head.address, submission.submission_id, timeout_s=120)
 
 
-def test_a_job_runs_the_command_line_and_its_end_and_log_come_back(head: Head) -> None:
-    submission = submit("data", ["show", head.dataset], head.address)
+def test_a_failed_job_tells_why_and_its_key_is_run_again_under_the_next_number(head: Head) -> None:
+    submission = submit("data", ["show", head.dataset], head.address, key="again")
     assert submission.is_new
     followed = "".join(jobs.follow_logs(head.address, submission.submission_id))
     job = ended(head, submission)
@@ -54,6 +54,11 @@ def test_a_job_runs_the_command_line_and_its_end_and_log_come_back(head: Head) -
     log = jobs.read_logs(head.address, submission.submission_id)
     assert "InputError: there is no dataset at" in log
     assert set(log.splitlines()) <= set(followed.splitlines())
+
+    second = submit("data", ["show", head.dataset], head.address, key="again")
+    assert second.is_new
+    assert second.submission_id == submission.submission_id[:-1] + "2"
+    assert jobs.stop(head.address, second.submission_id).status in ("STOPPED", "FAILED")
 
 
 def test_two_submits_of_a_key_at_once_are_one_job(head: Head) -> None:
@@ -73,21 +78,16 @@ def test_two_submits_of_a_key_at_once_are_one_job(head: Head) -> None:
     assert sum(job.submission_id == found[0].submission_id for job in jobs.list_jobs(head.address)) == 1
 
 
-def test_a_failed_job_of_a_key_is_run_again_under_the_next_number(head: Head) -> None:
-    first = submit("data", ["show", head.dataset], head.address, key="again")
-    assert ended(head, first).status == "FAILED"
-    second = submit("data", ["show", head.dataset], head.address, key="again")
-    assert second.is_new
-    assert second.submission_id == first.submission_id[:-1] + "2"
-    ended(head, second)
-
-
 def test_hidden_variables_arrive_and_are_in_no_description(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
     """`doctor` names the unsafe switches that it finds set: a way to see from outside what arrived."""
     monkeypatch.setenv("RAY_DATA_AUTOLOAD_PLANTED", "http://joe:sesame-0815@example")  # hidden for its password
     monkeypatch.setenv("MY_TOKEN", "sesame-4711")
     submission = submit("doctor", [], head.address, env=["MY_TOKEN", "RAY_DATA_AUTOLOAD_PLANTED"])
     assert submission.entrypoint == "python -m cluster.job doctor"
+    started_s = time.monotonic()
+    with pytest.raises(ClusterError, match=rf"job {submission.submission_id} is still \w+ after 0 s"):
+        jobs.wait(head.address, submission.submission_id, timeout_s=0)
+    assert time.monotonic() - started_s < 30
     ended(head, submission)
     assert "unsafe switches are on: RAY_DATA_AUTOLOAD_PLANTED" in jobs.read_logs(head.address, submission.submission_id)
     with job_client(head.address) as client:
@@ -125,12 +125,3 @@ def test_doctor_finds_the_cluster_fit(head: Head) -> None:
         "cluster token": "ok",
         "cluster ray": "ok",
     }
-
-
-def test_a_wait_that_is_too_long_says_so(head: Head) -> None:
-    submission = submit("doctor", [], head.address, key="waited for")
-    started_s = time.monotonic()
-    with pytest.raises(ClusterError, match=rf"job {submission.submission_id} is still \w+ after 0 s"):
-        jobs.wait(head.address, submission.submission_id, timeout_s=0)
-    assert time.monotonic() - started_s < 30
-    ended(head, submission)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -51,8 +52,18 @@ def journal(out: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def swept(dataset: str, mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[TuneConfig, TuneResult]:
-    config = make_sweep(dataset, tmp_path_factory.mktemp("sweep") / "out", mlflow_uri)
-    return config, stage.run(config)
+    """A sweep of whole trials; `before` beside it is its folder before the losers' checkpoints went."""
+    out = tmp_path_factory.mktemp("sweep") / "out"
+    drop = stage._drop_losers
+
+    def copy_and_drop(*arguments: Any) -> None:
+        shutil.copytree(out, out.with_name("before"))
+        drop(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "_drop_losers", copy_and_drop)
+        config = make_sweep(dataset, out, mlflow_uri, scheduler="none")
+        return config, stage.run(config)
 
 
 def test_a_sweep_leaves_a_leaderboard_and_the_best_model(swept: tuple[TuneConfig, TuneResult]) -> None:
@@ -61,7 +72,7 @@ def test_a_sweep_leaves_a_leaderboard_and_the_best_model(swept: tuple[TuneConfig
     catalog = read_catalog(store)
     assert catalog is not None
     assert [trial["id"] for trial in catalog["trials"]] == ["0001", "0002", "0003"]
-    assert {trial["status"] for trial in catalog["trials"]} <= {"finished", "stopped"}
+    assert {trial["status"] for trial in catalog["trials"]} == {"finished"}
     figures = [trial["val_top1"] for trial in catalog["trials"]]
     assert catalog["best"]["val_top1"] == max(figures) == result.figures["val_top1"]
     best = catalog["trials"][int(catalog["best"]["trial"]) - 1]
@@ -129,14 +140,12 @@ def test_a_folder_of_another_sweep_is_refused(swept: tuple[TuneConfig, TuneResul
         stage.run(config.model_copy(update={"seed": 5}))
 
 
-def test_a_sweep_goes_on_from_what_stands(
-    dataset: str, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sweep_goes_on_from_what_stands(swept: tuple[TuneConfig, TuneResult], mlflow_uri: str) -> None:
     """Ended trials keep their files; a running one goes on; MLflow shows every epoch once."""
-    monkeypatch.setattr(stage, "_drop_losers", lambda *_: None)  # as if killed before that
-    config = make_sweep(dataset, tmp_path / "out", mlflow_uri, scheduler="none")
-    first = stage.run(config)
-    out = tmp_path / "out"
+    config, first = swept
+    out = Path(config.out)
+    shutil.rmtree(out)
+    shutil.copytree(out.with_name("before"), out)
     before = journal(out)
     (out / "_catalog.json").unlink()
     entry = before["0002"] | {"status": "running", "reason": "", "epochs": 0, "val_top1": None, "best_epoch": 0}
@@ -159,13 +168,30 @@ def test_a_sweep_goes_on_from_what_stands(
         assert [point.step for point in points] == [1, 2, 3]
 
 
-def test_a_trial_that_fails_is_marked_and_the_sweep_ends(dataset: str, mlflow_uri: str, tmp_path: Path) -> None:
+def test_a_trial_that_fails_is_marked_and_one_whose_process_dies_goes_on(
+    dataset: str, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes are killed from outside when a trial has two epochs, once; that trial still reaches its last."""
+    import pipelines.tune.sweep as sweep_module
+
+    killed: list[int] = []
+    follow = sweep_module.Sweep.follow
+
+    def follow_and_kill(self: Any, trial: str) -> None:
+        follow(self, trial)
+        if not killed and len(self.records[trial]) >= 2:
+            killed.extend(_trial_pids())
+            for pid in killed:
+                os.kill(pid, 9)
+
+    monkeypatch.setattr(sweep_module.Sweep, "follow", follow_and_kill)
     space = {"optimizer.lr": {"choice": [0.1, 1e12]}}  # the loss of the second becomes inf or nan
-    config = make_sweep(dataset, tmp_path / "out", mlflow_uri, space=space, num_trials=2, epochs=2)
+    config = make_sweep(dataset, tmp_path / "out", mlflow_uri, space=space, num_trials=2, epochs=12)
     result = stage.run(config)
+    assert killed
     entries = journal(tmp_path / "out")
     by_rate = {entry["params"]["optimizer.lr"]: entry for entry in entries.values()}
-    assert by_rate[0.1]["status"] == "finished"
+    assert (by_rate[0.1]["status"], by_rate[0.1]["epochs"]) == ("finished", 12)
     assert by_rate[1e12]["status"] == "failed"
     assert "the loss became" in by_rate[1e12]["reason"]
     assert result.figures["failed"] == 1
@@ -181,30 +207,6 @@ def test_a_sweep_in_which_all_fail_says_why_and_can_be_run_again(dataset: str, m
     assert "failed trials are then tried again" in caught.value.mend
     assert not (tmp_path / "out" / "_catalog.json").exists()
     assert {entry["status"] for entry in journal(tmp_path / "out").values()} == {"failed"}
-
-
-def test_a_process_that_dies_is_replaced_and_its_trial_goes_on(
-    dataset: str, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One trial's process is killed from inside at epoch 2, once; the trial still reaches its last epoch."""
-    import pipelines.tune.sweep as sweep_module
-
-    killed: list[int] = []
-    follow = sweep_module.Sweep.follow
-
-    def follow_and_kill(self: Any, trial: str) -> None:
-        follow(self, trial)
-        if not killed and len(self.records[trial]) == 2:
-            pids = [actor_pid for actor_pid in _trial_pids() if actor_pid not in killed]
-            killed.extend(pids)
-            for pid in pids:
-                os.kill(pid, 9)
-
-    monkeypatch.setattr(sweep_module.Sweep, "follow", follow_and_kill)
-    config = make_sweep(dataset, tmp_path / "out", mlflow_uri, scheduler="none", num_trials=2, epochs=4)
-    stage.run(config)
-    assert killed
-    assert [(entry["status"], entry["epochs"]) for entry in journal(tmp_path / "out").values()] == [("finished", 4)] * 2
 
 
 def _trial_pids() -> list[int]:
