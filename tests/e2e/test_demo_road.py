@@ -8,14 +8,18 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from pipelines.cli.main import run_command
 
 pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+Command = Callable[..., subprocess.CompletedProcess[str]]
 STAGES = ["demo-data", "ingest", "train", "tune", "evaluate", "register", "score", "report"]
 
 
@@ -37,6 +41,21 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     assert "\nnext:\n  " in done.stdout
     print(f"\nthe demo's road took {elapsed_s:.0f} s")
     return folder, elapsed_s
+
+
+@pytest.fixture
+def resnet_here(
+    road: tuple[Path, float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """Run a command in this process and the road's folder: a process of its own takes seconds for its imports."""
+    monkeypatch.chdir(road[0])
+
+    def run(*args: str) -> subprocess.CompletedProcess[str]:
+        code = run_command(list(args))
+        shown = capsys.readouterr()
+        return subprocess.CompletedProcess(args, code, shown.out, shown.err)
+
+    return run
 
 
 def catalog(folder: Path, stage: str) -> dict[str, object]:
@@ -92,33 +111,33 @@ def test_a_second_run_skips_everything_and_loads_nothing_heavy(road: tuple[Path,
     print(f"\nthe second run took {elapsed_s:.1f} s")
 
 
-def test_explain_names_the_changed_setting_and_runs_nothing(road: tuple[Path, float]) -> None:
-    done = resnet(road[0], "run", "demo", "evaluate.num_bins=10", "--explain", "--json")
+def test_explain_names_the_changed_setting_and_runs_nothing(resnet_here: Command) -> None:
+    done = resnet_here("run", "demo", "evaluate.num_bins=10", "--explain", "--json")
     steps = {step["stage"]: (step["verdict"], step["reason"]) for step in json.loads(done.stdout)}
     assert steps["tune"] == ("skip", "its output stands")
     assert steps["evaluate"] == ("run", "num_bins was 15, is 10")
     assert steps["score"] == ("run", "after register")
-    assert resnet(road[0], "run", "demo", "--explain").stdout.count("  skip ") == len(STAGES)
+    assert resnet_here("run", "demo", "--explain").stdout.count("  skip ") == len(STAGES)
 
 
-def test_one_stage_alone_and_again(road: tuple[Path, float]) -> None:
-    alone = resnet(road[0], "run", "demo", "--only", "evaluate")
+def test_one_stage_alone_and_again(resnet_here: Command) -> None:
+    alone = resnet_here("run", "demo", "--only", "evaluate")
     assert alone.returncode == 0
     assert "evaluate: skipped" in alone.stderr
     assert "register" not in alone.stderr
-    again = resnet(road[0], "run", "demo", "--from", "report")
+    again = resnet_here("run", "demo", "--from", "report")
     assert again.returncode == 0
     assert "report: runs, asked for by --from" in again.stderr
-    assert resnet(road[0], "run", "demo").stderr.count(": skipped, its output stands") == len(STAGES)
+    assert resnet_here("run", "demo").stderr.count(": skipped, its output stands") == len(STAGES)
 
 
-def test_the_commands_of_the_report_work(road: tuple[Path, float]) -> None:
-    shown = resnet(road[0], "models", "show", "digits")
+def test_the_commands_of_the_report_work(road: tuple[Path, float], resnet_here: Command) -> None:
+    shown = resnet_here("models", "show", "digits")
     assert shown.returncode == 0, shown.stderr
     assert "model: digits  (champion v1)" in shown.stdout
-    listed = resnet(road[0], "models", "list", "--json")
+    listed = resnet_here("models", "list", "--json")
     assert [model["name"] for model in json.loads(listed.stdout)] == ["digits"]
-    opened = resnet(road[0], "models", "open", "digits", "1")
+    opened = resnet_here("models", "open", "digits", "1")
     assert opened.stdout == "http://127.0.0.1:5000/#/models/digits/versions/1\n"
-    store = resnet(road[0], "ui", "--dry-run")
+    store = resnet_here("ui", "--dry-run")
     assert f"store: sqlite:///{road[0]}/runs/mlflow.db" in store.stdout
