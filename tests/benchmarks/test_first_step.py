@@ -1,4 +1,4 @@
-"""Seconds from the command to the first step, through a Ray worker and in the command's own process, as a waterfall.
+"""Seconds from the command to the first step, as a waterfall, in turn with a bare process and Ray Train as documented.
 
 python -m pytest -m benchmark -s tests/benchmarks/test_first_step.py
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -20,7 +23,42 @@ from tests.unit.train.tiny import write_dataset
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
 
 ROUNDS = 3
-BARS_S = {"through Ray": 12.0, "--local": 4.0}
+
+STEP = """
+def step(prepare):
+    network = prepare(torchvision.models.resnet18(num_classes=10))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    images, targets = torch.randn(128, 3, 32, 32), torch.zeros(128, dtype=torch.long)
+    torch.nn.functional.cross_entropy(network(images), targets).backward()
+    optimizer.step()
+"""
+BARE = f"""
+import time
+begun_s = time.time()
+import torch, torchvision
+{STEP}
+step(lambda network: network)
+print("SECONDS", time.time() - begun_s)
+"""
+DOCUMENTED = f"""
+import sys, time
+begun_s = time.time()
+import torch, torchvision
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer, prepare_model
+{STEP}
+def train(config):
+    step(prepare_model)
+    with open(config["note"], "w") as note:
+        note.write(str(time.time()))
+note = sys.argv[1]
+resources = ScalingConfig(num_workers=1, resources_per_worker={{"CPU": 2}})
+TorchTrainer(train, train_loop_config={{"note": note}}, scaling_config=resources).fit()
+print("SECONDS", float(open(note).read()) - begun_s)
+"""
+
+BARS = {"--local": ("a bare process", BARE, 1.43), "through Ray": ("TorchTrainer as documented", DOCUMENTED, 0.67)}
+"""What each is held against, and the most that it may take of its time: 4 s of 2.8, 12 s of 18."""
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +82,28 @@ def waterfall(place: Path, out: str, *words: str) -> list[tuple[str, float]]:
     return [(name, at_s - started_s) for name, at_s in moments]
 
 
+def peer_s(place: Path, program: str) -> float:
+    """Return the seconds from a peer's start to its first step."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(place / "note")], capture_output=True, text=True, check=True, cwd=place
+    )
+    return float(done.stdout.partition("SECONDS ")[2].split()[0])
+
+
 @pytest.mark.parametrize(("how", "words"), [("--local", ["--local"]), ("through Ray", [])])
 def test_seconds_from_the_command_to_the_first_step(place: Path, how: str, words: list[str]) -> None:
+    name, program, bar = BARS[how]
     # The first round makes MLflow's database and the compiled files of Python, which later commands find.
-    rounds = [waterfall(place, f"{how.strip('-').split()[0]}-{number}", *words) for number in range(1 + ROUNDS)][1:]
-    best = min(rounds, key=lambda moments: moments[-1][1])
-    print(f"\n{how}: first steps after {', '.join(f'{moments[-1][1]:.1f}' for moments in rounds)} s; the quickest:")
+    pairs = [
+        (waterfall(place, f"{how.strip('-').split()[0]}-{number}", *words), peer_s(place, program))
+        for number in range(1 + ROUNDS)
+    ][1:]
+    ratio = statistics.median(moments[-1][1] / peer for moments, peer in pairs)
+    for moments, peer in pairs:
+        print(f"\n{how}: first step after {moments[-1][1]:.1f} s, {name} {peer:.1f} s", end="")
+    print(f"\nmedian ratio {ratio:.2f} (at most {bar}); the quickest:")
     before_s = 0.0
-    for name, at_s in best:
-        print(f"  {at_s:6.2f} s  (+{at_s - before_s:5.2f})  {name}")
+    for moment, at_s in min(pairs, key=lambda pair: pair[0][-1][1])[0]:
+        print(f"  {at_s:6.2f} s  (+{at_s - before_s:5.2f})  {moment}")
         before_s = at_s
-    assert best[-1][1] <= BARS_S[how]
+    assert ratio <= bar
