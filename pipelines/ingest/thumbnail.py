@@ -11,7 +11,7 @@ from pipelines.ingest.config import ImageConfig, PrivacyConfig
 THUMBNAIL_SIDE_PX = 96
 THUMBNAIL_QUALITY = 75
 MAX_THUMBNAILS = 200
-"""Of images that were whole and are refused afterwards, which are read once more for it."""
+"""Of images that are whole and refused all the same: by a table of labels, in each unit; afterwards, in each run."""
 
 _LIMITS = Limits(max_aspect=10_000)
 _SIDE = Geometry(THUMBNAIL_SIDE_PX, "pad", can_enlarge=False)

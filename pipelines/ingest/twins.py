@@ -112,10 +112,17 @@ def find_contested(standing: Dataset, newcomers: Dataset, *, read_again: Set[str
         read_again: image_ids whose refusal no longer counts, since the newcomers' run read them.
     """
     contested: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    columns = ("image_id", "key", "split", "label", "reason", "bytes_sha256")
-    for row in read_quarantine(standing, columns=columns):
-        if row["reason"] == LABEL_CONFLICT and row["image_id"] not in read_again:
-            contested[row["bytes_sha256"]].append(row)
+    columns = ("image_id", "source", "key", "split", "label", "reason", "bytes_sha256")
+    rows = [
+        row
+        for row in read_quarantine(standing, columns=columns)
+        if row["reason"] == LABEL_CONFLICT and row["image_id"] not in read_again
+    ]
+    # a further row of a table of labels has no bytes of its own: they are those of the image it names
+    bytes_of = {(row["source"], row["key"]): row["bytes_sha256"] for row in rows if row["bytes_sha256"]}
+    for row in rows:
+        if digest := row["bytes_sha256"] or bytes_of.get((row["source"], row["key"])):
+            contested[digest].append(row)
     wanted, found = pa.array(list(contested), pa.string()), list[Twin]()
     for split in newcomers.splits if contested else ():
         table = newcomers.table(split, _ROW)

@@ -24,7 +24,7 @@ from pipelines.ingest.privacy import Box, carried_columns, read_regions
 from pipelines.ingest.quality import measure, quality_flags
 from pipelines.ingest.split import SplitPlan
 from pipelines.ingest.stored import NO_PRIVACY, StoredImage, make_stored_image
-from pipelines.ingest.thumbnail import make_thumbnail
+from pipelines.ingest.thumbnail import MAX_THUMBNAILS, make_thumbnail
 from pipelines.ingest.watchdog import Watchdog
 from pipelines.sources.base import Member, Source, Unit
 from pipelines.storage import Storage
@@ -97,6 +97,7 @@ def _write_unit(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Write what a unit comes to; return the report, and what privacy rules took out of each image."""
     largest_side_px, flags, audit = 0, Counter[str](), list[dict[str, Any]]()
+    pictures_left = MAX_THUMBNAILS  # of whole images: a table may refuse all that there are
     column = job.source.carried.index(job.privacy.region_column) if job.privacy.region_column else None
     timed: AbstractContextManager[None] = watchdog or nullcontext()
     travelling = frozenset(carried_columns(job.source.carried, job.privacy))
@@ -111,7 +112,10 @@ def _write_unit(
                 image = make_stored_image(member.data, member.key, job.image, job.privacy, regions)
         except RefusedImage as refused:  # this type only: a bug of ours must still stop the job
             thumbnail = None
-            if careful is None:  # else one that is refused by its header may be what kills when it is decoded
+            is_whole = bool(member.reason) and member.data is not None
+            # one that is refused by its header may be what kills when it is decoded
+            if careful is None and (pictures_left or not is_whole):
+                pictures_left -= is_whole
                 with timed:
                     thumbnail = make_thumbnail(member.data, refused.reason, job.image, job.privacy)
             writer.quarantine(_quarantine_row(member, refused, job, thumbnail))

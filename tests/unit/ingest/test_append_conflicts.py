@@ -55,3 +55,23 @@ def test_a_conflict_with_a_copy_that_is_gone_waits_for_a_decision(tmp_path: Path
     accept(str(out), "it was a slip", wanted=lambda row: row["key"] == "dog/copy.jpg")
     dataset, _ = ingest(folder, out, retry_failed=True)
     assert by_key(dataset)["cat/0000.jpg"][1] == "cat"
+
+
+def test_a_table_that_gives_two_labels_decides_for_neither(tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number in range(20):
+        (flat / f"{number:02d}.jpg").write_bytes(factories.make_jpeg(number, 32, 32))
+    rows = [f"{number:02d}.jpg,{'cat' if number % 2 else 'dog'}" for number in range(20)]
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(["file,label", *rows, "03.jpg,dog"]) + "\n")
+    dataset, _ = ingest(flat, tmp_path / "out", labels=str(table), **CONFLICTS, **SMALL_SPLIT)
+    assert "03.jpg" not in by_key(dataset)
+    for label in ("cat", "dog"):
+        (tmp_path / "more" / label).mkdir(parents=True)
+        shutil.copy(flat / "03.jpg", tmp_path / "more" / label / "again.jpg")
+    shutil.copy(flat / "04.jpg", tmp_path / "more/dog/other.jpg")
+    dataset, _ = grow(tmp_path / "more", tmp_path / "out", max_quarantined_fraction=1.0)
+    assert {"cat/again.jpg", "dog/again.jpg"}.isdisjoint(by_key(dataset))
+    messages = {row["key"]: row["message"] for row in read_quarantine(dataset)}
+    assert {"cat/again.jpg", "dog/again.jpg"} <= set(messages)

@@ -14,7 +14,7 @@ from pipelines.dataset import inspect
 from pipelines.dataset.reader import Dataset, open_dataset
 from pipelines.errors import InputError
 from pipelines.image.decode import decode_image
-from pipelines.ingest import stage
+from pipelines.ingest import stage, unit
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.plan import plan
 from pipelines.ingest.unit import ingest_unit
@@ -84,6 +84,17 @@ def test_an_image_without_a_row_is_refused_with_a_reason(flat: Path, tmp_path: P
     assert refused[0]["bytes_sha256"] == hashlib.sha256((flat / "28.jpg").read_bytes()).hexdigest()
     assert decode_image(refused[0]["thumbnail"]).pixels.shape == (32, 32, 3), "whoever labels it can see it"
     assert dataset.catalog["rows"] == 28
+
+
+def test_a_table_that_names_little_fills_no_disk_with_pictures(
+    flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unit, "MAX_THUMBNAILS", 1)
+    refused = inspect.quarantined(
+        ingest(flat, tmp_path / "out", write_table(tmp_path / "labels.csv", usual_rows()[:28]))
+    )
+    assert [row["thumbnail"] is not None for row in refused] == [True, False]
+    assert all(row["bytes_sha256"] for row in refused)
 
 
 def test_an_empty_label_is_an_unlabelled_row(flat: Path, tmp_path: Path) -> None:
