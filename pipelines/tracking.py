@@ -17,6 +17,7 @@ from pipelines.errors import ConfigError, RegistryError, Unfinished
 from pipelines.redact import redact
 from pipelines.tracking_records import (
     MAX_TAG,
+    NotOfferedError,
     Place,
     Record,
     dataset_record,
@@ -118,7 +119,7 @@ class RunLog:
         self._queue: deque[Record] = deque()
         self._retry_at = 0.0
         self._has_warned = False
-        self._num_dropped = 0
+        self._refused: set[str] = set()
         self._lock = threading.Lock()  # of the queue; never held while the server is asked
         self._sending = threading.RLock()
 
@@ -230,7 +231,8 @@ class RunLog:
         """Deliver what is waiting and close the run; tell the user what could not be delivered."""
         if not self._is_enabled or self._ended_as == status:
             return
-        self._ended_as = status
+        with self._lock:
+            self._ended_as = status
 
         def send(place: Place, tried: bool) -> None:
             place.client.set_terminated(place.run_id, status=status)
@@ -265,16 +267,21 @@ class RunLog:
             self.end("FAILED" if is_fault else "KILLED")
 
     def put(self, record: Record, *, is_last: bool = False) -> None:
-        """Take a record to be sent."""
+        """Take a record to be sent; after `end` none is taken."""
         if not self._is_enabled:
             return
         with self._lock:
-            record.tried = record.tried or not (self._is_open and self._is_sure)
-            self._queue.append(record)
-        if not (self._is_begun or is_last):
+            is_late = bool(self._ended_as) and not is_last
+            if not is_late:
+                record.tried = record.tried or not (self._is_open and self._is_sure)
+                self._queue.append(record)
+        if is_late:
+            _LOGGER.warning("%s of run %r came after its end: not recorded", record.what, self._run_name)
+        if is_late or not (self._is_begun or is_last):
             return
-        if self._sender is not None:
-            self._sender.wake()
+        sender = self._sender  # `end` takes it away
+        if sender is not None:
+            sender.wake()
         elif is_last or time.monotonic() >= self._retry_at:
             self._drain()
 
@@ -320,14 +327,14 @@ class RunLog:
             except Exception as error:  # noqa: BLE001 - boundary to another process: requests, SQL and S3 clients
                 # raise types of their own, and a log call must not end the training it describes.
                 self._place = None  # what the store holds now is not known
-                if _code(error) not in _PERMANENT:
+                if not isinstance(error, NotOfferedError) and _code(error) not in _PERMANENT:
                     with self._lock:
                         for waiting in self._queue:
                             waiting.tried = True
                     self._warn_away(error)
                     return
-                self._num_dropped += 1
-                if self._num_dropped == 1:
+                if record.what not in self._refused:
+                    self._refused.add(record.what)
                     _LOGGER.warning("MLflow refused %s of run %r: %s", record.what, self._run_name, redact(str(error)))
             with self._lock:
                 self._queue.popleft()

@@ -6,23 +6,27 @@ outage or an answer that was lost, the next message comes to the same.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipelines.redact import redact
-from pipelines.tracking_records import MAX_DIGEST, MAX_TAG, Place, Record
+from pipelines.tracking_records import MAX_DIGEST, MAX_TAG, NotOfferedError, Place, Record
 
 if TYPE_CHECKING:
-    from mlflow.entities import LoggedModel
+    from mlflow.entities import LoggedModel, Run
 
 SET_TAG = "resnet.model_set"
 """Tag of every model of a set: the key of the run, which outlives a run that is deleted in MLflow's pages."""
 IDENTITY_TAG = "resnet.model_identity"
 RANK_TAG = "resnet.rank"
 """Tag that says the model's place in its set, from 1."""
+_NOT_OFFERED = ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED")  # by a server older than logged models, or a store without
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class RankedModel:
 
     name: str
     identity: str
-    """Says which of the set it is; a model of another identity under the same name is another one."""
+    """Says which of the set it is. A model of another identity under the same name is another one, and so is one with
+    other figures: those that a model has in MLflow cannot be taken back."""
     step: int
     """Step of the run's figures that are the model's."""
     metrics: Mapping[str, float]
@@ -75,16 +80,18 @@ class ModelSet:
             # Of several that waited for a server only the last counts. It is not sent in the place of the first: the
             # run's own figures of its models were put in between.
             if number == self._number:
-                self._settle(place, tuple(models), is_final=is_final)
+                run = place.client.get_run(place.run_id)  # a server that does not answer this one is away
+                with _said_not_offered():
+                    self._settle(place, run, tuple(models), is_final=is_final)
 
         return Record("models", send)
 
-    def _settle(self, place: Place, models: Sequence[RankedModel], *, is_final: bool) -> None:
+    def _settle(self, place: Place, run: Run, models: Sequence[RankedModel], *, is_final: bool) -> None:
         from mlflow.entities import LoggedModelOutput
 
-        client, run = place.client, place.client.get_run(place.run_id)
+        client = place.client
         standing: dict[str, LoggedModel] = {}
-        wanted = {model.identity for model in models}
+        wanted = {_identify(model) for model in models}
         for model in self._search(place, run.info.experiment_id):
             identity = model.tags.get(IDENTITY_TAG, "")
             if identity in wanted and identity not in standing and model.source_run_id == place.run_id:
@@ -93,7 +100,7 @@ class ModelSet:
                 client.delete_logged_model(model.model_id)
         ids = []
         for rank, wish in enumerate(models, 1):
-            found = standing.get(wish.identity) or self._create(place, run.info.experiment_id, wish, rank)
+            found = standing.get(_identify(wish)) or self._create(place, run.info.experiment_id, wish, rank)
             if str(found.status) != "READY":
                 self._log_metrics(place, wish, found.model_id)
                 client.finalize_logged_model(found.model_id, "READY")
@@ -120,7 +127,7 @@ class ModelSet:
                 return found
 
     def _create(self, place: Place, experiment_id: str, wish: RankedModel, rank: int) -> LoggedModel:
-        tags = {**wish.tags, SET_TAG: self._key, IDENTITY_TAG: wish.identity, RANK_TAG: str(rank)}
+        tags = {**wish.tags, SET_TAG: self._key, IDENTITY_TAG: _identify(wish), RANK_TAG: str(rank)}
         return place.client.create_logged_model(
             experiment_id,
             name=wish.name,
@@ -147,3 +154,21 @@ class ModelSet:
         place.client.log_batch(place.run_id, metrics=metrics, synchronous=True)
         for metric in metrics:
             place.note(metric.key, metric.step, metric.timestamp)
+
+
+def _identify(model: RankedModel) -> str:
+    figures = json.dumps([model.step, sorted(model.metrics.items())])
+    return f"{model.identity}-{hashlib.sha256(figures.encode()).hexdigest()[:16]}"
+
+
+@contextlib.contextmanager
+def _said_not_offered() -> Iterator[None]:
+    """Tell a server that has no logged models from one that is away."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, NotImplementedError) as error:
+        if isinstance(error, MlflowException) and error.error_code not in _NOT_OFFERED:
+            raise
+        raise NotOfferedError(f"this server keeps no logged models (MLflow 3 does): {error}") from error

@@ -17,23 +17,26 @@ class Sender:
         self._send = send
         self._woken = threading.Event()
         self._is_stopped = False
+        self._changing = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
-        """Have the thread look; the first call starts it."""
-        if self._thread is None:
-            # A daemon: what it does not get sent stands in the run's folder.
-            self._thread = threading.Thread(target=self._work, name="run-log", daemon=True)
-            self._thread.start()
+        """Have the thread look; the first call, of whatever thread, starts it. Stopped, it stays so."""
+        with self._changing:
+            if self._thread is None and not self._is_stopped:
+                # A daemon: what it does not get sent stands in the run's folder.
+                self._thread = threading.Thread(target=self._work, name="run-log", daemon=True)
+                self._thread.start()
         self._woken.set()
 
     def stop(self, patience_s: float) -> None:
         """End the thread after the call that it is in; wait for that so long at most."""
-        self._is_stopped = True
+        with self._changing:
+            self._is_stopped = True
+            thread, self._thread = self._thread, None
         self._woken.set()
-        if self._thread is not None:
-            self._thread.join(patience_s)
-            self._thread = None
+        if thread is not None:
+            thread.join(patience_s)
 
     def _work(self) -> None:
         pause_s: float | None = None

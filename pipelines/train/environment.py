@@ -1,8 +1,12 @@
-"""By what a run was made: the version of the code, of Python and of the packages that compute, and the platform."""
+"""By what a run was made: the version of the code, of Python and of the packages that compute, and the platform.
+
+It is that of the driver, the process of the command: workers on other machines may have another platform.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -12,11 +16,15 @@ from typing import Any
 
 from pipelines.errors import NotFound
 from pipelines.storage import Storage
+from pipelines.train.versioned import parse_versioned
+
+_LOGGER = logging.getLogger(__name__)
 
 PATH = "environment.json"
 FORMAT_VERSION = 1
 _OURS = "resnet-pipelines"
 _PACKAGES = ("torch", "torchvision", "ray", "mlflow", "numpy", "pyarrow", "opencv-python-headless", "simplejpeg")
+_CODE = ("pipelines/*.py", "pipelines/*.yaml", "resnet_models/*.py", "cluster/*.py")
 _GIT_S = 10.0
 
 
@@ -32,15 +40,24 @@ def describe_environment() -> dict[str, Any]:
 
 
 def write_environment(run: Storage) -> None:
-    """Keep the environment with the run; one that is gone on with has that of the command that did so last."""
+    """Keep this process's environment, the driver's, with the run that it begins to train.
+
+    A run that is gone on with has that of the command that trained last.
+    """
     run.put(PATH, json.dumps(describe_environment(), indent=1).encode())
 
 
 def read_environment(run: Storage) -> dict[str, Any] | None:
-    """Return what `write_environment` kept, or None of a run by an earlier release."""
+    """Return what `write_environment` kept; None of a run by an earlier release, or said, where it is no use."""
     try:
-        environment: dict[str, Any] = json.loads(run.read(PATH))
+        data = run.read(PATH)
     except NotFound:
+        return None
+    try:
+        environment = parse_versioned(data, FORMAT_VERSION)
+        environment_tags(environment)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        _LOGGER.warning("%s is left out of what MLflow is told: %s", run.address(PATH), error)
         return None
     return environment
 
@@ -50,20 +67,30 @@ def environment_tags(environment: dict[str, Any]) -> dict[str, str]:
     code, packages = environment["code"], environment["packages"]
     tags = {"mlflow.source.name": "resnet train", "mlflow.source.type": "LOCAL", "resnet.version": code["version"]}
     if "commit" in code:
-        tags |= {"mlflow.source.git.commit": code["commit"], "resnet.code_changed": str(code["changed"]).lower()}
+        tags["mlflow.source.git.commit"] = code["commit"]
+    if "changed" in code:
+        tags["resnet.code_changed"] = str(code["changed"]).lower()
     tags |= {"python": environment["python"], "platform": environment["platform"]}
     return tags | {name: packages[name] for name in ("torch", "ray") if name in packages}
 
 
 def _describe_code(root: Path) -> dict[str, Any]:
-    """Return the installed version and, in a git checkout, the commit and whether files differ from it."""
+    """Return the installed version and, in a git checkout, the commit and, where git tells, `changed`.
+
+    Changed is a checkout in which a file differs from the commit, or code is not in it.
+    """
     code: dict[str, Any] = {"version": _version(_OURS) or "unknown"}
     if not (root / ".git").exists():  # a file in a worktree
         return code
     commit = _git(root, "rev-parse", "HEAD")
     if commit is None:
         return code
-    return {**code, "commit": commit, "changed": bool(_git(root, "status", "--porcelain", "--untracked-files=no"))}
+    code["commit"] = commit
+    differing = _git(root, "status", "--porcelain", "--untracked-files=no")
+    added = _git(root, "ls-files", "--others", "--exclude-standard", "--", *_CODE)
+    if differing or added:
+        return {**code, "changed": True}
+    return code if None in (differing, added) else {**code, "changed": False}
 
 
 def _git(root: Path, *words: str) -> str | None:

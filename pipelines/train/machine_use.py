@@ -94,28 +94,36 @@ class MachineUse:
             **_machine_figures(),
             **(self._gpu.figures() if self._gpu else {}),
         }
-        if len(self._samples) >= _PER_FILE:
-            self._write()
+        if len(self._samples) >= _PER_FILE and self._write():  # else the file grows until storage is back
             self._samples, self._path = [], ""
         self._samples.append(sample)
         self._path = self._path or f"{FOLDER}/worker-{self._worker:05d}-{int(time.time() * 1000)}.json"
 
-    def _write(self) -> None:
+    def _write(self) -> bool:
+        """Write what there is; return whether it stands: else it is kept, and written with that of the next minute."""
         if not self._samples:
-            return
+            return True
         content: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "worker": self._worker,
             "samples": self._samples,
         }
-        with contextlib.suppress(StorageError):  # kept, and written with those of the next minute
+        try:
             self._run.put(self._path, json.dumps(content).encode(), lasts=False)
+        except StorageError:
+            return False
+        return True
 
 
 def _memory_bytes() -> int:
-    """Return the memory of this process: at present, or where the system does not say, at most until now."""
+    """Return the memory of this process alone, so that those of the workers of a machine may be added up.
+
+    Pages that it may share (libraries, decoded images that a node keeps for all its workers) are left out. Where the
+    system does not say: the most until now, with them.
+    """
     with contextlib.suppress(OSError):
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+        _, resident, shared, *_ = Path("/proc/self/statm").read_text(encoding="ascii").split()
+        return (int(resident) - int(shared)) * resource.getpagesize()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import capacity
 from pipelines.dataset.catalog import parse_ref
-from pipelines.errors import ConfigError, InputError, RegistryError, Unfinished
+from pipelines.errors import ConfigError, InputError, RegistryError, StorageError, Unfinished
 from pipelines.metrics.deciding import deciding_figure, find_deciding
 from pipelines.node_paths import check_nodes_see
 from pipelines.ray_runtime import ray_session
@@ -88,7 +88,7 @@ def run(config: TrainConfig) -> TrainResult:
         # of the best epoch, or of the last where the best one's checkpoint is damaged
         kept = description["metrics"] or _best_figures(outcome, description)
         teller.tell_best(kept, description["weights_sha256"], step=outcome.epochs)
-        teller.tell_rest()
+        teller.tell_last()
         # Before the catalog: a run killed in between is ended by the rerun, and a late run id still gets in.
         log.end()
         _keep_run_id(store, log)
@@ -130,10 +130,13 @@ def _train(config: TrainConfig, store: Storage, log: RunLog, teller: Teller) -> 
     def open_log() -> None:
         log.begin()
         _keep_run_id(store, log)
-        write_environment(store)
         teller.begin()
         teller.follow()
         startup.mark("MLflow run open")
+
+    def start() -> None:
+        _keep_environment(store)
+        open_log()
 
     def on_epoch(record: EpochRecord) -> bool:
         nonlocal has_kept_id
@@ -150,9 +153,9 @@ def _train(config: TrainConfig, store: Storage, log: RunLog, teller: Teller) -> 
             from pipelines.train.alone import train_alone
 
             # MLflow takes as long to import as torch: the first step does not wait for it.
-            train_alone(config, store, on_epoch=on_epoch, on_start=open_log, ends_at_s=ends_at_s)
+            train_alone(config, store, on_epoch=on_epoch, on_start=start, ends_at_s=ends_at_s)
         else:
-            _train_in_ray(config, store, on_epoch, open_log, ends_at_s)
+            _train_in_ray(config, store, on_epoch, start, ends_at_s)
         outcome = read_outcome(config, store)
         if outcome is None or outcome.stopped:
             raise _unfinished(config, store, outcome, is_over=time.time() >= ends_at_s)
@@ -167,7 +170,7 @@ def _train_in_ray(
     config: TrainConfig,
     store: Storage,
     on_epoch: Callable[[EpochRecord], bool],
-    open_log: Callable[[], None],
+    start: Callable[[], None],
     ends_at_s: float,
 ) -> None:
     from pipelines.train.group import RAY_MODULES, train_in_workers
@@ -179,7 +182,7 @@ def _train_in_ray(
         places = {"--dataset": parse_ref(config.dataset)[0], "--out": f"{store.uri}/{RUN}"}
         check_nodes_see(session.num_nodes, places)
         # MLflow is imported and its run opened while the workers come up.
-        train_in_workers(config, store, session, on_epoch=on_epoch, meanwhile=open_log, ends_at_s=ends_at_s)
+        train_in_workers(config, store, session, on_epoch=on_epoch, meanwhile=start, ends_at_s=ends_at_s)
 
 
 def _unfinished(config: TrainConfig, store: Storage, outcome: FitOutcome | None, *, is_over: bool) -> Unfinished:
@@ -266,6 +269,14 @@ def _keep_run_id(store: Storage, log: RunLog) -> None:
     standing = json.loads(store.read(RUN))
     if standing.get("mlflow_run_id") != log.run_id:
         store.put(RUN, json.dumps({**standing, "mlflow_run_id": log.run_id}, indent=1).encode())
+
+
+def _keep_environment(store: Storage) -> None:
+    """Write down by what a run is trained, whatever MLflow says; no training ends for want of it."""
+    try:
+        write_environment(store)
+    except StorageError as error:
+        _LOGGER.warning("by what the run is trained cannot be written down: %s", error)
 
 
 def _pinned_init(config: TrainConfig, plan: TrainPlan, store: Storage) -> dict[str, Any]:

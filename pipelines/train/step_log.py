@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipelines.errors import NotFound
+from pipelines.errors import DataError, NotFound
 from pipelines.storage import Storage
+from pipelines.train.versioned import parse_versioned
 
 FORMAT_VERSION = 1
 _FOLDER = "steps"
@@ -70,11 +71,22 @@ def write_step_log(run: Storage, epoch: int, log: StepLog) -> None:
 
 
 def read_step_log(run: Storage, epoch: int) -> StepLog | None:
-    """Return the log of a finished epoch, or None while there is none."""
+    """Return the log of a finished epoch, or None while there is none.
+
+    Raises:
+        DataError: it is damaged, or of a newer release.
+    """
     try:
-        return StepLog.from_json(json.loads(run.read(_path(epoch))))
+        data = run.read(_path(epoch))
     except NotFound:
         return None
+    try:
+        log = StepLog.from_json(parse_versioned(data, FORMAT_VERSION))
+        if not len(log.losses) == len(log.traces) == len(log.rate_scales):
+            raise ValueError("its columns are not of one length")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(f"a log of steps cannot be used: {error}", where=run.address(_path(epoch))) from error
+    return log
 
 
 def read_steps(

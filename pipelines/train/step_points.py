@@ -18,6 +18,7 @@ def step_points(log: StepLog, config: TrainConfig, *, steps_per_epoch: int) -> l
     """Return `step_loss`, `step_lr` and `step_images_per_s` of an epoch, every point at the last of its steps.
 
     Loss and speed are means over the steps since the point before; every point stands for as many, give or take one.
+    Steps count the same, as the log has no rows: the last batch of an epoch, which may be short, weighs like others.
 
     Args:
         log: the steps of the epoch.
@@ -37,7 +38,7 @@ def step_points(log: StepLog, config: TrainConfig, *, steps_per_epoch: int) -> l
             "step_lr": config.optimizer.lr * rate * log.rate_scales[end - 1],
         }
         speeds = log.images_per_s[start:end]
-        if all(speeds):  # steps are of equal size, so the mean is that of the seconds they took
+        if all(speeds):  # as if steps were of equal size: the mean is then that of the seconds they took
             figures["step_images_per_s"] = len(speeds) / sum(1.0 / speed for speed in speeds)
         points.append(Point(step, figures, log.ended_s[end - 1]))
     return points

@@ -12,13 +12,14 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import yaml
 
-from pipelines.errors import NotFound, StorageError
+from pipelines.errors import DataError, NotFound, PipelineError, StorageError
 from pipelines.metrics.deciding import find_deciding
 from pipelines.storage import Storage
 from pipelines.tracking import RUN_KEY_TAG, RunLog
@@ -31,7 +32,7 @@ from pipelines.train.environment import environment_tags, read_environment
 from pipelines.train.plan import TrainPlan
 from pipelines.train.records import EpochRecord
 from pipelines.train.samples import SampleReader
-from pipelines.train.step_log import read_step_log
+from pipelines.train.step_log import StepLog, read_step_log
 from pipelines.train.step_points import step_points
 
 _LOGGER = logging.getLogger(__name__)
@@ -41,8 +42,19 @@ _LOOK_S = 5.0
 _LIST_S = 30.0
 """Seconds between two looks at what must be listed: samples and checkpoints."""
 _LONGEST_LOOK_S = 60.0
+_MOST_LOOKS = 60
+"""Looks at the step log of an epoch that does not come; after these it is looked for once more, at the run's end."""
 
 MODEL_TYPE = "resnet-pipelines checkpoint"
+
+
+@dataclass
+class _Due:
+    """The steps of an epoch, which are to be told."""
+
+    may_stand: bool
+    """Whether MLflow may have them already."""
+    looks: int = 0
 
 
 class Teller:
@@ -65,14 +77,16 @@ class Teller:
         self._dataset = Path(uri).name
         self._records: dict[int, EpochRecord] = {}
         self._told_before: set[int] = set()
-        self._due: dict[int, bool] = {}  # epochs whose steps are to be told -> whether MLflow may have them already
+        self._handed: set[int] = set()  # epochs, those that the run went back behind too
+        self._due: dict[int, _Due] = {}
         self._samples = SampleReader(run, started_s)
         self._models = ModelSet(run_key(plan, run), MODEL_TYPE, (self._dataset, self._fingerprint))
         self._changed = threading.Lock()
         self._looking = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="teller", daemon=True)
-        self._is_started = self._is_complete = self._has_warned = False
+        self._is_started = self._is_complete = self._has_told_environment = False
+        self._warned: set[type[PipelineError]] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -94,10 +108,10 @@ class Teller:
     def begin(self) -> None:
         """Begin to tell: the run is open, and what it holds is asked for."""
         self._told_before = self._log.logged_steps("train_loss")
-        environment = read_environment(self._run)
-        if environment is not None:  # an earlier release kept none
-            self._log.log_tags(environment_tags(environment))
-            self._log.log_file(ENVIRONMENT, self._run.read(ENVIRONMENT))
+        try:
+            self._tell_environment()
+        except StorageError as error:
+            self._warn(error)
 
     def follow(self) -> None:
         """Look at the folder from time to time."""
@@ -107,13 +121,23 @@ class Teller:
 
     def tell_epoch(self, record: EpochRecord) -> bool:
         """Tell an epoch's figures unless MLflow has them, its steps a little later; return whether they were new."""
+        if self._records.get(record.epoch) not in (None, record):
+            self._forget(from_epoch=record.epoch)
         is_new = record.epoch not in self._told_before
         if is_new:
             self._log.log_metrics(record.metrics(), step=record.epoch)
         with self._changed:  # last: a model of this epoch takes its figures from those that stand in the run
-            self._due[record.epoch] = record.epoch not in self._records
+            self._due[record.epoch] = _Due(may_stand=record.epoch not in self._handed)
+            self._handed.add(record.epoch)
             self._records[record.epoch] = record
         return is_new
+
+    def _forget(self, *, from_epoch: int) -> None:
+        """Forget what was told of epochs that the run has gone back behind: they come anew, or not at all."""
+        with self._changed:
+            self._records = {epoch: record for epoch, record in self._records.items() if epoch < from_epoch}
+            self._due = {epoch: due for epoch, due in self._due.items() if epoch < from_epoch}
+        self._told_before = {epoch for epoch in self._told_before if epoch < from_epoch}
 
     def tell_best(self, best: Mapping[str, Any], weights_sha256: str, *, step: int) -> None:
         """Tell which epoch's weights are kept."""
@@ -131,6 +155,14 @@ class Teller:
         if self._config.tracking.enabled:
             self._look(is_final=True)
         self._is_complete = True
+
+    def tell_last(self) -> None:
+        """Tell everything as far as the folder can be read: a training that is done is published all the same."""
+        try:
+            self.tell_rest()
+        except StorageError as error:
+            self._is_complete = True
+            _LOGGER.warning("MLflow lacks a part of what the run's folder holds; `resnet track` tells it: %s", error)
 
     def _end_thread(self) -> None:
         self._ended.set()
@@ -152,35 +184,57 @@ class Teller:
         try:
             self._look(must_list=must_list)
         except StorageError as error:
-            if not self._has_warned:
-                self._has_warned = True
-                _LOGGER.warning("what the run's folder holds cannot be told to MLflow yet: %s", error)
+            self._warn(error)
+
+    def _warn(self, error: PipelineError) -> None:
+        if type(error) not in self._warned:
+            self._warned.add(type(error))
+            _LOGGER.warning("what the run's folder holds cannot be told to MLflow yet: %s", error)
 
     def _look(self, *, must_list: bool = True, is_final: bool = False) -> None:
         with self._looking:
             self._tell_steps(is_final=is_final)
             if must_list:
-                if points := self._samples.read_new():
+                self._tell_environment()
+                self._tell_checkpoints(is_final=is_final)
+                while points := self._samples.read_new():  # last: they keep nothing else back
                     # A sample that an earlier command saw may have been sent: those that stand are asked for.
                     self._log.put(points_record(points, may_stand=True))
-                self._tell_checkpoints(is_final=is_final)
+
+    def _tell_environment(self) -> None:
+        if self._has_told_environment:
+            return
+        environment = read_environment(self._run)
+        if environment is not None:  # an earlier release kept none
+            self._log.log_tags(environment_tags(environment))
+            self._log.log_file(ENVIRONMENT, self._run.read(ENVIRONMENT))
+        self._has_told_environment = True
 
     def _tell_steps(self, *, is_final: bool) -> None:
         with self._changed:
-            due = dict(self._due)
-        for epoch, may_stand in due.items():
-            record = self._records[epoch]
-            steps = read_step_log(self._run, epoch)
+            all_due = [(self._records[epoch], due) for epoch, due in self._due.items()]
+        for record, due in all_due:
+            if due.looks >= _MOST_LOOKS and not is_final:
+                continue
+            steps = self._read_steps(record.epoch)
+            due.looks += 1
             if steps is None:  # written after the record
                 continue
-            points = step_points(steps, self._config, steps_per_epoch=record.step // epoch)
+            points = step_points(steps, self._config, steps_per_epoch=record.step // record.epoch)
             rate = points[-1].figures["step_lr"] if points else record.lr
             if not (is_final or math.isclose(rate, record.lr, rel_tol=1e-6)):
                 continue  # those of a try that was gone back behind; its record is replaced a moment earlier
-            self._log.put(points_record(points, may_stand=may_stand))
+            self._log.put(points_record(points, may_stand=due.may_stand))
             with self._changed:
-                if self._records[epoch] is record:
-                    self._due.pop(epoch, None)
+                if self._due.get(record.epoch) is due:
+                    del self._due[record.epoch]
+
+    def _read_steps(self, epoch: int) -> StepLog | None:
+        try:
+            return read_step_log(self._run, epoch)
+        except DataError as error:  # curves of the others are drawn
+            self._warn(error)
+            return None
 
     def _tell_checkpoints(self, *, is_final: bool) -> None:
         """Tell which checkpoints are kept, the best first.

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.store.tracking.rest_store import RestStore
+from mlflow.utils.rest_utils import MlflowHostCreds
+from typing_extensions import override
 
 from pipelines import tracking_models
 from pipelines.errors import Unfinished
@@ -122,6 +128,68 @@ def test_a_set_that_waits_does_not_overtake_the_figures_of_its_models(
     assert [point.step for point in points] == [1, 2, 3, 4]
 
 
+def test_a_model_with_other_figures_is_another_one(log: RunLog) -> None:
+    """A run that goes back may have been looked at between an epoch's checkpoint and its new record."""
+    models = ModelSet("k", "checkpoint", DATA)
+    told(log, models, 2, 1)
+    anew = {"val_top1": 0.15, "val_loss": 0.75}
+    log.log_metrics(anew, step=2)
+    record = models.replace([replace(ranked(2)[0], metrics=anew), *ranked(1)])
+    assert record is not None
+    log.put(record)
+    assert look(log) == [("epoch-0002", "READY", "1"), ("epoch-0001", "READY", "2")]
+    found = open_client(log.uri).search_logged_models([log.experiment_id])
+    figures = {model.name: {metric.key: metric.value for metric in model.metrics} for model in found}
+    assert figures == {"epoch-0002": anew, "epoch-0001": {"val_top1": 0.1, "val_loss": 1.0}}
+
+
+class _Without(BaseHTTPRequestHandler):
+    """Answers what a server of MLflow 2 does about logged models (a page of Flask's), or a store that has none."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if getattr(self.server, "is_old", False):
+            self.send_error(404)
+            return
+        answer = json.dumps({"error_code": "NOT_IMPLEMENTED", "message": "no logged models here"}).encode()
+        self.send_response(501)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    @override
+    def log_message(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("is_old", [True, False])
+def test_a_server_without_logged_models_gets_all_else(
+    log: RunLog, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_old: bool
+) -> None:
+    with HTTPServer(("127.0.0.1", 0), _Without) as server:
+        server.is_old = is_old  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        old = RestStore(lambda: MlflowHostCreds(f"http://127.0.0.1:{server.server_port}"))
+
+        def ask(self: Any, *arguments: Any, **options: Any) -> Any:
+            return old.search_logged_models(*arguments, **options)
+
+        monkeypatch.setattr(MlflowClient, "search_logged_models", ask)
+        models = ModelSet("k", "checkpoint", DATA)
+        told(log, models, 2, 1)
+        log.log_metrics({"val_top1": 0.4, "val_loss": 0.25}, step=4)
+        told(log, models, 2, 1, is_final=True)
+        log.end()
+        server.shutdown()
+    assert log.num_waiting == 0
+    client = open_client(log.uri)
+    assert client.get_run(log.run_id).info.status == "FINISHED"
+    assert [point.step for point in client.get_metric_history(log.run_id, "val_top1")] == [1, 2, 3, 4]
+    refused = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert len(refused) == 1
+    assert "MLflow refused models of run 'r': this server keeps no logged models (MLflow 3 does): " in refused[0]
+
+
 def test_a_training_stopped_and_gone_on_with_is_told_once(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +218,7 @@ def test_a_training_stopped_and_gone_on_with_is_told_once(
     assert kept[-1] == 10
     known = sorted(int(model.params["step"]) for model in client.search_logged_models([experiment]))
     assert known == [step for step in kept if step in (4, 8)]  # the third epoch has no figures yet
+    run.put("system/worker-00000-0.json", b"")  # as a power cut leaves it; the run is published all the same
     stage.run(config)
     for _ in range(2):
         (last,) = client.search_runs([experiment])

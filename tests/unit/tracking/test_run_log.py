@@ -15,6 +15,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from pipelines import tracking
 from pipelines.errors import RegistryError
 from pipelines.tracking import RUN_KEY_TAG, RunLog, TrackingConfig
+from pipelines.tracking_records import NotOfferedError, Place, Record
 
 
 class Refused(Exception):
@@ -177,6 +178,36 @@ def test_a_refused_record_is_dropped_and_the_rest_arrive(store: FakeStore, caplo
     log.log_metrics({"loss": 1.0}, 1)
     assert steps(store, log.run_id, "loss") == [1]
     assert caplog.records[0].getMessage() == ("MLflow refused metrics of run 'r': refused: INVALID_PARAMETER_VALUE")
+
+
+def test_what_a_server_does_not_offer_is_said_once_and_keeps_nothing_back(
+    store: FakeStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    def send(place: Place, tried: bool) -> None:
+        raise NotOfferedError("this server keeps no logged models")
+
+    log = open_log()
+    for step in range(3):
+        log.put(Record("models", send))
+        log.log_metrics({"loss": 1.0}, step)
+    log.end()
+    assert steps(store, log.run_id, "loss") == [0, 1, 2]
+    assert log.num_waiting == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        "MLflow refused models of run 'r': this server keeps no logged models"
+    ]
+
+
+@pytest.mark.parametrize("is_background", [False, True])
+def test_what_comes_after_the_end_is_refused(
+    store: FakeStore, caplog: pytest.LogCaptureFixture, is_background: bool
+) -> None:
+    log = open_log(is_background=is_background)
+    log.log_metrics({"loss": 1.0}, 0)
+    log.end()
+    log.log_metrics({"loss": 1.0}, 1)
+    assert (log.num_waiting, steps(store, log.run_id, "loss")) == (0, [0])
+    assert [record.getMessage() for record in caplog.records] == ["metrics of run 'r' came after its end: not recorded"]
 
 
 def test_refused_credentials_stop_the_run_before_work(store: FakeStore) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from typing_extensions import override
 
-from pipelines.errors import StorageError
+from pipelines.errors import RegistryError, StorageError
 from pipelines.storage import LocalStorage, Storage
-from pipelines.train import alone, follow, startup
+from pipelines.train import alone, follow, stage, startup
 from pipelines.train.alone import train_alone
 from pipelines.train.follow import Follower
 from pipelines.train.outcome import read_outcome
@@ -87,6 +88,24 @@ def test_a_record_counts_as_handed_when_it_was_taken(tmp_path: Path) -> None:
         follower.poll()
         follower.poll()
     assert calls == [1, 1]
+
+
+def test_by_what_it_was_trained_is_kept_whatever_mlflow_says_and_by_no_command_that_trains_nothing(
+    dataset: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse() -> None:
+        raise RegistryError("MLflow cannot open a run")
+
+    config, run = make_config(dataset, epochs=1, local=True), Storage.open(tmp_path)
+    log: Any = SimpleNamespace(run_id="", begin=refuse)
+    teller: Any = SimpleNamespace(begin=lambda: None, follow=lambda: None, tell_epoch=lambda record: True)
+    stage._train(config, run, log, teller)
+    assert "MLflow cannot open a run" in caplog.text
+    assert b'"python"' in run.read("environment.json")
+    run.put("environment.json", b"of the command that trained")
+    log.begin = lambda: None
+    stage._train(config, run, log, teller)
+    assert run.read("environment.json") == b"of the command that trained"
 
 
 class Away(LocalStorage):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import mmap
 import time
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,91 @@ def test_storage_that_fails_ends_nothing_and_loses_no_sample(tmp_path: Path, mon
             time.sleep(0.01)
     assert failed == [1, 2]
     assert len(SampleReader(run, 0.0).read_new()) >= 3
+
+
+@pytest.mark.usefixtures("often")
+def test_a_full_file_that_cannot_be_written_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_use, "_PER_FILE", 2)
+    run = Storage.open(tmp_path)
+    use = MachineUse(run, 0, CPU)
+    use._mark = (0.0, 0.0)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise StorageError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "put", fail)
+        for _ in range(4):
+            use._take()
+    time.sleep(0.01)  # a file is named after the millisecond
+    use._take()
+    use._write()
+    assert len(SampleReader(run, 0.0).read_new()) == 5
+
+
+def test_pages_that_may_be_shared_count_in_no_worker() -> None:
+    size, before = 64_000_000, machine_use._memory_bytes()
+    with mmap.mmap(-1, size) as shared:
+        shared.write(b"1" * size)
+        assert machine_use._memory_bytes() - before < size / 2
+    own = bytearray(b"1" * size)
+    assert machine_use._memory_bytes() - before > len(own) / 2
+
+
+def put_samples(run: Storage, name: str, *at_s: float, **changes: Any) -> None:
+    samples = [{"at_s": second, "machine_load": 1.0} for second in at_s]
+    content = {"format_version": 1, "worker": 0, "samples": samples, **changes}
+    run.put(f"system/{name}.json", json.dumps(content).encode())
+
+
+@pytest.mark.parametrize(
+    ("damaged", "why"),
+    [
+        (b"", "Expecting value"),
+        (b"[]", "no format version"),
+        (b'{"worker": 0, "samples": []}', "no format version"),
+        (b'{"format_version": 2}', "its format version is 2; this program reads up to 1"),
+        (b'{"format_version": 1, "worker": 0}', "samples"),
+        (b'{"format_version": 1, "worker": 0, "samples": [{"at_s": NaN}]}', "NaN"),
+        (b'{"format_version": 1, "worker": 0, "samples": [3]}', "int"),
+    ],
+)
+def test_a_damaged_file_is_left_out_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damaged: bytes, why: str
+) -> None:
+    run = Storage.open(tmp_path)
+    for name in ("a", "c"):
+        run.put(f"system/{name}.json", damaged)
+    put_samples(run, "b", 1.0, 2.0)
+    reader = SampleReader(run, 0.0)
+    with caplog.at_level(logging.WARNING):
+        assert [point.step for point in reader.read_new()] == [1, 2]
+        assert reader.read_new() == []
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith(f"{run.address('system/a.json')} is left out of what MLflow is told: ")
+    assert why in said
+    put_samples(run, "a", 1.0, 2.0, 3.0)  # whole again
+    assert [point.step for point in reader.read_new()] == [1, 2, 3]
+
+
+def test_what_was_read_before_storage_failed_is_handed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Storage.open(tmp_path)
+    put_samples(run, "a", 1.0)
+    put_samples(run, "b", 2.0)
+    put_samples(run, "c", 3.0)
+    read, reader = run.read, SampleReader(run, 0.0)
+
+    def fail(path: str) -> bytes:
+        if "b.json" in path:
+            raise StorageError("away")
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "read", fail)
+        assert [point.step for point in reader.read_new()] == [1, 3]
+        with pytest.raises(StorageError, match="away"):
+            reader.read_new()
+    assert [point.step for point in reader.read_new()] == [2]
 
 
 def test_a_run_shorter_than_an_interval_has_a_sample(tmp_path: Path) -> None:

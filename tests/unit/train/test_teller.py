@@ -13,9 +13,10 @@ import pytest
 from pipelines.errors import StorageError
 from pipelines.storage import Storage
 from pipelines.tracking_records import Record
+from pipelines.train import teller as teller_module
 from pipelines.train.plan import TrainPlan
 from pipelines.train.records import EpochRecord
-from pipelines.train.step_log import StepLog, write_step_log
+from pipelines.train.step_log import StepLog, read_step_log, write_step_log
 from pipelines.train.teller import Teller
 from tests.unit.train.tiny import make_config
 
@@ -36,13 +37,19 @@ RECORD = EpochRecord(
 
 class FakeLog(SimpleNamespace):
     def __init__(self) -> None:
-        super().__init__(records=[], metrics=[])
+        super().__init__(records=[], metrics=[], tags=[])
 
     def put(self, record: Record) -> None:
         self.records.append(record)
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         self.metrics.append(step)
+
+    def log_tags(self, tags: dict[str, str]) -> None:
+        self.tags.append(tags)
+
+    def log_file(self, path: str, data: bytes) -> None:
+        pass
 
     def steps(self) -> list[int]:
         return [step for record in self.records for name, step in record.steps if name == "step_loss"]
@@ -104,3 +111,80 @@ def test_a_folder_that_cannot_be_read_is_said_once_and_read_later(
     teller.tell_rest()
     assert log.steps() == [1, 2, 3, 4]
     assert [record.what for record in log.records] == ["metrics", "models"]
+
+
+def test_what_is_damaged_keeps_nothing_else_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    teller, log, run, config = make_teller(tmp_path)
+    write_steps(run, 1.0)
+    first = replace(RECORD, lr=config.optimizer.lr)
+    for record in (replace(first, epoch=2, step=8), first):
+        teller.tell_epoch(record)
+    for path in ("environment.json", "system/worker-00000-1.json", "steps/epoch-000002.json"):
+        run.put(path, b"")
+    run.put("system/worker-00000-2.json", b'{"format_version": 1, "worker": 0, "samples": [{"at_s": 5.0, "x": 1.0}]}')
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            teller._look_safely()
+        teller.tell_rest()
+    assert log.steps() == [1, 2, 3, 4]
+    assert [record.steps for record in log.records if record.what == "metrics"][-1] == (("system/worker_0/x", 5),)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 3
+    for name in ("environment.json", "worker-00000-1.json", "epoch-000002.json"):
+        assert sum(name in line for line in said) == 1
+
+
+def test_a_folder_that_cannot_be_read_keeps_no_training_from_being_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    teller, _, run, _ = make_teller(tmp_path)
+
+    def fail(path: str) -> bytes:
+        raise StorageError("the disk is away")
+
+    monkeypatch.setattr(run, "read", fail)
+    with caplog.at_level(logging.WARNING), teller:
+        teller.follow()
+        teller.tell_last()
+    assert [record.getMessage() for record in caplog.records] == [
+        "MLflow lacks a part of what the run's folder holds; `resnet track` tells it: StorageError: the disk is away"
+    ]
+    with pytest.raises(StorageError):
+        teller.tell_rest()
+
+
+def test_steps_that_do_not_come_are_looked_for_some_times_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teller_module, "_MOST_LOOKS", 3)
+    teller, log, run, config = make_teller(tmp_path)
+    teller.tell_epoch(replace(RECORD, lr=config.optimizer.lr))
+    asked: list[int] = []
+
+    def ask(storage: Storage, epoch: int) -> StepLog | None:
+        asked.append(epoch)
+        return read_step_log(storage, epoch)
+
+    monkeypatch.setattr(teller_module, "read_step_log", ask)
+    for _ in range(5):
+        teller._look(must_list=False)
+    assert len(asked) == 3
+    write_steps(run, 1.0)
+    teller.tell_rest()
+    assert log.steps() == [1, 2, 3, 4]
+
+
+def test_epochs_that_the_run_went_back_behind_are_forgotten(tmp_path: Path) -> None:
+    teller, log, run, config = make_teller(tmp_path)
+    teller._told_before = {1, 2}  # by an earlier command
+    first = replace(RECORD, lr=config.optimizer.lr)
+    second = replace(first, epoch=2, step=8)
+    for record in (first, second, second):  # handed on once more, and the same
+        assert not teller.tell_epoch(record)
+    assert teller.tell_epoch(replace(first, lr=first.lr / 2))
+    assert list(teller._records) == list(teller._due) == [1]
+    write_steps(run, 0.5)
+    teller.tell_rest()  # the second epoch was not done anew
+    assert log.steps() == [1, 2, 3, 4]
+    assert not log.records[0].tried  # MLflow has those of the try before
+    assert teller.tell_epoch(second)
