@@ -59,6 +59,16 @@ class Batch:
     """Their targets."""
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """Workers that open a split together; those of one machine keep its pixels once, each decoding a part of them."""
+
+    run: str
+    """What they are workers of."""
+    world: World
+    """All of them, and which one this is."""
+
+
 class SplitRows:
     """A split of a dataset: ids and classes of all rows in memory, pixels through a `PixelSource`.
 
@@ -69,9 +79,8 @@ class SplitRows:
         threads: threads that decode.
         window_groups: row groups that are read from at a time, kept encoded where pixels are not kept.
         stored: keep images as they are stored, not as networks see them; crops are cut from them.
-        world: the workers that open the split together; those of one machine keep its pixels once, each decoding a part
-            of them, until all of them have called `release`.
-        run: what they are workers of.
+        sharing: the workers that open the split together; each calls `release` once all of them have. None: this
+            process alone.
 
     Raises:
         InputError: the split is missing or empty, or has rows without a label.
@@ -87,8 +96,7 @@ class SplitRows:
         threads: int,
         window_groups: int = 2,
         stored: bool = False,
-        world: World = World(),  # noqa: B008 - frozen
-        run: str = "",
+        sharing: Sharing | None = None,
     ) -> None:
         self.split = split
         self.group_sizes = [group.num_rows for group in dataset.row_groups(split)]
@@ -110,11 +118,12 @@ class SplitRows:
         self.is_cached = False
         self._memory: NodeMemory | None = None
         if (size := len(self.targets) * height * width * 3) <= limit_bytes:
-            if world.size > 1:
-                what = (run, dataset.ref, dataset.fingerprint, split, str(stored))
+            share = (0, 1)
+            if sharing is not None:
+                what = (sharing.run, dataset.ref, dataset.fingerprint, split, str(stored))
                 self._memory = self._shared_memory("\n".join(what), size)
+                share = (sharing.world.rank, sharing.world.size)
             try:
-                share = (world.rank, world.size)
                 self.pixels = PixelsInMemory(self._decoder, self.group_sizes, self._memory, share)
                 self.is_cached = True
             except OtherShape:
@@ -122,6 +131,7 @@ class SplitRows:
             finally:
                 if not self.is_cached:
                     self.release()
+                    self._memory = None  # nothing else here holds its pages
 
     def _shared_memory(self, key: str, size: int) -> NodeMemory | None:
         try:
@@ -264,7 +274,7 @@ def open_splits(
         "threads": config.loader_threads or torch.get_num_threads(),
     }
     if world.size > 1:
-        how |= {"world": world, "run": config.out}
+        how["sharing"] = Sharing(config.out, world)
     windows = window_groups_of(config.global_batch_size, world)
     stored = config.augment.crop_min_area > 0
     train = open_rows(dataset, "train", window_groups=windows, stored=stored, **how)

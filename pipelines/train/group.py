@@ -20,7 +20,7 @@ from pipelines.storage import Storage
 from pipelines.train import startup
 from pipelines.train.config import TrainConfig
 from pipelines.train.follow import Follower
-from pipelines.train.notice import NOTICE, catching_sigterm
+from pipelines.train.notice import DRIVER_POLL_S, NOTICE, catching_sigterm
 from pipelines.train.records import EpochRecord
 from pipelines.train.worker import FAILURE, STOP, read_failure, rebuild_failure, train_worker
 
@@ -33,7 +33,7 @@ MAX_FAILURES = 3
 """Deaths of workers that a run survives; each costs the work since the last checkpoint and a restart."""
 RAY_MODULES = ("ray.train.v2.api.data_parallel_trainer", "pipelines.train.ray_backend")
 """What `train_in_workers` imports of Ray: 2 s, in which Ray's processes come up as well."""
-_POLL_S = 0.5
+_POLL_S = DRIVER_POLL_S
 
 
 def train_in_workers(

@@ -40,10 +40,12 @@ class NodeMemory:
     def __init__(self, key: str, size: int, parts: int, *, place: Path = PLACE) -> None:
         folder = _folder(place)
         self._path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}-{size}-{parts}"
+        self._end = size + parts
+        """The byte whose lock is held by whoever reserves the pages or deletes the name."""
         sweep(folder)
         self._file = _open_locked(self._path)
         try:
-            with _byte_locked(self._file, size + parts):
+            with _byte_locked(self._file, self._end):
                 _reserve(self._file, size + parts)
             memory = mmap.mmap(self._file, size + parts)
         except BaseException:
@@ -66,10 +68,14 @@ class NodeMemory:
             self._fill_one(part, fill_part, waits=True)
 
     def release(self) -> None:
-        """Let nobody else find this memory; it is given back when the last process that has it ends, however."""
+        """Let nobody else find this memory; its pages are given back when no living process has an array of it.
+
+        Where another has released it before, its name may be that of a new one by now, which is left alone.
+        """
         if self._file >= 0:
-            with contextlib.suppress(FileNotFoundError):
-                self._path.unlink()
+            # One at a time compares and deletes, so that none deletes what came after another's deletion.
+            with _byte_locked(self._file, self._end):
+                _unlink(self._path, self._file)
             os.close(self._file)
             self._file = -1
 
@@ -88,7 +94,7 @@ def sweep(folder: Path) -> None:
     for path in folder.iterdir():
         with contextlib.suppress(OSError), _opened(path) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+            _unlink(path, file)
 
 
 def _folder(place: Path) -> Path:
@@ -107,10 +113,23 @@ def _open_locked(path: Path) -> int:
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(file, fcntl.LOCK_SH)
-        with contextlib.suppress(FileNotFoundError):
-            if os.stat(path).st_ino == os.fstat(file).st_ino:
-                return file
+        if _is_at(path, file):
+            return file
         os.close(file)  # swept, or released, between the two calls
+
+
+def _is_at(path: Path, file: int) -> bool:
+    """Return whether an open file is the one of that name: deleted, it may be followed by another's."""
+    try:
+        return os.stat(path).st_ino == os.fstat(file).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _unlink(path: Path, file: int) -> None:
+    """Delete a name where it is that of an open file; the caller's lock keeps others from doing so in between."""
+    if _is_at(path, file):
+        path.unlink(missing_ok=True)
 
 
 def _reserve(file: int, size: int) -> None:

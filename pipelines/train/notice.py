@@ -1,8 +1,10 @@
 """Word that a training will soon be ended from outside: SIGTERM, a note in the run's storage, a node that is drained.
 
 Clouds and schedulers take machines away with seconds to minutes of notice. The loop asks at every sync and leaves a
-checkpoint at once. Told the driver, the run ends; told a worker, all stop at that checkpoint, it leaves, and Ray starts
-the group anew from there. A second SIGTERM goes to whoever handled the first one before.
+checkpoint at once. Told the driver, the run ends; told a worker alone, all stop at that checkpoint, it leaves, and Ray
+starts the group anew from there. Where both are told at once (a service that is stopped, a signal to a process group),
+a worker may be the first to see it, and waits a moment for the driver's note. A second SIGTERM goes to whoever handled
+the first one before.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ _LOGGER = logging.getLogger(__name__)
 
 NOTICE = "_work/notice.json"
 """Written by a driver that was told to end; its workers look for it."""
+DRIVER_POLL_S = 0.5
+"""Seconds between a driver's looks whether it was told."""
 _POLL_S = 1.0
 
 _TERMINATED = threading.Event()

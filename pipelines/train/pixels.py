@@ -99,8 +99,11 @@ class Decoder:
             for index in range(start, min(start + _CHUNK, number)):
                 one(index)
 
-        for done in [self._pool.submit(part, start) for start in range(0, number, _CHUNK)]:
-            done.result()
+        waiting = [self._pool.submit(part, start) for start in range(0, number, _CHUNK)]
+        while waiting:
+            # Not held by a name here: one that failed, its error and this frame would hold each other, and with them
+            # what is decoded into, for as long as it pleases the garbage collector.
+            waiting.pop(0).result()
 
     def _decoded(self, data: bytes) -> Pixels:
         """Return an image's pixels, which last until this thread decodes the next one."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from contextlib import nullcontext
 from typing import Any
 
 from pipelines import errors
 from pipelines.errors import ConfigError, DataError, InputError, NotFound, PipelineError, StorageError, Unfinished
 from pipelines.storage import Storage
-from pipelines.train import startup
+from pipelines.train import notice, startup
 from pipelines.train.config import TrainConfig
 
 STOP = "_work/stop.json"
@@ -22,6 +23,9 @@ STOP = "_work/stop.json"
 FAILURE = "_work/failure.json"
 """Written by the worker that met an error which trying again would only meet again."""
 
+_LOOK_S = 0.1
+_DRIVER_S = notice.DRIVER_POLL_S + 1.0
+"""Seconds that a worker which was told to end waits for word that the run is: the driver's next look, and its note."""
 _PERMANENT = (ConfigError, InputError, DataError)
 
 
@@ -37,13 +41,13 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         `failure` with the parts of an error that ended the run for good; `steps` of a window; else empty.
 
     Raises:
-        Unfinished: this worker was told to end and the run was not: Ray replaces it, and the group goes on.
+        Unfinished: this worker was told to end, and nothing ended the run (`_is_over`): Ray replaces it, and the group
+            goes on.
     """
     startup.begin(settings.get("marks", ()))
     startup.mark("worker entered")
     import torch
 
-    from pipelines.train import notice
     from pipelines.train.collectives import World
     from pipelines.train.loop import fit, replay
     from pipelines.train.machine_use import MachineUse
@@ -73,7 +77,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             )
         if outcome.stopped:
             world.sum_values([0.0], device)  # whoever leaves ends the group: not before rank 0's checkpoint is safe
-            if notice.is_terminated() and not _stands(run, notice.NOTICE):
+            if notice.is_terminated() and not _is_over(run, settings.get("ends_at_s", math.inf)):
                 raise Unfinished(
                     "workers were told to end (SIGTERM) more often than they are replaced",
                     where=run.uri,
@@ -88,6 +92,19 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         run.put(FAILURE, json.dumps(failure).encode())
         raise
     return {}
+
+
+def _is_over(run: Storage, ends_at_s: float) -> bool:
+    """Return whether the run has ended for all: by the driver's note, which is waited for a moment, or by its time.
+
+    The driver may have been told together with this worker, and then sees it a little later.
+    """
+    until_s = time.monotonic() + _DRIVER_S
+    while not (time.time() >= ends_at_s or _stands(run, notice.NOTICE) or _stands(run, STOP)):
+        if time.monotonic() >= until_s:
+            return False
+        time.sleep(_LOOK_S)
+    return True
 
 
 def _stands(run: Storage, note: str) -> bool:

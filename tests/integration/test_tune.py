@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
@@ -174,21 +174,23 @@ def test_a_trial_that_fails_is_marked_and_one_whose_process_dies_goes_on(
     """The processes are killed from outside when a trial has two epochs, once; that trial still reaches its last."""
     import pipelines.tune.sweep as sweep_module
 
-    killed: list[int] = []
+    epochs_at_kill: list[int] = []
     follow = sweep_module.Sweep.follow
 
     def follow_and_kill(self: Any, trial: str) -> None:
         follow(self, trial)
-        if not killed and len(self.records[trial]) >= 2:
-            killed.extend(_trial_pids())
-            for pid in killed:
-                os.kill(pid, 9)
+        if not epochs_at_kill and len(self.records[trial]) >= 2 and (killed := _trial_processes()):
+            for process in killed:
+                process.kill()
+            psutil.wait_procs(killed, timeout=10)
+            epochs_at_kill.append(len(list((tmp_path / "out" / "trials" / trial / "records").glob("epoch-*.json"))))
 
     monkeypatch.setattr(sweep_module.Sweep, "follow", follow_and_kill)
     space = {"optimizer.lr": {"choice": [0.1, 1e12]}}  # the loss of the second becomes inf or nan
     config = make_sweep(dataset, tmp_path / "out", mlflow_uri, space=space, num_trials=2, epochs=12)
     result = stage.run(config)
-    assert killed
+    assert len(epochs_at_kill) == 1
+    assert 2 <= epochs_at_kill[0] < 12
     entries = journal(tmp_path / "out")
     by_rate = {entry["params"]["optimizer.lr"]: entry for entry in entries.values()}
     assert (by_rate[0.1]["status"], by_rate[0.1]["epochs"]) == ("finished", 12)
@@ -209,11 +211,9 @@ def test_a_sweep_in_which_all_fail_says_why_and_can_be_run_again(dataset: str, m
     assert {entry["status"] for entry in journal(tmp_path / "out").values()} == {"failed"}
 
 
-def _trial_pids() -> list[int]:
-    import psutil
-
+def _trial_processes() -> list[psutil.Process]:
     mine = psutil.Process().children(recursive=True)
-    return [process.pid for process in mine if "ResourceTrainable" in " ".join(process.cmdline())]
+    return [process for process in mine if "ResourceTrainable" in " ".join(process.cmdline())]
 
 
 @pytest.mark.slow

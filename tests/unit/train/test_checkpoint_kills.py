@@ -15,7 +15,7 @@ from pipelines.train.checkpoint import load_latest
 from pipelines.train.loop import fit_local
 from pipelines.train.outcome import FitOutcome
 from pipelines.train.records import read_records
-from pipelines.train.state import AVERAGE, OPTIMIZER, WEIGHTS
+from pipelines.train.state import AVERAGE, OPTIMIZER, STATE, WEIGHTS
 from pipelines.train.step import Step
 from pipelines.train.step_log import read_steps
 from tests.unit.train.awaited import await_writes
@@ -70,34 +70,52 @@ def final(run: Storage, outcome: FitOutcome) -> tuple[object, ...]:
 
 
 @contextmanager
-def cut_off_at(call: int, counts: list[int]) -> Iterator[None]:
-    """Count writes, done by their own thread while training goes on; from the given one on none is done."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_SYNC_S", 0.0)
-        for name in WRITES:
-            write = getattr(LocalStorage, name)
+def cut_off_at(checkpoint: int, write: int) -> Iterator[list[str]]:
+    """Cut off a run's writes, done by their own thread while training goes on; yield where, once it has happened.
 
-            def dying(self: LocalStorage, *arguments: object, _write: object = write) -> None:
-                counts[0] += 1
-                if counts[0] >= call:
+    None is done from the given write of the given checkpoint on, both counted from 1.
+    """
+    begun: list[str] = []
+    counts, cuts = [0], list[str]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_SYNC_S", 0.0)  # a checkpoint after every step
+        for name in WRITES:
+            real = getattr(LocalStorage, name)
+
+            def dying(self: LocalStorage, path: str, *rest: object, _name: str = name, _real: object = real) -> None:
+                if path.startswith("checkpoints/"):
+                    _, step, file = path.split("/")
+                    if step > max(begun, default=""):
+                        begun.append(step)
+                        counts[0] = 0
+                    counts[0] += 1
+                    if (len(begun), counts[0]) == (checkpoint, write):
+                        cuts.append(f"{_name} {file}" if step == begun[-1] else f"{_name} an older {file}")
+                if cuts:
                     raise Killed
-                _write(self, *arguments)  # type: ignore[operator]
+                _real(self, path, *rest)  # type: ignore[operator]
 
             patch.setattr(LocalStorage, name, dying)
-        yield
+        yield cuts
 
 
 def test_a_kill_while_a_thread_writes_leaves_what_can_be_gone_on_with(dataset: str, tmp_path: Path) -> None:
-    config = make_config(dataset, epochs=3, checkpoint_every_s=0, ema_decay=0.8)
+    config = make_config(dataset, checkpoint_every_s=0, ema_decay=0.8)
     whole = Storage.open(tmp_path / "whole")
     expected = final(whole, fit_local(config, whole, device="cpu"))
-    for call in range(1, 60, 9):  # each time elsewhere in a checkpoint's writes
-        run = Storage.open(tmp_path / str(call))
-        with cut_off_at(call, [0]), pytest.raises(Killed):
+    cuts: list[str] = []
+    for number in range(1, 8):  # of the first checkpoint the first write, of the second the second...
+        run = Storage.open(tmp_path / str(number))
+        with cut_off_at(number, number) as cut, pytest.raises(Killed):
             fit_local(config, run, device="cpu")
+        cuts += cut
         before = load_latest(run)
-        assert final(run, fit_local(config, run, device="cpu")) == expected, call
-        assert before is not None or call < 12
+        assert (before is None) == (number == 1)
+        assert final(run, fit_local(config, run, device="cpu")) == expected, number
+    assert cuts == [
+        *("delete COMMIT", f"put {WEIGHTS}", f"put {OPTIMIZER}", f"put {AVERAGE}", f"put {STATE}", "put COMMIT"),
+        "delete an older COMMIT",
+    ]
 
 
 def campaign(dataset: str, root: Path, every: int, epochs: int) -> tuple[int, int]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -38,13 +41,7 @@ from pipelines.train.outcome import FitOutcome
 from pipelines.train.plan import plan
 from pipelines.train.records import read_records
 from pipelines.train.state import WEIGHTS, read_cursor
-from tests.unit.train.measures import (
-    measure_and_fail,
-    measure_crashed,
-    measure_full,
-    measure_killed,
-    measure_mute,
-)
+from tests.unit.train.measures import measure_crashed, measure_killed, measure_mute, say
 from tests.unit.train.tiny import MODEL, make_config, write_dataset
 from tests.unit.train.worlds import in_threads
 
@@ -254,14 +251,49 @@ def test_what_reading_the_data_took_is_not_put_down_to_the_batch(dataset: str) -
     assert _peak_bytes() - _resident_bytes() < 32 << 20
 
 
-@pytest.mark.parametrize(("measure", "words"), [
-    (measure_and_fail, "trying batch sizes failed: RuntimeError: shapes do not match"),
-    (measure_crashed, "trying batch sizes failed: the process was ended by signal 11"),
+FITS = Timed(1.0, 72, fixed_bytes=0, step_bytes=0)
+
+
+def said_where(
+    dataset: str, monkeypatch: pytest.MonkeyPatch, *steps: Timed | Exception, **changes: Any
+) -> list[dict[str, Any]]:
+    """Return what is said where the steps of one size after the other come to this."""
+    said: list[dict[str, Any]] = []
+    monkeypatch.setattr(batch_size, "_time_steps", mock.Mock(side_effect=steps))
+    config = make_config(dataset, cpus_per_worker=1, **changes)
+    with suppress(RuntimeError):  # of the process, which has told of it by then
+        measure_sizes(config.model_dump_json(), SimpleNamespace(send=said.append, close=lambda: None))  # type: ignore[arg-type]
+    return said
+
+
+@pytest.mark.parametrize(("error", "end"), [
+    (torch.OutOfMemoryError(WORDS), {"reason": "16 images a batch do not fit into memory"}),
+    (RuntimeError("can't allocate memory: 9 bytes"), {"reason": "16 images a batch do not fit into memory"}),
+    (MemoryError(), {"reason": "16 images a batch do not fit into memory"}),
+    (MemoryShortage("the update of the weights"), {"reason": "16 images a batch do not fit into memory"}),
+    (RuntimeError("shapes do not match"), {"error": "RuntimeError: shapes do not match"}),
 ])  # fmt: skip
-def test_no_other_end_is_taken_for_a_lack_of_memory(dataset: str, measure: Callable[..., None], words: str) -> None:
+def test_no_other_error_is_taken_for_a_lack_of_memory(
+    dataset: str, monkeypatch: pytest.MonkeyPatch, one_torch_thread: None, error: Exception, end: dict[str, str]
+) -> None:
+    said = said_where(dataset, monkeypatch, FITS, error, global_batch_size=8)
+    assert said == [{"size": 8, "images_per_s": 1.0}, end]
+
+
+def test_an_error_is_told_in_its_words(dataset: str) -> None:
     with pytest.raises(DataError) as caught:
-        found(dataset, measure, global_batch_size=8)
-    assert caught.value.what == f"find_batch_size is true, and {words}"
+        found(dataset, partial(say, [{"error": "RuntimeError: shapes do not match"}]))
+    assert caught.value.what == (
+        "find_batch_size is true, and trying batch sizes failed: RuntimeError: shapes do not match"
+    )
+
+
+def test_a_crash_is_not_taken_for_a_lack_of_memory(dataset: str) -> None:
+    with pytest.raises(DataError) as caught:
+        found(dataset, measure_crashed, global_batch_size=8)
+    assert caught.value.what == (
+        "find_batch_size is true, and trying batch sizes failed: the process was ended by signal 11"
+    )
 
 
 def test_the_process_never_stays_behind(dataset: str) -> None:
@@ -270,9 +302,10 @@ def test_the_process_never_stays_behind(dataset: str) -> None:
     assert not multiprocessing.active_children()
 
 
-def test_not_even_the_first_size_fits(dataset: str) -> None:
+def test_not_even_the_first_size_fits(dataset: str, monkeypatch: pytest.MonkeyPatch, one_torch_thread: None) -> None:
+    said = said_where(dataset, monkeypatch, torch.OutOfMemoryError(WORDS), global_batch_size=20)
     with pytest.raises(ConfigError) as caught:
-        found(dataset, measure_full, global_batch_size=20)
+        found(dataset, partial(say, said), global_batch_size=20)
     assert caught.value.what == (
         "global_batch_size is 20, and not even a batch of that size can be trained: 20 images a batch do not fit into"
         " memory"

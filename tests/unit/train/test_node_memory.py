@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import multiprocessing
 import os
 import signal
@@ -14,8 +16,8 @@ import pytest
 
 from pipelines.dataset.reader import open_dataset
 from pipelines.train.collectives import World
-from pipelines.train.feed import SplitRows
-from pipelines.train.node_memory import NodeMemory
+from pipelines.train.feed import Sharing, SplitRows
+from pipelines.train.node_memory import NodeMemory, _byte_locked, sweep
 from tests.unit.train.tiny import write_dataset
 
 PARTS, LONG = 6, 1000
@@ -100,6 +102,54 @@ def test_released_memory_lasts_as_long_as_it_is_used_and_is_found_by_nobody_else
     assert not third.array.any()
 
 
+def test_a_release_leaves_the_memory_that_has_taken_the_name_since(tmp_path: Path) -> None:
+    one, other = (NodeMemory("images", PARTS * LONG, PARTS, place=tmp_path) for _ in range(2))
+    one.release()
+    rerun = NodeMemory("images", PARTS * LONG, PARTS, place=tmp_path)
+    other.release()
+    rerun.array[9] = 7
+    assert NodeMemory("images", PARTS * LONG, PARTS, place=tmp_path).array[9] == 7
+
+
+def replace_under_the_lock(place: Path, is_locked: Any) -> None:
+    memory = NodeMemory("images", PARTS * LONG, PARTS, place=place)
+    with _byte_locked(memory._file, memory._end):
+        is_locked.set()
+        time.sleep(0.1)
+        memory._path.unlink()
+        memory._path.write_bytes(b"of a rerun")
+
+
+def test_releases_of_several_processes_wait_for_each_other(tmp_path: Path) -> None:
+    memory, context = NodeMemory("images", PARTS * LONG, PARTS, place=tmp_path), multiprocessing.get_context("fork")
+    is_locked = context.Event()
+    other = context.Process(target=replace_under_the_lock, args=(tmp_path, is_locked))
+    other.start()
+    assert is_locked.wait(30)
+    memory.release()
+    assert memory._path.read_bytes() == b"of a rerun"
+    other.join()
+
+
+def test_a_sweep_leaves_what_has_taken_the_name_since_it_was_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, lock = tmp_path / "memory", fcntl.flock
+    path.write_bytes(b"of a run that was killed")
+
+    def replace_and_lock(file: int, how: int) -> None:
+        path.unlink()
+        path.write_bytes(b"of a rerun")
+        lock(file, how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", replace_and_lock)
+        sweep(tmp_path)
+    assert path.read_bytes() == b"of a rerun"
+    sweep(tmp_path)
+    assert not path.exists()
+
+
 def test_what_raises_leaves_the_part_to_others(tmp_path: Path) -> None:
     memory, done = NodeMemory("images", PARTS * LONG, PARTS, place=tmp_path), list[int]()
 
@@ -129,8 +179,8 @@ def test_workers_of_one_machine_hold_the_pixels_of_a_split_once(
     own = SplitRows(dataset, "train", limit_bytes=1 << 20, threads=1)
 
     def opened(rank: int) -> SplitRows:
-        world = World(rank, 2)
-        return SplitRows(dataset, "train", limit_bytes=1 << 20, threads=1, world=world, run=str(tmp_path))
+        sharing = Sharing(str(tmp_path), World(rank, 2))
+        return SplitRows(dataset, "train", limit_bytes=1 << 20, threads=1, sharing=sharing)
 
     monkeypatch.setattr("pipelines.train.feed.NodeMemory", lambda *how: NodeMemory(*how, place=tmp_path))
     one, other = opened(0), opened(1)
@@ -151,6 +201,19 @@ def test_images_of_several_sizes_leave_no_shared_memory(tmp_path: Path, monkeypa
     place = tmp_path / "memory"
     place.mkdir()
     monkeypatch.setattr("pipelines.train.feed.NodeMemory", lambda *how: NodeMemory(*how, place=place))
-    rows = SplitRows(dataset, "train", limit_bytes=1 << 20, threads=1, stored=True, world=World(0, 2))
-    assert not rows.is_cached
-    assert not list(next(place.iterdir()).iterdir())
+    sharing, deadline_s = Sharing(str(tmp_path), World(0, 2)), time.monotonic() + 5
+    gc.disable()  # it would give back late what holds itself
+    try:
+        rows = SplitRows(dataset, "train", limit_bytes=1 << 20, threads=1, stored=True, sharing=sharing)
+        assert not rows.is_cached
+        assert not list(next(place.iterdir()).iterdir())
+        while is_mapped(place) and time.monotonic() < deadline_s:  # until the thread that met the image lets go of it
+            time.sleep(0.01)
+        assert not is_mapped(place)
+    finally:
+        gc.enable()
+
+
+def is_mapped(place: Path) -> bool:
+    """Return whether this process has memory of files in a folder, deleted ones among them."""
+    return str(place) in Path("/proc/self/maps").read_text()

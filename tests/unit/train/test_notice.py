@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -19,13 +20,13 @@ import torch
 from pipelines.errors import ConfigError, StorageError, Unfinished
 from pipelines.ray_runtime import RaySession
 from pipelines.storage import Storage
-from pipelines.train import group, loop, notice, stage
+from pipelines.train import group, loop, notice, stage, worker
 from pipelines.train.checkpoint import committed_steps
 from pipelines.train.collectives import World
 from pipelines.train.loop import fit, fit_local
 from pipelines.train.notice import NOTICE, Notice, catching_sigterm, noted_in
 from pipelines.train.records import EpochRecord
-from pipelines.train.worker import _is_draining, train_worker
+from pipelines.train.worker import STOP, _is_draining, train_worker
 from tests.unit.train.test_loop import final_files
 from tests.unit.train.tiny import make_config, write_dataset
 from tests.unit.train.worlds import in_threads
@@ -73,6 +74,7 @@ def test_a_worker_that_is_told_leaves_for_another_to_go_on(
     dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "_SYNC_S", 0.0)
+    monkeypatch.setattr(worker, "_DRIVER_S", 0.0)
     config = make_config(dataset, epochs=3)
     run, whole = Storage.open(tmp_path / "run"), Storage.open(tmp_path / "whole")
     threads = torch.get_num_threads()
@@ -89,6 +91,32 @@ def test_a_worker_that_is_told_leaves_for_another_to_go_on(
     assert train_worker(settings) == {}
     fit_local(config, whole, device="cpu")
     assert final_files(run) == final_files(whole)
+
+
+@pytest.mark.parametrize("end", [NOTICE, STOP, "time", ""])
+def test_a_worker_that_is_told_as_the_run_ends_is_not_replaced(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    config, run, stands = make_config(dataset), Storage.open(tmp_path / "run"), worker._stands
+
+    def miss_once(storage: Storage, note: str) -> bool:
+        is_there = stands(storage, note)
+        if note == end:
+            run.put(note, b"{}")  # the driver was told together with the worker, and is a little later
+        return is_there
+
+    monkeypatch.setattr(loop, "fit", lambda *_, **__: SimpleNamespace(stopped=True))
+    monkeypatch.setattr(notice, "is_terminated", lambda: True)
+    monkeypatch.setattr(worker, "_stands", miss_once)
+    settings = {"config": config.model_dump_json(), "run": run.uri, "threads": 1, "use_gpu": False}
+    if end:
+        ends_at_s = time.time() if end == "time" else math.inf
+        assert train_worker(settings | {"ends_at_s": ends_at_s}) == {}
+        return
+    assert worker._DRIVER_S > group._POLL_S
+    monkeypatch.setattr(worker, "_DRIVER_S", 0.1)
+    with pytest.raises(Unfinished):  # told alone
+        train_worker(settings)
 
 
 def test_a_node_that_drains_leaves_one_checkpoint_at_once_and_the_run_goes_on(
