@@ -260,8 +260,8 @@ class TrainConfig(StrictModel):
     checkpoint_every_s: float = runtime_field(60.0, ge=0)
     """Seconds between checkpoints inside an epoch; there is one at the end of every epoch in any case."""
     cache_limit_mb: int = runtime_field(2048, ge=0)
-    """Decoded images of a split that are kept in memory, in MB, once for all workers of a node; a larger split is decoded
-    as it is read."""
+    """Decoded images of a split that are kept in memory, in MB, once for all workers of a node; a larger split is
+    decoded as it is read."""
     loader_threads: int = runtime_field(0, ge=0)
     """Threads that decode images in a worker; 0: as many as it has CPUs."""
     log_every_steps: int = runtime_field(0, ge=0)
