@@ -10,9 +10,7 @@ import json
 import logging
 import multiprocessing
 import os
-import resource
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -26,6 +24,7 @@ from pipelines.errors import AlreadyExists, ConfigError, DataError, NotFound, Pi
 from pipelines.storage import Storage
 from pipelines.tracking import TrackingConfig
 from pipelines.train.config import TrainConfig
+from pipelines.train.process_memory import peak_bytes, resident_and_shared_bytes
 from pipelines.train.worker import describe_failure, rebuild_failure
 
 _LOGGER = logging.getLogger(__name__)
@@ -345,14 +344,12 @@ def _peak_bytes() -> int:
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return int(peak if sys.platform == "darwin" else 1024 * peak)
+        return peak_bytes()
 
 
 def _resident_bytes() -> int:
     """Return the memory that this process has now; where nothing says so, the most that it had."""
     try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return resident_and_shared_bytes()[0]
     except OSError:
         return _peak_bytes()
-    return pages * resource.getpagesize()

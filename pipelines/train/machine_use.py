@@ -10,8 +10,6 @@ import contextlib
 import json
 import os
 import re
-import resource
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +22,7 @@ import torch
 from pipelines.errors import StorageError
 from pipelines.storage import Storage
 from pipelines.train.nvml import Gpu
+from pipelines.train.process_memory import peak_bytes, resident_and_shared_bytes
 from pipelines.train.samples import FOLDER, FORMAT_VERSION
 
 _EVERY_S = 10.0
@@ -122,10 +121,9 @@ def _memory_bytes() -> int:
     system does not say: the most until now, with them.
     """
     with contextlib.suppress(OSError):
-        _, resident, shared, *_ = Path("/proc/self/statm").read_text(encoding="ascii").split()
-        return (int(resident) - int(shared)) * resource.getpagesize()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        resident, shared = resident_and_shared_bytes()
+        return resident - shared
+    return peak_bytes()
 
 
 def _machine_figures() -> dict[str, float]:

@@ -6,8 +6,6 @@ Both work in a throwaway folder, in this process, with the loop's own parts; not
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,6 +27,7 @@ from pipelines.train.feed import Batch, SplitRows
 from pipelines.train.model import MODEL, write_model
 from pipelines.train.plan import plan as make_plan
 from pipelines.train.precision import resolve_device
+from pipelines.train.process_memory import peak_bytes
 from pipelines.train.transfer import set_training
 
 SMOKE_STEPS = 2
@@ -97,7 +96,7 @@ def smoke(config: TrainConfig) -> StageResult:
         "device": f"{device_name}, {parts.precision.name}",
         "images_per_s": round(len(batch.targets) / step_s, 1),
         "val_loss": val["val_loss"],
-        "peak_memory_mb": _peak_mb(),
+        "peak_memory_mb": peak_bytes() >> 20,
         "whole_run_would_take": _duration(whole_s),
     }
     return StageResult("train --smoke", "nothing was kept", "", skipped=False, figures=figures_shown)
@@ -180,8 +179,3 @@ def _duration(seconds: float) -> str:
     if seconds >= 5400:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
-
-
-def _peak_mb() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10))
