@@ -30,6 +30,8 @@ WORST_PAIRS = 12
 def training_curves(records: Sequence[Mapping[str, Any]]) -> Picture:
     """Draw loss and top-1 accuracy over epochs from epoch records; the best validation epoch is marked.
 
+    Of equal ones that with the lowest loss is, since its weights are kept.
+
     A record holds `epoch`, `train_loss`, `val_loss`, `train_top1`, `val_top1` (fractions); missing
     values leave gaps. Records with `val_map` are of images with several labels: that is drawn, and no line for train.
     """
@@ -46,7 +48,7 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> Picture:
         axis_labels(lower, palette, x="epoch")
         whole_numbers(lower)
         if np.isfinite(accuracy).any():
-            best = int(np.nanargmax(accuracy))
+            best = best_epoch(accuracy, _column(records, "val_loss"))
             lower.plot(epochs[best], 100 * accuracy[best], "o", color=palette.accent, markersize=6, zorder=5)
             lower.annotate(
                 f"best {100 * accuracy[best]:.1f}%",
@@ -59,6 +61,14 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> Picture:
             )
 
     return render(draw, WIDTH, 420)
+
+
+def best_epoch(scores: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]) -> int:
+    """Return the index of the highest score; of equal ones that with the lowest loss, of those the first."""
+    is_best = scores == np.nanmax(scores)
+    known = np.where(np.isnan(losses), math.inf, losses)
+    order = np.lexsort((known, ~is_best))  # the last key counts first, and equal ones stay in their order
+    return int(order[0])
 
 
 def confusion_matrix(matrix: Sequence[Sequence[int]] | npt.NDArray[Any], classes: Sequence[str]) -> Picture:

@@ -135,3 +135,11 @@ def test_long_names_are_cut_in_the_middle() -> None:
 
 def test_digits_are_ordered_as_numbers() -> None:
     assert sorted(["10", "b", "2", "a"], key=figures._natural) == ["2", "10", "a", "b"]
+
+
+def test_the_marked_epoch_is_the_one_whose_weights_are_kept() -> None:
+    nan = float("nan")
+    scores = np.array([nan, 0.5, 0.9, 0.9, 0.9, 0.7])
+    assert figures.best_epoch(scores, np.array([0.1, 0.2, 0.5, 0.3, 0.3, 0.1])) == 3
+    assert figures.best_epoch(scores, np.full(6, nan)) == 2
+    assert figures.best_epoch(scores, np.array([nan, nan, nan, nan, 0.3, nan])) == 4
