@@ -15,6 +15,7 @@ EXAMPLES = (
     "resnet train default --dataset datasets/photos optimizer.lr=0.1",
     "resnet train datasets/photos epochs=30",
     "resnet train photos.zip",
+    "resnet train --resume runs/train/KEY num_workers=2",
 )
 
 
@@ -29,10 +30,12 @@ def _check_start(config: TrainConfig) -> None:
 
 
 @click.command("train", epilog=options.examples(*EXAMPLES))
-@click.argument("config", metavar="CONFIG")
+@click.argument("config", metavar="CONFIG", required=False, default="")
 @options.overrides
 @options.dataset
 @options.out
+@click.option("--resume", default="", metavar="RUN", help="Go on with a run by its folder, in CONFIG's place.")
+@click.option("--max-hours", type=click.FloatRange(min=0, min_open=True), help="Stop after it with a checkpoint.")
 @options.dry_run
 @click.option("--local", is_flag=True, help="Train in this process, without Ray; one worker.")
 @click.option("--smoke", is_flag=True, help="Two steps of everything, nothing kept; says what a run would take.")
@@ -49,6 +52,8 @@ def command(
     overrides: tuple[str, ...],
     dataset: str,
     out: str,
+    resume: str,
+    max_hours: float | None,
     dry_run: bool,
     local: bool,
     smoke: bool,
@@ -58,14 +63,21 @@ def command(
     """Train one network, e.g. `resnet train cifar-fast --dataset datasets/cifar model.depth=20`.
 
     CONFIG is a preset, a YAML file, a dataset, or images (a folder, .zip or .tar), taken in that order; images are
-    ingested first and the split that was made is stated.
+    ingested first and the split that was made is stated. A training that was stopped or killed goes on when the same
+    command is given again, or by --resume.
     """
     from pipelines.train.config import TrainConfig
 
     if find_lr:
         _check_range(find_lr, smoke=smoke)
     overrides = (*overrides, "local=true") if local else overrides
-    resolved = options.resolve("train", TrainConfig, config, overrides, dataset=dataset, out=out, dry_run=dry_run)
+    overrides = (*overrides, f"max_hours={max_hours}") if max_hours else overrides
+    if resume:
+        resolved = _resumed(resume, (config, *overrides) if config else overrides, dataset=dataset, out=out)
+    elif config:
+        resolved = options.resolve("train", TrainConfig, config, overrides, dataset=dataset, out=out, dry_run=dry_run)
+    else:
+        raise click.UsageError("Missing argument 'CONFIG', or --resume RUN.")
     if dry_run:
         _check_start(resolved)
         options.show_plan("train", resolved, as_json=as_json)
@@ -76,6 +88,23 @@ def command(
     from pipelines.train import stage  # torch and Ray load here, so that --help stays instant
 
     render.result(stage.run(resolved), as_json=as_json)
+
+
+def _resumed(run: str, overrides: tuple[str, ...], *, dataset: str, out: str) -> TrainConfig:
+    """Return the config of a run that is gone on with; it has its dataset and its folder."""
+    from pipelines.errors import ConfigError
+    from pipelines.train.resume import resumed_config
+
+    named = [text for text in overrides if "=" not in text] + [f"--dataset {dataset}"] * bool(dataset)
+    named += [f"--out {out}"] * bool(out)
+    if named:
+        raise ConfigError(
+            f"--resume goes on with {run} as it was begun, and {named[0]} is given as well",
+            mend=f"resnet train --resume {run}, with key=value of what may change, such as num_workers=2",
+        )
+    config = resumed_config(run, overrides)
+    render.note(f"train: going on with {config.out}, on the dataset {config.dataset}")
+    return config
 
 
 def _check_range(picture: str, *, smoke: bool) -> None:

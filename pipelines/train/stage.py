@@ -29,6 +29,7 @@ from pipelines.train.initial import ghost_size_of, keep_copy, starting_spec
 from pipelines.train.plan import STAGE, TrainPlan
 from pipelines.train.plan import plan as make_plan
 from pipelines.train.records import EpochRecord
+from pipelines.train.resume import kept_config
 from pipelines.train.teller import Teller, run_tags
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def run(config: TrainConfig) -> TrainResult:
         return _result(plan, store, catalog, skipped=True)
     _refuse_early(config, plan)
     startup.mark("config checked")
-    standing = open_run(store, STAGE, plan.key, {"dataset": plan.dataset, "started_s": round(time.time(), 3)})
+    details = {"dataset": plan.dataset, "started_s": round(time.time(), 3), "config": kept_config(config)}
+    standing = open_run(store, STAGE, plan.key, details)
     pinned = config.model_copy(
         update={"dataset": standing["dataset"], "out": plan.out, **_pinned_init(config, plan, store)}
     )
@@ -191,7 +193,7 @@ def _unfinished(config: TrainConfig, store: Storage, outcome: FitOutcome | None,
     return Unfinished(
         f"{why} after {outcome.epochs if outcome else 0} of {config.epochs} epochs; nothing is published",
         where=store.uri,
-        mend="the same command goes on from the checkpoint that was left",
+        mend=f"the same command goes on from the checkpoint that was left, or: resnet train --resume {store.uri}",
     )
 
 

@@ -1,0 +1,65 @@
+"""Going on with a run by its folder alone: `resnet train --resume RUN` finds there what the run began with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.config.load import load_config
+from pipelines.errors import ConfigError, InputError, NotFound
+from pipelines.redact import redact
+from pipelines.stage_output import RUN, read_catalog
+from pipelines.storage import Storage
+from pipelines.train.config import TrainConfig
+from pipelines.train.plan import STAGE, plan
+
+
+def kept_config(config: TrainConfig) -> dict[str, Any]:
+    """Return what a run's folder keeps of its config; the parts that hold an address with a password are left out."""
+    values = config.model_dump(mode="json", exclude={"dataset", "out"})
+    return {name: value for name, value in values.items() if redact(text := json.dumps(value)) == text}
+
+
+def resumed_config(run: str, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Return the config that a run goes on with: the one it began with, pinned to its dataset version.
+
+    Args:
+        run: the folder or bucket prefix that `resnet train` wrote.
+        overrides: `key=value` texts. What computes the run's weights cannot change; `num_workers`, `max_hours`,
+            `local`, `ray.address`, `tracking.uri` and the like can, and the last two must be given again where they
+            hold a password.
+
+    Raises:
+        InputError: no training stands there, or one of a release that kept no config.
+        ConfigError: an override is impossible, or would make another run of it.
+    """
+    store = Storage.open(run)
+    standing = _read_standing(store)
+    values = standing.get("config") or (read_catalog(store) or {}).get("config")
+    if not values:
+        raise InputError(
+            f"{store.uri} was begun by an earlier release, which did not write its config down",
+            mend=f"give the command that began it again, with --out {run}",
+        )
+    config = load_config(TrainConfig, None, overrides, {**values, "dataset": standing["dataset"], "out": store.uri})
+    if plan(config).key != standing["key"]:
+        changed = f"with {' '.join(overrides)} it" if overrides else "by this release it"
+        raise ConfigError(
+            f"{store.uri} was begun otherwise: {changed} would be another run",
+            mend="leave out what changes the recipe, or start a new run: resnet train CONFIG --out OTHER",
+        )
+    return config
+
+
+def _read_standing(store: Storage) -> dict[str, Any]:
+    """Return `run.json` of a training."""
+    try:
+        standing = json.loads(store.read(RUN))
+    except NotFound:
+        standing = None
+    except ValueError:
+        raise InputError(f"{store.address(RUN)} is damaged", mend="give the command that began the run again") from None
+    if not isinstance(standing, dict) or standing.get("stage") != STAGE:
+        raise InputError(f"{store.uri} holds no training", mend="name the folder that `resnet train` wrote")
+    return standing
