@@ -20,12 +20,20 @@ class GhostBatchNorm(nn.BatchNorm2d):
     order, those of several processes in turn (slice 0 of every rank, slice 1, ...), so that the same slices give the
     same bits however they are spread. Every process must call it. A slice with a single value per channel is normalised
     by the running statistics, which it leaves alone. In eval mode it is batch norm.
+
+    With `defers` set, a forward pass only adds its slices' figures to `seen`, and whoever trains calls `take_in` once a
+    step: one message for all layers instead of some for each, and one step however many passes a batch takes.
     Shape: (N, channels, H, W) -> (N, channels, H, W).
     """
+
+    seen: Tensor | None
 
     def __init__(self, channels: int, *, size: int) -> None:
         super().__init__(channels)
         self.size = size
+        self.defers = False
+        # Figures of slices, (slices, 3, channels). A buffer, so that what recomputes a pass puts it back with the rest.
+        self.register_buffer("seen", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each slice by itself."""
@@ -34,25 +42,32 @@ class GhostBatchNorm(nn.BatchNorm2d):
         assert self.running_mean is not None
         assert self.running_var is not None
         slices = x.tensor_split(-(-x.shape[0] // self.size)) if x.shape[0] else ()
-        outs, figures = [], []
+        outs, figures = [], [self.weight.new_zeros(0, 3, self.num_features)]
         for part in slices:
             if part.numel() == self.num_features:  # a single value has no variance: it takes the running figures
                 mean, variance = self.running_mean.clone(), self.running_var.clone()  # cloned: they move below
                 outs.append(F.batch_norm(part, mean, variance, self.weight, self.bias, False, 0.0, self.eps))
+                figures.append(torch.zeros_like(mean).expand(1, 3, -1))  # no images: no weight
                 continue
             mean, variance = torch.zeros_like(self.weight), torch.ones_like(self.weight)
             # Momentum 1: torch leaves the slice's own mean and unbiased variance in the two buffers.
             outs.append(F.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.eps))
-            figures.append(torch.stack([mean, variance, torch.full_like(mean, float(part.shape[0]))]))
-        self._take_in(figures)
+            figures.append(torch.stack([mean, variance, torch.full_like(mean, float(part.shape[0]))])[None])
+        with torch.no_grad():
+            found = torch.cat(figures)
+            if self.defers:
+                self.seen = found if self.seen is None else torch.cat([self.seen, found])
+            else:
+                self.take_in(sum_slices(_in_turn(found)))
         return torch.cat(outs) if outs else x
 
     @torch.no_grad()
-    def _take_in(self, figures: list[Tensor]) -> None:
-        """Move the running statistics towards the slices' (3, channels): mean, variance, images."""
-        total = torch.zeros(3, self.num_features, device=self.weight.device, dtype=self.weight.dtype)
-        for mean, variance, images in _in_turn(figures, like=total):
-            total += torch.stack([mean * images, variance * images, images])
+    def take_in(self, total: Tensor) -> None:
+        """Move the running statistics towards those of slices.
+
+        Args:
+            total: (3, channels), as `sum_slices` gives it, of the slices of all processes.
+        """
         seen = total[2].clamp(min=1.0)
         rate = (self.momentum or 0.0) * (total[2] > 0)
         assert self.running_mean is not None
@@ -63,17 +78,25 @@ class GhostBatchNorm(nn.BatchNorm2d):
         self.num_batches_tracked += 1
 
 
-def _in_turn(figures: list[Tensor], *, like: Tensor) -> list[Tensor]:
+def sum_slices(figures: Tensor) -> Tensor:
+    """Add up (slices, 3, channels), in order: means times images, variances times images, images; (3, channels)."""
+    total = figures.new_zeros(figures.shape[1:])
+    for mean, variance, images in figures:
+        total += torch.stack([mean * images, variance * images, images])
+    return total
+
+
+def _in_turn(figures: Tensor) -> Tensor:
     """Return the figures of all processes: the first of every rank, the second of every rank, and so on."""
     world = _process_count()
     if world == 1:
         return figures
-    most = torch.tensor(len(figures), device=like.device)
+    most = torch.tensor(len(figures), device=figures.device)
     distributed.all_reduce(most, op=distributed.ReduceOp.MAX)
-    padded = torch.stack([*figures, *[torch.zeros_like(like)] * (int(most) - len(figures))])  # no images: no weight
+    padded = torch.cat([figures, figures.new_zeros(int(most) - len(figures), *figures.shape[1:])])  # without weight
     gathered = [torch.empty_like(padded) for _ in range(world)]
     distributed.all_gather(gathered, padded)
-    return [ranks[index] for index in range(int(most)) for ranks in gathered]
+    return torch.stack(gathered, 1).flatten(0, 1)
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):

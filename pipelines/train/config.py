@@ -13,7 +13,7 @@ from resnet_models.spec import ModelSpec
 
 
 class OptimizerConfig(StrictModel):
-    """How a gradient becomes a step; weight decay never touches norms and biases."""
+    """How a gradient becomes a step; weight decay leaves norms and biases alone, but for `norm_bias_factor`."""
 
     name: Literal["sgd", "adamw"] = "sgd"
     """sgd: SGD with Nesterov momentum; adamw: Adam with decoupled weight decay (arXiv:1711.05101)."""
@@ -25,6 +25,9 @@ class OptimizerConfig(StrictModel):
     """Second beta of AdamW; SGD has none."""
     weight_decay: float = Field(5e-4, ge=0)
     """Decay of convolution and linear weights: added to the gradient by SGD, decoupled by AdamW."""
+    norm_bias_factor: float = later_field(1.0, legacy=1.0, gt=0)
+    """Learning rate of the norms' biases as a multiple of all others'; 64 makes short runs learn faster
+    (arXiv:2404.00498, sec. 3.4). Above 1 they are decayed too, by as much a step as the weights."""
     clip_norm: float = Field(0.0, ge=0)
     """Largest 2-norm of the whole gradient; 0: gradients are not clipped."""
 

@@ -21,21 +21,32 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the optimiser over the network's parameters that are trained, at the peak rate.
 
-    Norm scales and biases, the parameters of one dimension, are never decayed (arXiv:1812.01187, sec. 3.1).
+    Norm scales and biases, the parameters of one dimension, are not decayed (arXiv:1812.01187, sec. 3.1), unless
+    `norm_bias_factor` gives the norms' biases a rate of their own.
 
     Args:
         network: the network; parameters that take no gradient are left out.
         config: the rule and its numbers.
         scales: each parameter's learning rate as a fraction of the run's; None: 1 for all.
     """
-    trained = [(p, scales[name] if scales else 1.0) for name, p in _trained(network)]
-    groups = []
-    for scale in sorted({scale for _, scale in trained}, reverse=True):  # the full rate first: it is the run's `lr`
-        own = {_SCALE: scale, "lr": config.lr * scale}
-        several = [p for p, of in trained if of == scale]
-        decayed, free = [p for p in several if p.ndim > 1], [p for p in several if p.ndim <= 1]
-        groups.append({"params": decayed, "weight_decay": config.weight_decay, **own})
-        groups.append({"params": free, "weight_decay": 0.0, **own})
+    usual: dict[tuple[float, float], list[Tensor]] = {}
+    hurried: dict[tuple[float, float], list[Tensor]] = {}
+    factor = config.norm_bias_factor
+    biases = _norm_biases(network) if factor != 1 else frozenset()
+    for name, parameter in _trained(network):
+        scale = scales[name] if scales else 1.0
+        if name in biases:
+            # SGD adds the decay to the gradient, before the rate: divided by it, a step decays weights and these alike.
+            decay = config.weight_decay / factor
+            hurried.setdefault((scale * factor, decay), []).append(parameter)
+        else:
+            decay = config.weight_decay if parameter.ndim > 1 else 0.0
+            usual.setdefault((scale, decay), []).append(parameter)
+    groups = [  # the full rate first: it is the run's `lr`
+        {"params": found[key], "weight_decay": key[1], _SCALE: key[0], "lr": config.lr * key[0]}
+        for found in (usual, hurried)
+        for key in sorted(found, reverse=True)
+    ]
     if config.name == "adamw":
         return _EagerAdamW(groups, lr=config.lr, betas=(config.momentum, config.beta2), fused=True)
     return _EagerSGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
@@ -109,6 +120,14 @@ def load_state_tensors(network: nn.Module, optimizer: torch.optim.Optimizer, ten
             optimizer.state[parameter][slot] = torch.empty_like(parameter).detach().copy_(tensor)
         else:  # AdamW's step counter, which its fused kernel wants where the parameter is
             optimizer.state[parameter][slot] = tensor.to(parameter.device).clone()
+
+
+def _norm_biases(network: nn.Module) -> frozenset[str]:
+    """Return the names of the biases of all norms: the modules whose weight is one number a channel."""
+    norms = [
+        name for name, module in network.named_modules() if getattr(getattr(module, "weight", None), "ndim", 0) == 1
+    ]
+    return frozenset(f"{name}.bias" for name in norms)
 
 
 def _trained(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -15,6 +15,7 @@ from pipelines.train.batch_norm import has_global_norms
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
 from pipelines.train.feed import Batch
+from pipelines.train.ghosts import GhostStatistics
 from pipelines.train.losses import RowLoss, rows_right
 from pipelines.train.memory import MemoryShortage, is_out_of_memory, memory_for, reason_of
 from pipelines.train.mixing import blend, draw_mixes
@@ -57,6 +58,7 @@ class Step:
         self._precision, self._normalise, self._row_loss = precision, normalise, row_loss
         self._channels_last, self._draws_by_sample = channels_last, draws_by_sample
         self._buffers: list[Tensor] = []
+        self._ghosts = GhostStatistics(state.network, world)
         self.may_halve = True
         """Whether a share that does not fit into memory is cut smaller; else that is an error."""
 
@@ -72,6 +74,7 @@ class Step:
     def _update(self) -> None:
         """Change weights by the gradient of all workers: a flat copy and the first momentum need memory too."""
         config, state = self._config, self._state
+        self._ghosts.settle()
         self._world.sum_gradients(state.network)
         if config.optimizer.clip_norm:
             state.scaler.unscale_(state.optimizer)
@@ -120,6 +123,7 @@ class Step:
                 mend=f"accumulate={2 * before}, or more workers",
             )
         state.optimizer.zero_grad(set_to_none=True)
+        self._ghosts.forget()
         self._restore_buffers()
         if self._normalise.device.type == "cuda":
             torch.cuda.empty_cache()

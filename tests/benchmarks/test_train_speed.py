@@ -81,7 +81,8 @@ def ray_rate(place: Path, out: str, epochs: int, workers: int, norm: NormName) -
     config = TrainConfig(
         dataset=str(place / "dataset"),
         out=str(place / out),
-        model=ModelSpec(depth=DEPTH, norm=norm),
+        # Ghost batches of a worker's share each: what DDP's norms see.
+        model=ModelSpec(depth=DEPTH, norm=norm, norm_size=GLOBAL_BATCH // workers if norm == "ghost" else 0),
         augment=AUGMENT,
         global_batch_size=GLOBAL_BATCH,
         ema_decay=DECAY,

@@ -19,7 +19,8 @@ from pipelines.train.checkpoint import committed_steps
 from tests.e2e.resnet_process import ResnetProcess, resnet_process
 from tests.unit.train.tiny import make_config, write_dataset
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+# In every run `test_train_kill.py` tells a driver to end, and `tests/unit/train/test_notice.py` sends a real SIGTERM.
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 EPOCHS = 4000
 
@@ -47,8 +48,7 @@ def workers_of(process: ResnetProcess) -> list[int]:
     return found
 
 
-# Without Ray it is slow: `tests/unit/train/test_notice.py` sends a real one to a run in its own process.
-@pytest.mark.parametrize("told", ["driver", pytest.param("local", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("told", ["driver", "local"])
 def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(place: Path, mlflow_uri: str, told: str) -> None:
     words = ["train", "tiny.yaml", "--dataset", "dataset", "--out", told, "ray.num_cpus=1"]
     words += ["--local"] if told == "local" else []
@@ -84,7 +84,6 @@ def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(place: Path, m
     assert len(steps) == len(set(steps))
 
 
-@pytest.mark.slow
 def test_of_two_workers_the_one_that_is_told_is_replaced_and_no_step_is_done_twice(place: Path) -> None:
     words = ["train", "tiny.yaml", "--dataset", "dataset", "--out", "two", "num_workers=2", "ray.num_cpus=2"]
     run = Storage.open(place / "two")

@@ -36,6 +36,26 @@ def test_norms_and_biases_are_not_decayed() -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_biases_of_norms_alone_hurry_and_a_step_decays_them_as_it_does_the_weights(name: str) -> None:
+    net = make_net()
+    config = OptimizerConfig(name=name, lr=0.01, weight_decay=0.5, norm_bias_factor=64.0, momentum=0.0)
+    optimizer = make_optimizer(net, config)
+    weights, free, hurried = optimizer.param_groups
+    assert [p is net[1].bias for p in hurried["params"]] == [True]
+    assert {id(p) for p in free["params"]} == {id(net[0].bias), id(net[1].weight), id(net[4].bias)}
+    set_rate(optimizer, 0.005)
+    assert [group["lr"] for group in (weights, free, hurried)] == [0.005, 0.005, 0.32]
+    with torch.no_grad():
+        net[1].bias.fill_(1.0)
+    before = net[0].weight.detach().clone()
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.testing.assert_close(net[1].bias.detach(), torch.full((4,), 1 - 0.005 * 0.5))
+    torch.testing.assert_close(net[0].weight.detach(), before * (1 - 0.005 * 0.5))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_state_survives_as_named_tensors(name: str) -> None:
     config = OptimizerConfig(name=name, lr=0.01)
     one = make_net()
