@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pipelines.errors import ConfigError, RegistryError, Unfinished
+from pipelines.errors import ConfigError, Unfinished
 from pipelines.redact import redact
+from pipelines.tracking_answers import foreign_answer, is_final, outage_text, refuse_at_start, refused_text
 from pipelines.tracking_records import (
     MAX_TAG,
-    NotOfferedError,
     Place,
     Record,
     dataset_record,
@@ -67,10 +67,6 @@ RUN_KEY_TAG = "resnet.run_key"
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 15.0, 60.0  # between attempts while the server is away
 _LONGEST_CALL_S = 60.0  # that a call under way is waited for at the end
 
-# Errors that sending the same thing again cannot mend; everything else is taken for an outage and kept.
-_PERMANENT = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "NOT_FOUND")
-_REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED")
-
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -118,7 +114,8 @@ class RunLog:
         self._sender: Sender | None = None
         self._queue: deque[Record] = deque()
         self._retry_at = 0.0
-        self._has_warned = False
+        self._warned: set[bool] = set()  # of an outage (False), of answers that are not MLflow's (True)
+        self._has_met = bool(run_id or parent_run_id)
         self._refused: set[str] = set()
         self._lock = threading.Lock()  # of the queue; never held while the server is asked
         self._sending = threading.RLock()
@@ -308,37 +305,50 @@ class RunLog:
             self._queue.clear()
             self._is_enabled = False
             return
-        except Exception as error:
-            if at_start and (self.uri.startswith("sqlite:") or _code(error) in _PERMANENT + _REFUSED):
-                if isinstance(error, RegistryError):
-                    raise
-                raise RegistryError(
-                    f"MLflow cannot open a run: {redact(str(error))[:500]}",
-                    where=redact(self.uri),
-                    mend="check tracking.uri and its credentials, or run with tracking.enabled=false",
-                ) from error
+        except Exception as error:  # noqa: BLE001 - as in `_send`
+            if at_start:
+                refuse_at_start(error, self.uri, is_known=self._has_met)
             self._warn_away(error)
             return
         while self._queue:
             record = self._queue[0]
-            self._place = self._place or Place(client, self.run_id)
-            try:
-                record.send(self._place, record.tried)
-            except Exception as error:  # noqa: BLE001 - boundary to another process: requests, SQL and S3 clients
-                # raise types of their own, and a log call must not end the training it describes.
-                self._place = None  # what the store holds now is not known
-                if not isinstance(error, NotOfferedError) and _code(error) not in _PERMANENT:
-                    with self._lock:
-                        for waiting in self._queue:
-                            waiting.tried = True
-                    self._warn_away(error)
-                    return
-                if record.what not in self._refused:
-                    self._refused.add(record.what)
-                    _LOGGER.warning("MLflow refused %s of run %r: %s", record.what, self._run_name, redact(str(error)))
+            fault = self._send(client, record)
+            is_refused = is_final(fault)
+            if foreign_answer(fault) and self._is_answered(client):
+                # Turned away alone, as a gateway does with paths that it does not know, or MLflow was back just now.
+                record.tried = True
+                fault = self._send(client, record)
+                is_refused = is_final(fault) or bool(foreign_answer(fault))
+            if fault is not None and not is_refused:
+                with self._lock:
+                    for waiting in self._queue:
+                        waiting.tried = True
+                self._warn_away(fault)
+                return
+            if fault is not None and record.what not in self._refused:
+                self._refused.add(record.what)
+                _LOGGER.warning("%s", refused_text(fault, self.uri, self._run_name, record.what))
             with self._lock:
                 self._queue.popleft()
             self.pause_s = _FIRST_PAUSE_S
+
+    def _send(self, client: MlflowClient, record: Record) -> Exception | None:
+        """Send a record; return what was raised."""
+        self._place = self._place or Place(client, self.run_id)
+        try:
+            record.send(self._place, record.tried)
+        except Exception as fault:  # noqa: BLE001 - boundary to another process: requests, SQL and S3 clients
+            # raise types of their own, and a log call must not end the training it describes.
+            self._place = None  # what the store holds now is not known
+            return fault
+        return None
+
+    def _is_answered(self, client: MlflowClient) -> bool:
+        """Return whether MLflow answers for the run."""
+        try:
+            return str(client.get_run(self.run_id).info.run_id) == self.run_id
+        except Exception:  # noqa: BLE001 - as in `_send`
+            return False
 
     def _open_run(self) -> MlflowClient:
         """Return a client with the run at hand, creating or resuming the run when that is still to do."""
@@ -383,15 +393,7 @@ class RunLog:
     def _warn_away(self, error: Exception) -> None:
         self._retry_at = time.monotonic() + self.pause_s
         self.pause_s = min(2 * self.pause_s, _LONGEST_PAUSE_S)
-        if not self._has_warned:
-            self._has_warned = True
-            _LOGGER.warning(
-                "MLflow at %s does not answer (%s); run %r goes on, its records are kept and sent later.",
-                redact(self.uri),
-                redact(str(error)).splitlines()[0][:200] if str(error) else type(error).__name__,
-                self._run_name,
-            )
-
-
-def _code(error: Exception) -> str:
-    return str(getattr(error, "error_code", ""))
+        is_foreign = bool(foreign_answer(error))
+        if is_foreign not in self._warned:
+            self._warned.add(is_foreign)
+            _LOGGER.warning("%s", outage_text(error, self.uri, self._run_name))

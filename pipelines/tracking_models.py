@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipelines.redact import redact
-from pipelines.tracking_records import MAX_DIGEST, MAX_TAG, NotOfferedError, Place, Record
+from pipelines.tracking_answers import NotOfferedError, foreign_answer
+from pipelines.tracking_records import MAX_DIGEST, MAX_TAG, Place, Record
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
@@ -169,6 +170,6 @@ def _said_not_offered() -> Iterator[None]:
     try:
         yield
     except (MlflowException, NotImplementedError) as error:
-        if isinstance(error, MlflowException) and error.error_code not in _NOT_OFFERED:
+        if isinstance(error, MlflowException) and not (error.error_code in _NOT_OFFERED or foreign_answer(error)):
             raise
         raise NotOfferedError(f"this server keeps no logged models (MLflow 3 does): {error}") from error

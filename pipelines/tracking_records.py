@@ -50,10 +50,6 @@ class Place:
             self._known[metric][step] = stamp_ms
 
 
-class NotOfferedError(Exception):
-    """The server knows nothing of what a record needs: sending it again cannot help, and nothing else has to wait."""
-
-
 @dataclass
 class Record:
     """One call to MLflow, kept until it was answered."""

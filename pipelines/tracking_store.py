@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 from pipelines.config.strict import StrictModel, runtime_field
 from pipelines.errors import ConfigError, RegistryError
 from pipelines.redact import redact
+from pipelines.tracking_answers import MEND, NotMlflowError, foreign_answer
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -152,13 +153,15 @@ def store_faults(uri: str) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, OSError) as error:
+    except (MlflowException, NotMlflowError, OSError) as error:
         raise _fault(uri, error) from error
 
 
 def _fault(uri: str, error: Exception) -> RegistryError:
     text = redact(str(error)).strip() or type(error).__name__
     mend = "check that the store is there and answers, or give another tracking.uri"
+    if answer := foreign_answer(error):
+        text, mend = f"the address answers, but not as MLflow does: {answer}", MEND
     if "out-of-date database schema" in text:  # said of a newer one too
         text = text.partition(". ")[0]
         command = f"mlflow db upgrade {shlex.quote(redact(uri))}"
@@ -220,6 +223,7 @@ def open_experiment(client: MlflowClient, uri: str, name: str) -> str:
 
     Raises:
         ConfigError: the experiment was deleted in the MLflow UI.
+        NotMlflowError: another service answers.
     """
     from mlflow.exceptions import MlflowException
 
@@ -235,6 +239,8 @@ def open_experiment(client: MlflowClient, uri: str, name: str) -> str:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             found = client.get_experiment_by_name(name)
+    if found is not None and not found.experiment_id:
+        raise NotMlflowError("an experiment without an id")
     if found is None or found.lifecycle_stage != "active":
         raise ConfigError(
             f"the MLflow experiment {name!r} was deleted",

@@ -53,6 +53,8 @@ class MachineUse:
         self._gpu: Gpu | None = None
         self._samples: list[dict[str, float]] = []
         self._path = ""
+        self._num_written = 0
+        self._changing = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="machine-use", daemon=True)
 
@@ -75,10 +77,19 @@ class MachineUse:
         is_over = False
         while not is_over:
             is_over = self._ended.wait(_EVERY_S)
-            self._take()
-            if is_over or time.monotonic() - written_s >= _WRITE_S:
+            with self._changing:
+                self._take()
+                if is_over or time.monotonic() - written_s >= _WRITE_S:
+                    self._write()
+                    written_s = time.monotonic()
+
+    def settle(self) -> None:
+        """Write the samples that there are, at least one: a trial may end after any epoch."""
+        with self._changing:
+            if not self._samples:
+                self._take()
+            if len(self._samples) != self._num_written:
                 self._write()
-                written_s = time.monotonic()
 
     def _take(self) -> None:
         now_s, cpu_s = time.monotonic(), time.process_time()
@@ -94,7 +105,7 @@ class MachineUse:
             **(self._gpu.figures() if self._gpu else {}),
         }
         if len(self._samples) >= _PER_FILE and self._write():  # else the file grows until storage is back
-            self._samples, self._path = [], ""
+            self._samples, self._path, self._num_written = [], "", 0
         self._samples.append(sample)
         self._path = self._path or f"{FOLDER}/worker-{self._worker:05d}-{int(time.time() * 1000)}.json"
 
@@ -111,6 +122,7 @@ class MachineUse:
             self._run.put(self._path, json.dumps(content).encode(), lasts=False)
         except StorageError:
             return False
+        self._num_written = len(self._samples)
         return True
 
 

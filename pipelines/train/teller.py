@@ -94,6 +94,10 @@ class Teller:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the looking, and look once more."""
         self._end_thread()
         if self._is_started:
             self._look_safely()
@@ -145,16 +149,30 @@ class Teller:
         self._log.log_metrics({f"best_{deciding}": best[deciding], "best_epoch": best["epoch"]}, step=step)
         self._log.log_tags({"weights_sha256": weights_sha256})
 
-    def tell_rest(self) -> None:
+    def tell_rest(self, *, are_models_final: bool = True) -> None:
         """Tell everything that stands in the folder of a run that is over.
+
+        Args:
+            are_models_final: no checkpoint will be dropped any more; else `settle_models` is called later.
 
         Raises:
             StorageError: the folder cannot be read.
         """
         self._end_thread()
         if self._config.tracking.enabled:
-            self._look(is_final=True)
+            self._look(is_final=True, are_models_final=are_models_final)
         self._is_complete = True
+
+    def settle_models(self, kept: Sequence[EpochRecord]) -> None:
+        """Tell which models a run that is over and told ends up with: the best of `kept` first, or none.
+
+        Raises:
+            StorageError: the folder cannot be read.
+        """
+        with self._changed:
+            self._records = {record.epoch: record for record in kept}
+        if self._config.tracking.enabled:
+            self._tell_checkpoints(is_final=bool(kept))
 
     def tell_last(self) -> None:
         """Tell everything as far as the folder can be read: a training that is done is published all the same."""
@@ -191,12 +209,12 @@ class Teller:
             self._warned.add(type(error))
             _LOGGER.warning("what the run's folder holds cannot be told to MLflow yet: %s", error)
 
-    def _look(self, *, must_list: bool = True, is_final: bool = False) -> None:
+    def _look(self, *, must_list: bool = True, is_final: bool = False, are_models_final: bool = True) -> None:
         with self._looking:
             self._tell_steps(is_final=is_final)
             if must_list:
                 self._tell_environment()
-                self._tell_checkpoints(is_final=is_final)
+                self._tell_checkpoints(is_final=is_final and are_models_final)
                 while points := self._samples.read_new():  # last: they keep nothing else back
                     # A sample that an earlier command saw may have been sent: those that stand are asked for.
                     self._log.put(points_record(points, may_stand=True))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,23 +15,27 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipelines.dataset.catalog import parse_ref
-from pipelines.errors import DataError, InputError
+from pipelines.errors import DataError, InputError, StorageError
 from pipelines.node_paths import check_nodes_see
 from pipelines.plots.params import describe_params
 from pipelines.ray_runtime import ray_session
 from pipelines.stage_output import RUN, StageResult, open_run, publish_catalog, read_catalog
 from pipelines.storage import Storage
 from pipelines.tracking import RUN_KEY_TAG, RunLog, TrackingConfig, refuse_local_store, resolve_uri
+from pipelines.train.environment import write_environment
 from pipelines.train.initial import INIT, keep_copy, starting_spec
 from pipelines.tune.config import TuneConfig
 from pipelines.tune.plan import STAGE, TunePlan
 from pipelines.tune.plan import plan as make_plan
 from pipelines.tune.search import Asha
 from pipelines.tune.space import TrialPlan, make_trials
-from pipelines.tune.sweep import TRIALS, Sweep, SweepLog, best_record
+from pipelines.tune.sweep import TRIALS, Sweep, best_record
+from pipelines.tune.telling import SweepLog
 
 if TYPE_CHECKING:
     from pipelines.dataset.reader import Dataset
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ def run(config: TuneConfig) -> TuneResult:
     if catalog is not None and catalog["key"] == plan.key:
         return _result(plan, store, catalog, skipped=True)
     trials = _plan_trials(config, plan, store)
-    standing = open_run(store, STAGE, plan.key, {"dataset": plan.dataset})
+    standing = open_run(store, STAGE, plan.key, {"dataset": plan.dataset, "started_s": round(time.time(), 3)})
     if plan.initial:
         keep_copy(plan.initial, store, config.tracking)
     place = hashlib.sha256(store.uri.encode()).hexdigest()[:16]
@@ -68,7 +74,9 @@ def run(config: TuneConfig) -> TuneResult:
                 reduction_factor=config.reduction_factor,
                 max_epochs=config.train.epochs,
             )
-        sweep = Sweep(trials, store, asha, SweepLog(config.tracking, log.run_id, f"{plan.key}-{place}"))
+        started_s = float(standing.get("started_s", 0.0))  # an earlier release wrote none
+        told = SweepLog(config.tracking, log.run_id, f"{plan.key}-{place}", plan.dataset, plan.inputs, started_s)
+        sweep = Sweep(trials, store, asha, told)
         if sweep.unfinished():
             _run_trials(config, sweep, plan.dataset, store)
         catalog = _publish(config, plan, store, sweep, trials, log)
@@ -91,6 +99,10 @@ def _run_trials(config: TuneConfig, sweep: Sweep, dataset: str, store: Storage) 
         check_nodes_see(session.num_nodes, {"--dataset": parse_ref(dataset)[0], "--out": f"{store.uri}/{RUN}"})
         from pipelines.tune.drive import run_trials  # it imports Ray Tune, which Ray's settings must precede
 
+        try:
+            write_environment(store)  # trials keep a copy
+        except StorageError as error:
+            _LOGGER.warning("by what the trials are trained cannot be written down: %s", error)
         run_trials(config, sweep, session)
 
 
@@ -101,6 +113,7 @@ def _plan_trials(config: TuneConfig, plan: TunePlan, store: Storage) -> list[Tri
     dataset = open_dataset(plan.dataset)
     # A trial records nothing itself: the driver does, from what the trial leaves in its folder.
     update: dict[str, Any] = {"dataset": plan.dataset, "out": "", "tracking": TrackingConfig(enabled=False)}
+    update["num_workers"] = config.workers_per_trial
     if plan.initial:  # trials start from the sweep's own copy
         update["init"] = config.train.init.model_copy(update={"from": store.child(INIT).uri})
         update["model"] = starting_spec(config.train, plan.initial)
@@ -127,6 +140,7 @@ def _publish(
     from pipelines.train.state import Best
     from pipelines.tune.report import draw_pictures, ranked
 
+    sweep.tell_untold()
     board = [_row(sweep, plan_of.trial) for plan_of in trials]
     usable = [row for row in ranked(board) if row["val_top1"] is not None and row["status"] in ("finished", "stopped")]
     if not usable:
@@ -151,6 +165,7 @@ def _publish(
     log.log_metrics({"best_val_top1": kept["val_top1"], "best_epoch": kept["epoch"]}, step=0)
     log.log_params({"best": {"trial": winner["id"], **winner["params"]}})
     log.log_tags({"weights_sha256": description["weights_sha256"], "best_trial": winner["id"]})
+    sweep.settle_models(winner["id"])
     # Before the catalog: a run killed in between is ended by the rerun, and a late run id still gets in.
     log.end()
     return publish_catalog(

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 
 from pipelines.progress import Progress
 from pipelines.storage import Storage
-from pipelines.tracking import RUN_KEY_TAG, RunLog, TrackingConfig
 from pipelines.train.checkpoint import committed_steps
 from pipelines.train.config import TrainConfig
 from pipelines.train.records import EpochRecord, read_record
@@ -21,6 +20,7 @@ from pipelines.train.worker import STOP
 from pipelines.tune.journal import Journal, Status, TrialEntry
 from pipelines.tune.search import Asha
 from pipelines.tune.space import TrialPlan
+from pipelines.tune.telling import PATIENCE_S, UNTOLD, SweepLog, TrialLog, keep_environment, status_of
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -28,28 +28,6 @@ TRIALS = "trials"
 _CHECKPOINT_S = 60.0
 """Seconds that a stopped trial's checkpoint in flight is waited for; other trials' reports wait meanwhile."""
 _LOOK_S = 0.2
-
-
-@dataclass(frozen=True)
-class SweepLog:
-    """Where trials are recorded in MLflow: below the sweep's own run."""
-
-    tracking: TrackingConfig
-    parent_run_id: str
-    key: str
-    """Key of the sweep at its place; with the trial's name it finds the trial's run again."""
-
-    def open(self, entry: TrialEntry) -> RunLog:
-        """Create or resume a trial's run."""
-        log = RunLog.open(
-            self.tracking,
-            run_name=f"trial {entry.trial}",
-            run_id=entry.mlflow_run_id,
-            parent_run_id=self.parent_run_id,
-            tags={RUN_KEY_TAG: f"{self.key}-{entry.trial}", "stage": "trial", "trial": entry.trial},
-        )
-        log.log_params(entry.params)
-        return log
 
 
 @dataclass
@@ -60,8 +38,7 @@ class _Trial:
     entry: TrialEntry
     run: Storage
     records: list[EpochRecord] = field(default_factory=list)
-    log: RunLog | None = None
-    logged: set[int] = field(default_factory=set)
+    log: TrialLog | None = None
 
 
 class Sweep:
@@ -78,6 +55,7 @@ class Sweep:
         self.entries: dict[str, TrialEntry] = {}
         self.records: dict[str, list[EpochRecord]] = {}
         self._open: dict[str, _Trial] = {}
+        self._plans = {plan.trial: plan for plan in trials}
         self._stopped: dict[str, str] = {}  # with the reason
         self._storage = storage
         self._journal = Journal(storage)
@@ -121,7 +99,7 @@ class Sweep:
         """Pick up the epoch records that a trial has written since the last time."""
         standing = self._open[trial]
         self._read_new(standing)
-        self._log_new(standing)
+        self._tell_new(standing)
         if self._progress is not None:
             best = max((r.val_score for records in self.records.values() for r in records), default=0.0)
             self._progress.advance(0, best=f"{best:.1%}", trial=f"{trial} epoch {len(standing.records)}")
@@ -148,15 +126,14 @@ class Sweep:
         """Write down what became of a trial; MLflow first, so that what the journal calls ended is whole there."""
         standing = self._open[trial]
         self._read_new(standing)
-        self._log_new(standing)
+        self._tell_new(standing)
         assert standing.plan.config is not None
         if status == "stopped" and len(standing.records) == standing.plan.config.epochs:
             status = "finished"  # workers that were asked to end had just done so
         if status == "stopped":
             reason = reason or self._stopped[trial]
         assert standing.log is not None
-        standing.log.log_tags({"status": status, "reason": reason})
-        standing.log.end("FAILED" if status == "failed" else "FINISHED")
+        standing.log.end(status_of(status), {"status": status, "reason": reason})
         entry = with_records(standing.entry, standing.records)
         self._set(replace(entry, status=status, reason=reason, mlflow_run_id=standing.log.run_id))
         del self._open[trial]
@@ -169,7 +146,40 @@ class Sweep:
         """Mark the runs of trials that are still open as interrupted; a rerun of the sweep goes on with them."""
         for standing in self._open.values():
             if standing.log is not None:
-                standing.log.end("KILLED")
+                standing.log.interrupt()
+
+    def tell_untold(self) -> None:
+        """Tell MLflow of trials that ended while it was away; it is waited for, once."""
+        for trial, run in self._ended_runs():
+            if not run.exists(UNTOLD):
+                continue
+            entry = self.entries[trial]
+            log = self._log.open(entry, self._training_of(trial), run, patience_s=PATIENCE_S)
+            log.begin()
+            log.tell(self.records[trial])
+            is_told = log.end(status_of(entry.status), {"status": entry.status, "reason": entry.reason})
+            self._set(replace(entry, mlflow_run_id=log.run_id))
+            if not is_told:
+                return
+
+    def settle_models(self, winner: str) -> None:
+        """Have MLflow name the winner's checkpoints as models, and none of those that are about to be deleted."""
+        for trial, run in self._ended_runs():
+            log = self._log.open(self.entries[trial], self._training_of(trial), run, attach=True)
+            if not log.settle_models(self.records[trial] if trial == winner else ()):
+                _LOGGER.warning("MLflow may show models of trials whose checkpoints are deleted")
+                return
+
+    def _ended_runs(self) -> list[tuple[str, Storage]]:
+        """Return the folders of trials that MLflow knows, or is to know."""
+        if not self._log.tracking.enabled:
+            return []
+        return [(trial, self.run_of(trial)) for trial in self.records if trial not in self._open]
+
+    def _training_of(self, trial: str) -> TrainConfig:
+        training = self._plans[trial].config
+        assert training is not None
+        return training
 
     def _resume(self, plan: TrialPlan) -> None:
         entry = self._journal.open(plan.trial, plan.params)
@@ -208,17 +218,15 @@ class Sweep:
         while (record := read_record(standing.run, len(standing.records) + 1)) is not None:
             standing.records.append(record)
 
-    def _log_new(self, standing: _Trial) -> None:
+    def _tell_new(self, standing: _Trial) -> None:
         if standing.log is None:
-            standing.log = self._log.open(standing.entry)
-            standing.logged = standing.log.logged_steps("val_top1")
-            if standing.log.run_id != standing.entry.mlflow_run_id:
-                standing.entry = replace(standing.entry, mlflow_run_id=standing.log.run_id)
-                self._set(standing.entry)
-        for record in standing.records:
-            if record.epoch not in standing.logged:
-                standing.log.log_metrics(record.metrics(), step=record.epoch)
-                standing.logged.add(record.epoch)
+            keep_environment(self._storage, standing.run)
+            standing.log = self._log.open(standing.entry, self._training_of(standing.plan.trial), standing.run)
+            standing.log.begin()
+        if standing.log.run_id != standing.entry.mlflow_run_id:
+            standing.entry = replace(standing.entry, mlflow_run_id=standing.log.run_id)
+            self._set(standing.entry)
+        standing.log.tell(standing.records)
 
     def _set(self, entry: TrialEntry) -> None:
         self._journal.write(entry)

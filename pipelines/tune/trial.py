@@ -73,15 +73,25 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]  # Ray is untyped here
         import torch
 
         from pipelines.train.loop import fit_local
+        from pipelines.train.machine_use import MachineUse
+        from pipelines.train.precision import resolve_device
 
         self._job = json.loads(config[JOB])
         training = TrainConfig.model_validate_json(json.dumps(self._job["config"]))
         run = Storage.open(self._job["run"])
         device = "auto" if self._job["use_gpu"] else "cpu"
         torch.set_num_threads(self._job["cpus"])
-        self._fit = StepwiseFit(
-            lambda on_epoch: fit_local(training, run, on_epoch=on_epoch, device=device, open_rows=self._rows)
-        )
+
+        def fit(on_epoch: Callable[[Any], bool]) -> Any:
+            with MachineUse(run, 0, resolve_device(device)) as use:
+
+                def after_epoch(record: Any) -> bool:
+                    use.settle()  # before the sweep hears of the epoch, after which it may end the trial
+                    return on_epoch(record)
+
+                return fit_local(training, run, on_epoch=after_epoch, device=device, open_rows=self._rows)
+
+        self._fit = StepwiseFit(fit)
 
 
 class RowsCache:

@@ -18,6 +18,7 @@ MAX_LINES = 400
 LAYERS = [
     {"errors", "object_listing", "local_folders", "range_file"},
     {"config", "storage", "image", "capacity", "stage_output", "redact"},
+    {"tracking_answers"},
     {"progress", "tracking_records", "tracking_sender", "tracking_store", "ray_runtime", "node_paths", "plots"},
     {"tracking_models"},
     {"tracking"},

@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 
 from pipelines.storage import Storage
-from pipelines.tracking import TrackingConfig, open_client
+from pipelines.tracking import RunLog, TrackingConfig, open_client
+from pipelines.tracking_models import ModelSet, RankedModel
 from pipelines.train import stage
 from pipelines.train.checkpoint import committed_steps
 from pipelines.train.samples import SampleReader
 from pipelines.train.step import Step
 from tests.flaky_wire import FlakyWire, Mode, flaky_wire
+from tests.integration.test_tracking_gateway import MEND, NO_ROUTE, gateway_to, open_log
 from tests.integration.test_tracking_store import _server
 from tests.unit.train.tiny import make_config, write_dataset
 
@@ -207,3 +209,63 @@ def test_a_server_that_stays_away_gets_everything_later_and_once(
         for sent in (3, 0):
             assert stage.deliver(config.out, TrackingConfig(**tracking)).figures["epochs_sent"] == sent
     assert look_at(server, "later", 6) == WHOLE
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "pipelines.tracking"]
+
+
+def test_a_gateway_that_turns_all_away_for_a_time_is_an_outage(server: int, caplog: pytest.LogCaptureFixture) -> None:
+    """In the middle of a run and when one is gone on with: MLflow was met at that address before."""
+    with gateway_to(f"http://127.0.0.1:{server}") as gateway:
+        log = open_log(gateway)
+        log.log_metrics({"loss": 1.0}, 1)
+        gateway.closed = ["/"]
+        log.log_metrics({"loss": 2.0}, 2)
+        again = open_log(gateway, run_id=log.run_id)
+        why = f"{gateway.uri} answers, but not as MLflow does ({json.dumps(json.loads(NO_ROUTE[1]))})"
+        assert said(caplog) == [
+            f"{why}; run 'r' goes on, its records are kept and sent later. Mend: {MEND}."
+        ] * 2  # fmt: skip
+        gateway.closed = []
+        for each in (log, again):
+            each.end()
+        client = open_client(f"http://127.0.0.1:{server}")
+    assert [point.step for point in client.get_metric_history(log.run_id, "loss")] == [1, 2]
+    assert client.get_run(log.run_id).info.status == "FINISHED"
+
+
+def test_a_gateway_that_lets_some_paths_not_through_keeps_nothing_else_back(
+    server: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = ModelSet("k", "checkpoint", ("digits", "f" * 64))
+    send, sent = RunLog._send, []
+
+    def close_for_the_first(self: RunLog, *arguments: Any) -> Any:
+        """As a route that is back between a record and the question whether MLflow answers for the run."""
+        sent.append(1)
+        gateway.closed = ["log-batch"] if len(sent) == 1 else ["/mlflow-artifacts/", "/logged-models"]
+        answer = send(self, *arguments)
+        gateway.closed = []
+        return answer
+
+    monkeypatch.setattr(RunLog, "_send", close_for_the_first)
+    with gateway_to(f"http://127.0.0.1:{server}") as gateway, open_log(gateway) as log:
+        for step in (1, 2):
+            log.log_metrics({"val_loss": 1.0 / step}, step)
+            log.log_file(f"figures/{step}.txt", b"curve")
+            record = models.replace([RankedModel(f"epoch-{step}", str(step), step, {"val_loss": 1.0 / step})])
+            assert record is not None
+            log.put(record)
+            assert log.num_waiting == 0
+    client = open_client(f"http://127.0.0.1:{server}")
+    assert [point.step for point in client.get_metric_history(log.run_id, "val_loss")] == [1, 2]
+    assert client.get_run(log.run_id).info.status == "FINISHED"
+    first, second, third = said(caplog)  # the models once
+    assert first.startswith(
+        f"file figures/1.txt of run 'r' cannot be recorded: MLflow at {gateway.uri} answers for the run, but to this"
+        " came HTTP 404 "
+    )
+    assert first.endswith(f". Mend: {MEND}.")
+    assert second.startswith("MLflow refused models of run 'r': this server keeps no logged models (MLflow 3 does): ")
+    assert third.startswith("file figures/2.txt of run 'r'")

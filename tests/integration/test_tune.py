@@ -17,12 +17,16 @@ import ray
 
 from pipelines.errors import DataError, InputError
 from pipelines.package.describe import parse_description
+from pipelines.plots.params import describe_params
 from pipelines.stage_output import read_catalog
 from pipelines.storage import Storage
 from pipelines.tracking import open_client
+from pipelines.train.checkpoint import committed_steps
+from pipelines.train.samples import SampleReader
 from pipelines.tune import stage
 from pipelines.tune.config import TuneConfig
 from pipelines.tune.stage import TuneResult
+from pipelines.tune.sweep import Sweep
 from tests.unit.train.tiny import make_config, write_dataset
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
@@ -51,11 +55,53 @@ def journal(out: Path) -> dict[str, dict[str, Any]]:
     return {path.stem[-4:]: json.loads(path.read_text()) for path in sorted((out / "journal").iterdir())}
 
 
+def told_models(mlflow_uri: str, run_id: str) -> list[int]:
+    """Return the steps of a trial's models in MLflow; they are READY and ranked from 1."""
+    client = open_client(mlflow_uri)
+    experiment = client.get_run(run_id).info.experiment_id
+    found = [each for each in client.search_logged_models([experiment]) if each.source_run_id == run_id]
+    assert {str(model.status) for model in found} <= {"READY"}
+    assert sorted(int(model.tags["resnet.rank"]) for model in found) == list(range(1, len(found) + 1))
+    return sorted(int(model.params["step"]) for model in found)
+
+
+def assert_told_as_a_training(config: TuneConfig, mlflow_uri: str) -> None:
+    """MLflow holds of each whole trial what it holds of a training: every point once, and models of what is kept."""
+    store, client = Storage.open(config.out), open_client(mlflow_uri)
+    catalog, started_s = read_catalog(store), json.loads(store.read("run.json"))["started_s"]
+    assert catalog is not None
+    for trial in catalog["trials"]:
+        folder, run = store.child(f"trials/{trial['id']}"), client.get_run(trial["mlflow_run_id"])
+        steps = {name: 12 for name in ("step_loss", "step_lr", "step_images_per_s")}
+        for name, last in {"train_loss": 3, "val_top1": 3, **steps}.items():
+            points = client.get_metric_history(run.info.run_id, name)
+            assert [point.step for point in points] == list(range(1, last + 1)), name
+        taken = [point.step for point in SampleReader(folder, started_s).read_new()]
+        told = client.get_metric_history(run.info.run_id, "system/worker_0/cpu_cores_used")
+        assert sorted(point.step for point in told) == sorted(taken) != []
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["mlflow.source.name"] == "resnet tune"
+        assert run.data.tags["resnet.version"] == json.loads(folder.read("environment.json"))["code"]["version"]
+        assert run.data.params["global_batch_size"] == "20"
+        assert run.data.tags["sampled"] == describe_params(trial["params"])
+        assert not [name for name in run.data.tags if name.startswith("resumed.")]
+        is_best = trial["id"] == catalog["best"]["trial"]
+        kept = told_models(mlflow_uri, run.info.run_id)
+        assert kept == committed_steps(folder)
+        assert bool(kept) == is_best
+        assert len(run.outputs.model_outputs if run.outputs else ()) == len(kept)
+
+
 @pytest.fixture(scope="module")
 def swept(dataset: str, mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[TuneConfig, TuneResult]:
     """A sweep of whole trials; `before` beside it is its folder before the losers' checkpoints went."""
     out = tmp_path_factory.mktemp("sweep") / "out"
-    drop = stage._drop_losers
+    drop, settle = stage._drop_losers, Sweep.settle_models
+
+    def look_and_settle(sweep: Sweep, winner: str) -> None:
+        for entry in sweep.entries.values():  # while a sweep goes on, each of its trials has models
+            assert told_models(mlflow_uri, entry.mlflow_run_id) == committed_steps(sweep.run_of(entry.trial))
+        settle(sweep, winner)
 
     def copy_and_drop(*arguments: Any) -> None:
         shutil.copytree(out, out.with_name("before"))
@@ -63,6 +109,7 @@ def swept(dataset: str, mlflow_uri: str, tmp_path_factory: pytest.TempPathFactor
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage, "_drop_losers", copy_and_drop)
+        patch.setattr(Sweep, "settle_models", look_and_settle)
         config = make_sweep(dataset, out, mlflow_uri, scheduler="none")
         return config, stage.run(config)
 
@@ -112,6 +159,7 @@ def test_mlflow_holds_one_parent_and_a_child_for_each_trial(
         assert run.data.params["optimizer.lr"] == str(trial["params"]["optimizer.lr"])
         points = client.get_metric_history(run.info.run_id, "val_top1")
         assert [[point.step, point.value] for point in points] == trial["curve"]
+    assert_told_as_a_training(config, mlflow_uri)
 
 
 def test_the_same_sweep_again_is_skipped_without_heavy_imports(swept: tuple[TuneConfig, TuneResult]) -> None:
@@ -163,10 +211,7 @@ def test_a_sweep_goes_on_from_what_stands(swept: tuple[TuneConfig, TuneResult], 
     assert second.figures["val_top1"] == first.figures["val_top1"]
     assert journal(out) == before
     assert untouched == {path: path.stat().st_mtime_ns for path in untouched}
-    client = open_client(mlflow_uri)
-    for entry in before.values():
-        points = client.get_metric_history(entry["mlflow_run_id"], "val_top1")
-        assert [point.step for point in points] == [1, 2, 3]
+    assert_told_as_a_training(config, mlflow_uri)
 
 
 def test_a_trial_that_fails_is_marked_and_the_sweep_ends(dataset: str, mlflow_uri: str, tmp_path: Path) -> None:

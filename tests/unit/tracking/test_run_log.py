@@ -15,7 +15,8 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from pipelines import tracking
 from pipelines.errors import RegistryError
 from pipelines.tracking import RUN_KEY_TAG, RunLog, TrackingConfig
-from pipelines.tracking_records import NotOfferedError, Place, Record
+from pipelines.tracking_answers import NotOfferedError
+from pipelines.tracking_records import Place, Record
 
 
 class Refused(Exception):

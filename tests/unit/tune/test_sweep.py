@@ -15,7 +15,8 @@ from pipelines.train.records import EpochRecord, write_record
 from pipelines.tune.journal import Journal, TrialEntry
 from pipelines.tune.search import Asha
 from pipelines.tune.space import TrialPlan
-from pipelines.tune.sweep import Sweep, SweepLog, best_record, trial_job
+from pipelines.tune.sweep import Sweep, best_record, trial_job
+from pipelines.tune.telling import SweepLog
 
 LOG = SweepLog(TrackingConfig(enabled=False), "", "key")
 
