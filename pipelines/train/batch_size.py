@@ -274,6 +274,7 @@ def _time_steps(config: TrainConfig, size: int, device: Any, open_rows: Any) -> 
     }
     parts = assemble(config.model_copy(update=changes), World(), device, None, open_rows)
     parts.step.may_halve = False
+    parts.state.cursor.epoch = config.epochs - 1  # progressive images are largest in the last epoch
     set_training(parts.state.network, parts.frozen)
     # Only now: what reading the data took, at its peak or for good, does not grow with the batch.
     _forget_peak()

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from pipelines.errors import DataError
 from pipelines.progress import Progress
 from pipelines.stage_output import StageResult
@@ -28,6 +30,7 @@ from pipelines.train.model import MODEL, write_model
 from pipelines.train.plan import plan as make_plan
 from pipelines.train.precision import resolve_device
 from pipelines.train.process_memory import peak_bytes
+from pipelines.train.schedule import side_at
 from pipelines.train.transfer import set_training
 
 SMOKE_STEPS = 2
@@ -52,6 +55,8 @@ class RangePoint:
 def smoke(config: TrainConfig) -> StageResult:
     """Take two steps, evaluate, write a checkpoint and a package, read them again; say what the whole would take.
 
+    Progressive images come in their first and in their last size.
+
     Raises:
         PipelineError: what would have ended the run.
     """
@@ -61,16 +66,11 @@ def smoke(config: TrainConfig) -> StageResult:
     with tempfile.TemporaryDirectory(prefix="resnet-smoke-") as folder:
         run = Storage.open(folder)
         parts, device_name = _open(config)
-        spent_s: list[float] = []
-        for batch in islice(parts.feed.batches(1), SMOKE_STEPS):
-            started_s = time.perf_counter()
-            figures = parts.step(batch, 1.0).tolist()
-            spent_s.append(time.perf_counter() - started_s)
-            parts.state.cursor.step += 1
-            if not math.isfinite(figures[0]):
-                raise DataError(
-                    "the loss of the first steps is no number", mend="lower optimizer.lr, or verify the data"
-                )
+        areas = _areas_of_epochs(config, parts)
+        # The largest images decide whether memory suffices; the smallest are timed too where they are others.
+        epochs = [config.epochs] if areas[0] == areas[-1] else [1, config.epochs]
+        timed = {areas[epoch - 1]: _timed_step(parts, epoch) for epoch in epochs}
+        step_s, num_images = timed[areas[-1]]
         started_s = time.perf_counter()
         val = evaluate(
             parts.state.network,
@@ -89,12 +89,13 @@ def smoke(config: TrainConfig) -> StageResult:
         parts.state.cursor.best.step = checkpoint.step
         write_model(config, run, parts.state.cursor.best)
         load_package(str(Path(folder) / MODEL))
-    step_s = spent_s[-1]
-    whole_s = config.epochs * (parts.feed.num_batches * step_s + evaluation_s)
+    # A step's time rises with the pixels of an image above what it costs at any size.
+    by_area = np.interp(areas, list(timed), [spent_s for spent_s, _ in timed.values()])
+    whole_s = parts.feed.num_batches * float(by_area.sum()) + config.epochs * evaluation_s
     figures_shown: dict[str, float | int | str] = {
-        "steps": f"{len(spent_s)} of {config.epochs * parts.feed.num_batches:,}",
+        "steps": f"{parts.state.cursor.step} of {config.epochs * parts.feed.num_batches:,}",
         "device": f"{device_name}, {parts.precision.name}",
-        "images_per_s": round(len(batch.targets) / step_s, 1),
+        "images_per_s": round(num_images / step_s, 1),
         "val_loss": val["val_loss"],
         "peak_memory_mb": peak_bytes() >> 20,
         "whole_run_would_take": _duration(whole_s),
@@ -102,11 +103,37 @@ def smoke(config: TrainConfig) -> StageResult:
     return StageResult("train --smoke", "nothing was kept", "", skipped=False, figures=figures_shown)
 
 
+def _areas_of_epochs(config: TrainConfig, parts: Parts) -> list[int]:
+    """Return the pixels of an image in each epoch."""
+    shape, progressive, epochs = parts.train_rows.image_shape, config.progressive, config.epochs
+    return [
+        math.prod(side_at(progressive, side_px=side, epoch=epoch, epochs=epochs) for side in shape)
+        for epoch in range(1, epochs + 1)
+    ]
+
+
+def _timed_step(parts: Parts, epoch: int) -> tuple[float, int]:
+    """Take the first steps as an epoch would; return the seconds of the last one and its images.
+
+    Raises:
+        DataError: the loss is no number.
+    """
+    parts.state.cursor.epoch = epoch - 1
+    for batch in islice(parts.feed.batches(epoch), SMOKE_STEPS):
+        started_s = time.perf_counter()
+        figures = parts.step(batch, 1.0).tolist()
+        spent_s = time.perf_counter() - started_s
+        parts.state.cursor.step += 1
+        if not math.isfinite(figures[0]):
+            raise DataError("the loss of the first steps is no number", mend="lower optimizer.lr, or verify the data")
+    return spent_s, len(batch.targets)
+
+
 def find_rate(config: TrainConfig, *, steps: int = 200) -> tuple[StageResult, list[RangePoint]]:
     """Raise the learning rate step by step until the loss breaks, and say which rate to take (arXiv:1506.01186).
 
     Suggested is a third of the rate at which the smoothed loss is lowest: past it the loss no longer falls, and the
-    peak of a schedule that stays there for long must lie below.
+    peak of a schedule that stays there for long must lie below. Progressive images have their last, full side here.
 
     Args:
         config: the run; its schedule is not looked at, and the rates go from 1/10,000 to 10 times its own.
@@ -118,6 +145,7 @@ def find_rate(config: TrainConfig, *, steps: int = 200) -> tuple[StageResult, li
     config = _pinned(config)
     parts, device_name = _open(config)
     set_training(parts.state.network, parts.frozen)
+    parts.state.cursor.epoch = config.epochs - 1  # most steps of a run see images as large as there
     points: list[RangePoint] = []
     mean = 0.0
     with Progress(steps, label="find-lr", unit="steps") as progress:

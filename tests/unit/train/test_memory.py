@@ -42,6 +42,7 @@ from pipelines.train.plan import plan
 from pipelines.train.records import read_records
 from pipelines.train.state import WEIGHTS, read_cursor
 from tests.unit.train.measures import measure_crashed, measure_killed, measure_mute, say
+from tests.unit.train.seen import training_inputs
 from tests.unit.train.tiny import MODEL, make_config, write_dataset
 from tests.unit.train.worlds import in_threads
 
@@ -242,6 +243,15 @@ def test_all_workers_of_the_machine_count(
     assert timed.shortage(16, 8, 1, 300 << 20) == "a worker takes 350 MB for 16 images a batch, and 300 MB are there"
     assert timed.shortage(8, 8, 4, 800 << 20) == ""
     assert "5 workers take 1,000 MB for 8 images" in timed.shortage(8, 8, 5, 900 << 20)
+
+
+def test_sizes_are_tried_with_the_largest_images_of_a_progressive_run(dataset: str, one_torch_thread: None) -> None:
+    progressive = {"start_fraction": 0.5, "full_at": 1.0}
+    config = make_config(dataset, epochs=10, global_batch_size=72, cpus_per_worker=1, progressive=progressive)
+    ignored = SimpleNamespace(send=lambda _: None, close=lambda: None)
+    with training_inputs() as inputs:
+        measure_sizes(config.model_dump_json(), ignored)  # type: ignore[arg-type]
+    assert {images.shape[-1] for images in inputs} == {8}
 
 
 def test_what_reading_the_data_took_is_not_put_down_to_the_batch(dataset: str) -> None:

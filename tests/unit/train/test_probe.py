@@ -7,6 +7,8 @@ import pytest
 from pipelines.errors import DataError
 from pipelines.plots.rate_range import rate_range
 from pipelines.train import probe
+from pipelines.train.schedule import side_at
+from tests.unit.train.seen import training_inputs
 from tests.unit.train.tiny import make_config, write_dataset
 
 
@@ -22,6 +24,32 @@ def test_a_smoke_run_keeps_nothing_and_says_what_the_whole_would_take(
     result = probe.smoke(make_config(dataset, epochs=5))
     assert result.figures["steps"] == "2 of 20"
     assert list(tmp_path.iterdir()) == []
+
+
+PROGRESSIVE = {"start_fraction": 0.5, "full_at": 0.9, "multiple_px": 2}
+"""Ten epochs of 8-pixel images: the first of 4 pixels, then of 6, the last of 8."""
+
+
+def test_progressive_images_are_measured_at_their_full_size(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(dataset, epochs=10, progressive=PROGRESSIVE)
+    times = {4: 1.0, 6: 2.25, 8: 4.0}
+    with training_inputs() as inputs:
+        # A clock by which a step takes what its pixels would, and all else nothing.
+        monkeypatch.setattr(probe.time, "perf_counter", lambda: sum(times[each.shape[-1]] for each in inputs))
+        figures = probe.smoke(config).figures
+    assert [images.shape[-1] for images in inputs] == [4, 4, 8, 8]
+    sides = [side_at(config.progressive, side_px=8, epoch=epoch, epochs=10) for epoch in range(1, 11)]
+    assert set(sides) == {4, 6, 8}
+    whole_s = sum(4 * times[side] for side in sides)
+    assert figures["steps"] == "4 of 40"
+    assert figures["whole_run_would_take"] == f"{whole_s / 60:.0f} min"
+    assert figures["images_per_s"] == 20 / times[8]
+
+
+def test_the_range_test_sees_progressive_images_at_their_full_size(dataset: str) -> None:
+    with training_inputs() as inputs:
+        probe.find_rate(make_config(dataset, epochs=10, progressive=PROGRESSIVE), steps=30)
+    assert {images.shape[-1] for images in inputs} == {8}
 
 
 def test_the_range_test_finds_where_the_loss_breaks(dataset: str) -> None:
