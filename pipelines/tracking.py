@@ -216,7 +216,7 @@ class RunLog:
         try:
             if can_ask:
                 assert self._client is not None
-                stored = Place(self._client, self.run_id).steps(metric)
+                stored = set(Place(self._client, self.run_id).newest(metric))
                 self._is_sure = True
                 return waiting | stored
         except Exception as error:  # noqa: BLE001 - boundary to another process, see _drain

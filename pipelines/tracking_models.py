@@ -150,11 +150,11 @@ class ModelSet:
         now_ms = int(time.time() * 1000)
         metrics: list[Any] = []
         for metric, value in wish.metrics.items():
-            stamp_ms = place.stamps(metric).get(wish.step, now_ms)
+            stamp_ms, _ = place.newest(metric).get(wish.step, (now_ms, value))
             metrics.append(Metric(metric, value, stamp_ms, wish.step, model_id, name, digest))
         place.client.log_batch(place.run_id, metrics=metrics, synchronous=True)
         for metric in metrics:
-            place.note(metric.key, metric.step, metric.timestamp)
+            place.note(metric.key, metric.step, metric.timestamp, metric.value)
 
 
 def _identify(model: RankedModel) -> str:

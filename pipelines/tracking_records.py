@@ -7,7 +7,9 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isnan
 from pathlib import Path, PurePosixPath
+from sys import float_info
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -21,6 +23,7 @@ MAX_TAG = 5000
 _MAX_VALUE = 6000  # characters of a parameter value (mlflow/utils/validation.py)
 _BATCH = 100  # parameters or tags a call
 _METRIC_BATCH = 1000
+_LARGEST = float_info.max  # what MLflow's database keeps in place of infinity
 MAX_DIGEST = 36
 _TEXT_SUFFIXES = (".yaml", ".yml", ".json", ".txt", ".md", ".toml")
 
@@ -31,23 +34,26 @@ class Place:
 
     client: MlflowClient
     run_id: str
-    _known: dict[str, dict[int, int]] = field(default_factory=dict)
+    _known: dict[str, dict[int, tuple[int, float]]] = field(default_factory=dict)
 
-    def stamps(self, metric: str) -> dict[int, int]:
-        """Return {step: newest timestamp in ms} of a metric in the store; asked once, what is sent later included."""
+    def newest(self, metric: str) -> dict[int, tuple[int, float]]:
+        """Return {step: (newest timestamp in ms, its value)} of a metric in the store; asked once, then kept up."""
         if metric not in self._known:
-            history = self.client.get_metric_history(self.run_id, metric)
-            self._known[metric] = {point.step: point.timestamp for point in sorted(history, key=lambda p: p.timestamp)}
+            history = sorted(self.client.get_metric_history(self.run_id, metric), key=lambda point: point.timestamp)
+            self._known[metric] = {point.step: (point.timestamp, float(point.value)) for point in history}
         return self._known[metric]
 
-    def steps(self, metric: str) -> set[int]:
-        """Return the steps at which the store holds a metric."""
-        return set(self.stamps(metric))
+    def holds(self, metric: str, step: int, value: float) -> bool:
+        """Return whether a value is the one that the store has for a step."""
+        _, standing = self.newest(metric).get(step, (0, None))
+        if standing is None or isnan(value):
+            return standing is not None and isnan(standing)
+        return standing == min(max(value, -_LARGEST), _LARGEST)
 
-    def note(self, metric: str, step: int, stamp_ms: int) -> None:
+    def note(self, metric: str, step: int, stamp_ms: int, value: float) -> None:
         """Take down what was sent."""
         if metric in self._known:
-            self._known[metric][step] = stamp_ms
+            self._known[metric][step] = (stamp_ms, value)
 
 
 @dataclass
@@ -110,12 +116,15 @@ class Point:
 
 
 def metrics_record(metrics: Mapping[str, float], step: int, timestamp_s: float | None) -> Record:
-    """Return the figures of one step; those that the run holds already are not sent once more."""
+    """Return the figures of one step, as `points_record` does."""
     return points_record([Point(step, metrics, timestamp_s or 0.0)])
 
 
 def points_record(points: Sequence[Point], *, may_stand: bool = False) -> Record:
     """Return the figures of several steps as one record; those that the run holds already are not sent once more.
+
+    Where the run holds another value for a step, as of epochs that a training went back behind, the new one is added,
+    and is the one that MLflow shows.
 
     Args:
         points: the figures.
@@ -132,14 +141,13 @@ def points_record(points: Sequence[Point], *, may_stand: bool = False) -> Record
         from mlflow.entities import Metric
 
         due = values
-        if tried:  # an earlier process, or an attempt whose answer was lost, may have written these steps
-            held = {name: place.steps(name) for name in {name for name, *_ in values}}
-            due = [value for value in values if value[3] not in held[value[0]]]
+        if tried:  # an earlier process, or an attempt whose answer was lost, may have written these
+            due = [point for point in values if not place.holds(point[0], point[3], point[1])]
         for start in range(0, len(due), _METRIC_BATCH):
             batch = due[start : start + _METRIC_BATCH]
             place.client.log_batch(place.run_id, metrics=[Metric(*value) for value in batch], synchronous=True)
-        for name, _, stamp_ms, step in due:
-            place.note(name, step, stamp_ms)
+        for name, value, stamp_ms, step in due:
+            place.note(name, step, stamp_ms, value)
 
     return Record("metrics", send, tried=may_stand, steps=tuple((name, step) for name, _, _, step in values))
 

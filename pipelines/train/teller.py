@@ -24,7 +24,7 @@ from pipelines.metrics.deciding import find_deciding
 from pipelines.storage import Storage
 from pipelines.tracking import RUN_KEY_TAG, RunLog
 from pipelines.tracking_models import ModelSet, RankedModel
-from pipelines.tracking_records import points_record
+from pipelines.tracking_records import Point, points_record
 from pipelines.train.checkpoint import commit_path, committed_steps
 from pipelines.train.config import TrainConfig
 from pipelines.train.environment import PATH as ENVIRONMENT
@@ -124,12 +124,12 @@ class Teller:
             self._thread.start()
 
     def tell_epoch(self, record: EpochRecord) -> bool:
-        """Tell an epoch's figures unless MLflow has them, its steps a little later; return whether they were new."""
+        """Tell an epoch's figures unless MLflow has them, its steps a little later; return whether it had none."""
         if self._records.get(record.epoch) not in (None, record):
             self._forget(from_epoch=record.epoch)
         is_new = record.epoch not in self._told_before
-        if is_new:
-            self._log.log_metrics(record.metrics(), step=record.epoch)
+        # Those that stand are held against: an earlier command may have told a try that the run went back behind.
+        self._log.put(points_record([Point(record.epoch, record.metrics())], may_stand=not is_new))
         with self._changed:  # last: a model of this epoch takes its figures from those that stand in the run
             self._due[record.epoch] = _Due(may_stand=record.epoch not in self._handed)
             self._handed.add(record.epoch)
@@ -146,7 +146,8 @@ class Teller:
     def tell_best(self, best: Mapping[str, Any], weights_sha256: str, *, step: int) -> None:
         """Tell which epoch's weights are kept."""
         deciding = find_deciding(best, "val_")
-        self._log.log_metrics({f"best_{deciding}": best[deciding], "best_epoch": best["epoch"]}, step=step)
+        figures = {f"best_{deciding}": best[deciding], "best_epoch": best["epoch"]}
+        self._log.put(points_record([Point(step, figures)], may_stand=True))  # of a command killed before the catalog
         self._log.log_tags({"weights_sha256": weights_sha256})
 
     def tell_rest(self, *, are_models_final: bool = True) -> None:

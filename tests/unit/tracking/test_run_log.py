@@ -81,7 +81,8 @@ class FakeStore:
 
     def get_metric_history(self, run_id: str, key: str) -> list[Any]:
         self.call()
-        return [SimpleNamespace(step=step, timestamp=stamp) for step, _, stamp in self.history[run_id, key]]
+        points = self.history[run_id, key]
+        return [SimpleNamespace(step=step, value=value, timestamp=stamp) for step, value, stamp in points]
 
 
 @pytest.fixture

@@ -37,13 +37,10 @@ RECORD = EpochRecord(
 
 class FakeLog(SimpleNamespace):
     def __init__(self) -> None:
-        super().__init__(records=[], metrics=[], tags=[])
+        super().__init__(records=[], tags=[])
 
     def put(self, record: Record) -> None:
         self.records.append(record)
-
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        self.metrics.append(step)
 
     def log_tags(self, tags: dict[str, str]) -> None:
         self.tags.append(tags)
@@ -51,8 +48,11 @@ class FakeLog(SimpleNamespace):
     def log_file(self, path: str, data: bytes) -> None:
         pass
 
-    def steps(self) -> list[int]:
-        return [step for record in self.records for name, step in record.steps if name == "step_loss"]
+    def of(self, metric: str) -> list[Record]:
+        return [record for record in self.records if metric in dict(record.steps)]
+
+    def steps(self, metric: str = "step_loss") -> list[int]:
+        return [step for record in self.records for name, step in record.steps if name == metric]
 
 
 def make_teller(place: Path) -> tuple[Teller, FakeLog, Storage, Any]:
@@ -80,7 +80,7 @@ def test_steps_of_a_try_that_was_gone_back_behind_are_not_told_for_those_of_the_
     for _ in range(2):
         teller._look(must_list=False)
     assert log.steps() == [1, 2, 3, 4]
-    assert log.records[0].tried  # an earlier command may have sent them
+    assert log.of("step_loss")[0].tried  # an earlier command may have sent them
     teller.tell_epoch(replace(first, lr=first.lr / 2))  # once more, after a rollback
     teller._look(must_list=False)
     assert len(log.steps()) == 4  # what stands is of the try before
@@ -88,7 +88,7 @@ def test_steps_of_a_try_that_was_gone_back_behind_are_not_told_for_those_of_the_
     teller._look(must_list=False)
     assert len(log.steps()) == 8
     assert not log.records[-1].tried
-    assert log.metrics == [1, 1]
+    assert log.steps("train_loss") == [1, 1]
 
 
 def test_a_folder_that_cannot_be_read_is_said_once_and_read_later(
@@ -110,7 +110,7 @@ def test_a_folder_that_cannot_be_read_is_said_once_and_read_later(
     ]
     teller.tell_rest()
     assert log.steps() == [1, 2, 3, 4]
-    assert [record.what for record in log.records] == ["metrics", "models"]
+    assert [record.what for record in log.records] == ["metrics", "metrics", "models"]
 
 
 def test_what_is_damaged_keeps_nothing_else_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -186,5 +186,5 @@ def test_epochs_that_the_run_went_back_behind_are_forgotten(tmp_path: Path) -> N
     write_steps(run, 0.5)
     teller.tell_rest()  # the second epoch was not done anew
     assert log.steps() == [1, 2, 3, 4]
-    assert not log.records[0].tried  # MLflow has those of the try before
+    assert not log.of("step_loss")[0].tried  # MLflow has those of the try before
     assert teller.tell_epoch(second)
