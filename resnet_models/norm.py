@@ -5,6 +5,7 @@ All but the group norm hold what `nn.BatchNorm2d` holds under the same names, so
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ from torch.nn import functional as F
 class GhostBatchNorm(nn.BatchNorm2d):
     """Batch norm over slices of the batch, each with its own figures (Hoffer et al. 2017, arXiv:1705.08741, alg. 1).
 
-    The batch is cut, in order, into the fewest slices of at most `size` images, as equal as can be. Running statistics
-    take one step a batch, towards the mean of the slices' figures weighted by their images; slices are added in a fixed
-    order, those of several processes in turn (slice 0 of every rank, slice 1, ...), so that the same slices give the
-    same bits however they are spread. Every process must call it. A slice with a single value per channel is normalised
-    by the running statistics, which it leaves alone. In eval mode it is batch norm.
+    The batch is cut, in order, into the fewest slices of at most `size` images, as equal as can be, or, where somebody
+    has set `cuts`, into slices of so many images: who shares a batch out over processes knows which images belong
+    together, and a process cannot tell from how many it holds. Running statistics take one step a batch, towards the
+    mean of the slices' figures weighted by their images; slices are added in a fixed order, those of several processes
+    in turn (slice 0 of every rank, slice 1, ...), so that the same slices give the same bits however they are spread.
+    Every process must call it. A slice with a single value per channel is normalised by the running statistics, which
+    it leaves alone. In eval mode it is batch norm.
 
     With `defers` set, a forward pass only adds its slices' figures to `seen`, and whoever trains calls `take_in` once a
     step: one message for all layers instead of some for each, and one step however many passes a batch takes.
@@ -27,23 +30,32 @@ class GhostBatchNorm(nn.BatchNorm2d):
     """
 
     seen: Tensor | None
+    cuts: tuple[int, ...]
+    """Images of each slice of the passes to come, some perhaps none; empty: by `size`."""
 
     def __init__(self, channels: int, *, size: int) -> None:
         super().__init__(channels)
         self.size = size
         self.defers = False
+        self.cuts = ()
         # Figures of slices, (slices, 3, channels). A buffer, so that what recomputes a pass puts it back with the rest.
         self.register_buffer("seen", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise each slice by itself."""
+        """Normalise each slice by itself.
+
+        Raises:
+            ValueError: `cuts` are of another number of images.
+        """
         if not self.training:
             return super().forward(x)
         assert self.running_mean is not None
         assert self.running_var is not None
-        slices = x.tensor_split(-(-x.shape[0] // self.size)) if x.shape[0] else ()
         outs, figures = [], [self.weight.new_zeros(0, 3, self.num_features)]
-        for part in slices:
+        for part in self._slices(x):
+            if not len(part):  # keeps its turn among the slices of all processes, and weighs nothing
+                figures.append(figures[0].new_zeros(1, 3, self.num_features))
+                continue
             if part.numel() == self.num_features:  # a single value has no variance: it takes the running figures
                 mean, variance = self.running_mean.clone(), self.running_var.clone()  # cloned: they move below
                 outs.append(F.batch_norm(part, mean, variance, self.weight, self.bias, False, 0.0, self.eps))
@@ -60,6 +72,13 @@ class GhostBatchNorm(nn.BatchNorm2d):
             else:
                 self.take_in(sum_slices(_in_turn(found)))
         return torch.cat(outs) if outs else x
+
+    def _slices(self, x: Tensor) -> Sequence[Tensor]:
+        if not self.cuts:
+            return x.tensor_split(-(-x.shape[0] // self.size)) if x.shape[0] else ()
+        if sum(self.cuts) != x.shape[0]:
+            raise ValueError(f"a ghost norm was told to cut {sum(self.cuts)} images and was given {x.shape[0]}")
+        return torch.split_with_sizes(x, self.cuts)
 
     @torch.no_grad()
     def take_in(self, total: Tensor) -> None:

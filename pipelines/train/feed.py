@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,9 @@ class Batch:
     """Rows of the whole batch over all workers."""
     trace: int = 0
     """Id trace of these rows."""
+    ghost_rows: tuple[int, ...] = ()
+    """Rows of each ghost that the share holds, which follow each other; of a short batch unequal, some perhaps none.
+    Empty without ghost batches."""
     partner_pixels: Pixels | None = None
     """Mixing partners of the rows, augmented; None without mixing."""
     partner_targets: Targets | None = None
@@ -151,6 +155,11 @@ class SplitRows:
         return self._decoder.shape
 
     @property
+    def decoded_shape(self) -> tuple[int, int]:
+        """Height and width of the first image as it is decoded: as it is stored, where crops are cut from it."""
+        return self._decoder.decoded_shape
+
+    @property
     def num_rows(self) -> int:
         """Number of live rows."""
         return len(self.targets)
@@ -229,7 +238,7 @@ class TrainFeed:
             partner_pixels = self._augmented(partners, their_keys, epoch)
             partner_targets = self.rows.targets[partners]
         ends = own.ends(first, last)
-        cuts = [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
+        cuts = [slice(begin, end) for begin, end in pairwise([0, *ends])]
         return [
             Batch(
                 pixels=pixels[cut],
@@ -237,11 +246,21 @@ class TrainFeed:
                 hashes=keys[cut],
                 global_rows=order.batch_rows(t),
                 trace=int(traces[cut].sum(dtype=np.uint64)),
+                ghost_rows=self._ghost_rows(order, t),
                 partner_pixels=None if partner_pixels is None else partner_pixels[cut],
                 partner_targets=None if partner_targets is None else partner_targets[cut],
             )
             for t, cut in zip(range(first, last), cuts, strict=True)
         ]
+
+    def _ghost_rows(self, order: EpochOrder, t: int) -> tuple[int, ...]:
+        """Return the rows of each ghost of this worker in batch t."""
+        if not order.num_ghosts:
+            return ()
+        given = order.given_before(t + 1) - order.given_before(t)
+        by_ghost = given.reshape(-1, order.num_ghosts).sum(0)  # lane i belongs to ghost i modulo their number
+        rows: list[int] = by_ghost[self.world.rank :: self.world.size].tolist()
+        return tuple(rows)
 
     def _copies(self, places: Positions, epoch: int) -> tuple[Positions, Hashes]:
         """Return row positions and keys of random draws for places in the epoch's sample."""
@@ -252,13 +271,17 @@ class TrainFeed:
         return positions, keys_of_copies(self.rows.hashes[positions], sample.repeats[places])
 
     def _augmented(self, positions: Positions, hashes: Hashes, epoch: int) -> Pixels:
-        config, seed = self.config.augment, self.config.seed
-        if config.crop_min_area:
-            draws = crop_draws(hashes, seed=seed, epoch=epoch)
-            pixels = self.rows.pixels.crop(positions, draws, config.crop_min_area)
-        else:
-            pixels = self.rows.pixels.take(positions)
-        return augment(pixels, hashes, config, seed=seed, epoch=epoch, mean=self.mean)
+        pixels = sized_pixels(self.rows.pixels, positions, hashes, self.config, epoch=epoch)
+        return augment(pixels, hashes, self.config.augment, seed=self.config.seed, epoch=epoch, mean=self.mean)
+
+
+def sized_pixels(
+    source: PixelSource, positions: Positions, hashes: Hashes, config: TrainConfig, *, epoch: int
+) -> Pixels:
+    """Return training rows at the network's size, (n, H, W, 3): cropped as in an epoch where that is asked for."""
+    if not config.augment.crop_min_area:
+        return source.take(positions)
+    return source.crop(positions, crop_draws(hashes, seed=config.seed, epoch=epoch), config.augment.crop_min_area)
 
 
 OpenRows = Callable[..., SplitRows]

@@ -1,6 +1,12 @@
-"""Running statistics of ghost batch norms: merged once a step, over all workers, in one message for all layers."""
+"""Ghost batch norms in training: cut where the ghosts of the batch meet, their running statistics merged once a step.
+
+Merged over all workers, in one message for all layers.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +32,21 @@ class GhostStatistics:
         for norm in self._norms:
             norm.defers = True
 
+    @contextmanager
+    def cut(self, ghost_rows: tuple[int, ...]) -> Iterator[None]:
+        """Let the norms cut the pass within into ghosts of so many rows; backward is within too, as it may recompute.
+
+        A short batch deals its ghosts unequal rows, some perhaps none, so that how many rows a worker holds does not
+        say where they meet.
+        """
+        for norm in self._norms:
+            norm.cuts = ghost_rows
+        try:
+            yield
+        finally:
+            for norm in self._norms:
+                norm.cuts = ()
+
     def forget(self) -> None:
         """Drop what was seen since the last step: a pass that failed is done again."""
         for norm in self._norms:
@@ -38,7 +59,8 @@ class GhostStatistics:
         if not norms:
             return
         total = sum_slices(self._of_all_workers(_stack([_seen(norm) for norm in norms])))
-        for norm, part in zip(norms, total.split([norm.num_features for norm in norms], dim=1), strict=True):
+        parts = torch.split_with_sizes(total, [norm.num_features for norm in norms], dim=1)
+        for norm, part in zip(norms, parts, strict=True):
             norm.take_in(part)
         self.forget()
 

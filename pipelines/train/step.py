@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -101,16 +102,16 @@ class Step:
                     raise
                 reason = reason_of(error)
             # Outside the except block, whose exception holds on to the tensors of the pass that failed.
-            self._take_smaller_pieces(len(batch.targets), reason)
+            self._take_smaller_pieces(batch, reason)
 
-    def _take_smaller_pieces(self, rows: int, reason: str) -> None:
+    def _take_smaller_pieces(self, batch: Batch, reason: str) -> None:
         """Halve the pieces, and forget what the share has added up so far.
 
         Raises:
             MemoryShortage: there is nothing to halve, or workers that look at a batch together would part.
         """
         state, before = self._state, self.pieces
-        per_piece = -(-rows // before)
+        per_piece = -(-len(batch.targets) // before)
         if not self.may_halve or per_piece <= 1:
             raise MemoryShortage(
                 f"a step of {per_piece} images does not fit into memory: {reason}",
@@ -128,11 +129,12 @@ class Step:
         if self._normalise.device.type == "cuda":
             torch.cuda.empty_cache()
         state.cursor.pieces = 2 * before
+        norms_see_pieces = self._buffers and not 2 * before <= len(batch.ghost_rows)
         _LOGGER.warning(
             "memory is short: worker %d computes its share of a batch in %d pieces from step %d on, the batch of %d"
             " images as before%s (%s)",
             *(self._world.rank, state.cursor.pieces, state.cursor.step + 1, self._config.global_batch_size),
-            *("; batch norm sees a piece at a time" if self._buffers else "", reason),
+            *("; batch norm sees a piece at a time" if norms_see_pieces else "", reason),
         )
 
     def _keep_buffers(self) -> None:
@@ -167,14 +169,15 @@ class Step:
     def _gradient(self, batch: Batch) -> Tensor:
         """Add the gradient of a piece; return its sum of losses and right answers."""
         images, targets = self._sized(self.images(batch.pixels)), self._moved(batch.targets)
-        with self._precision.autocast():
-            if batch.partner_pixels is None:
-                logits = self._logits(images, batch)
-                losses = self._row_loss(logits, targets)
-            else:
-                logits, losses = self._mixed(batch, images, targets)
-        # Divided by the rows of the global batch, so that the sum over workers is the gradient of its mean loss.
-        self._state.scaler.scale(losses.sum() / batch.global_rows).backward()  # type: ignore[no-untyped-call]
+        with self._ghosts.cut(batch.ghost_rows):
+            with self._precision.autocast():
+                if batch.partner_pixels is None:
+                    logits = self._logits(images, batch)
+                    losses = self._row_loss(logits, targets)
+                else:
+                    logits, losses = self._mixed(batch, images, targets)
+            # Divided by the rows of the global batch, so that the sum over workers is the gradient of its mean loss.
+            self._state.scaler.scale(losses.sum() / batch.global_rows).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             return torch.stack([losses.sum(), rows_right(logits, targets).sum()])
 
@@ -208,19 +211,36 @@ class Step:
 
 
 def _pieces(batch: Batch, number: int) -> list[Batch]:
-    """Cut a share into pieces of nearly equal size; some are empty where it has fewer rows, as batch norm needs."""
+    """Cut a share into pieces of nearly equal size; some are empty where it has fewer rows, as batch norm needs.
+
+    With ghosts a piece holds whole ones, which changes nothing. Where there are fewer ghosts than pieces, each is cut
+    into as many parts as makes at least that number of pieces, and a part is normalised as a ghost of its own.
+    """
     if number == 1:
         return [batch]
-    rows = len(batch.targets)
-    cuts = [slice(rows * index // number, rows * (index + 1) // number) for index in range(number)]
+    if not batch.ghost_rows:
+        ends = [len(batch.targets) * index // number for index in range(number + 1)]
+        return [_piece(batch, slice(*span)) for span in pairwise(ends)]
+    ghosts = batch.ghost_rows
+    parts = -(-number // len(ghosts))
+    if parts > 1:
+        ghosts = tuple(rows * (part + 1) // parts - rows * part // parts for rows in ghosts for part in range(parts))
+        number = len(ghosts)
+    ends = [0, *accumulate(ghosts)]
+    firsts = [len(ghosts) * index // number for index in range(number + 1)]
     return [
-        replace(
-            batch,
-            pixels=batch.pixels[cut],
-            targets=batch.targets[cut],
-            hashes=batch.hashes[cut],
-            partner_pixels=None if batch.partner_pixels is None else batch.partner_pixels[cut],
-            partner_targets=None if batch.partner_targets is None else batch.partner_targets[cut],
-        )
-        for cut in cuts
+        replace(_piece(batch, slice(ends[first], ends[last])), ghost_rows=ghosts[first:last])
+        for first, last in pairwise(firsts)
     ]
+
+
+def _piece(batch: Batch, rows: slice) -> Batch:
+    """Return some rows of a share."""
+    return replace(
+        batch,
+        pixels=batch.pixels[rows],
+        targets=batch.targets[rows],
+        hashes=batch.hashes[rows],
+        partner_pixels=None if batch.partner_pixels is None else batch.partner_pixels[rows],
+        partner_targets=None if batch.partner_targets is None else batch.partner_targets[rows],
+    )

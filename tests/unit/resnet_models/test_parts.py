@@ -142,6 +142,16 @@ def test_ghost_batches_of_a_short_batch_are_as_equal_as_can_be() -> None:
     assert GhostBatchNorm(3, size=4)(x[:0]).shape == (0, 3, 9, 9)
 
 
+def test_ghosts_are_cut_where_they_are_told_to_meet() -> None:
+    ghost, x = GhostBatchNorm(3, size=4), images(count=5)
+    ghost.cuts = (1, 0, 4)
+    assert torch.equal(ghost(x), torch.cat([nn.BatchNorm2d(3)(part) for part in (x[:1], x[1:])]))
+    means = [part.mean((0, 2, 3)) for part in (x[:1], x[1:])]
+    torch.testing.assert_close(ghost.running_mean, 0.1 * (means[0] + means[1] * 4) / 5)
+    with pytest.raises(ValueError, match="was told to cut 5 images and was given 4"):
+        ghost(x[:4])
+
+
 def test_frozen_norms_take_batch_norms_weights_and_never_change() -> None:
     torch.manual_seed(0)
     trained = tiny().train()

@@ -5,14 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load
 from torch import Tensor, nn
 
+from pipelines.dataset.reader import open_dataset
 from pipelines.storage import Storage
 from pipelines.train.collectives import World
+from pipelines.train.feed import Batch, SplitRows, TrainFeed
 from pipelines.train.ghosts import GhostStatistics
-from pipelines.train.loop import fit_local
+from pipelines.train.loop import fit, fit_local
+from pipelines.train.step import _pieces
+from pipelines.train.step_log import read_steps
 from resnet_models.norm import GhostBatchNorm
 from tests.unit.train.test_memory import narrow, weights
 from tests.unit.train.tiny import make_config, write_dataset
@@ -20,6 +26,15 @@ from tests.unit.train.worlds import in_threads
 
 IMAGES = torch.randn(12, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 + 1
 MODEL = {"depths": [1, 1], "channels": [8, 16], "stem": "cifar", "norm": "ghost", "norm_size": 5}
+
+
+# 72 rows in batches of 20: the last batch has 12, which four ghosts of 5 share unevenly.
+SHORT_LAST: dict[str, Any] = {"model": MODEL, "epochs": 3, "precision": "float64"}
+
+
+def running_figures(run: Storage) -> dict[str, Tensor]:
+    """Return the running statistics in a run's newest checkpoint."""
+    return {name: value for name, value in load(weights(run)).items() if "running" in name}
 
 
 def two_norms() -> nn.Sequential:
@@ -99,3 +114,64 @@ def test_pieces_for_want_of_memory_are_those_that_were_asked_for(
     asked = run("asked", accumulate=4)
     narrow(monkeypatch, 7)
     assert run("short") == asked  # 20 rows, then 10, then 5 a piece
+
+
+@pytest.fixture(scope="module")
+def alone(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    run = Storage.open(tmp_path_factory.mktemp("alone"))
+    fit_local(make_config(dataset, **SHORT_LAST), run, device="cpu")
+    return run
+
+
+@pytest.mark.parametrize(("size", "pieces"), [(2, 1), (3, 1), (1, 4), (1, 3), (2, 2)])
+def test_workers_and_pieces_of_a_short_batch_do_not_matter(
+    dataset: str, alone: Storage, tmp_path: Path, size: int, pieces: int
+) -> None:
+    config, run = make_config(dataset, **SHORT_LAST, accumulate=pieces), Storage.open(tmp_path)
+    in_threads(size, lambda world: fit(config, run, world=world, device=torch.device("cpu")))
+    expected, found = (read_steps(one, 1, 4 * config.epochs) for one in (alone, run))
+    assert len(expected) == 4 * config.epochs
+    for step, (loss, trace) in expected.items():
+        assert found[step] == (pytest.approx(loss, rel=1e-12), trace), step
+    for name, value in running_figures(alone).items():
+        torch.testing.assert_close(running_figures(run)[name], value, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("ghost_size", [2, 5])
+def test_a_share_says_which_ghost_its_rows_are_of(dataset: str, ghost_size: int) -> None:
+    """Rows of ghosts of 2 in a batch of 12: lanes are more than rows, so that some ghosts have fewer or none."""
+    rows, config = SplitRows(open_dataset(dataset), "train", limit_bytes=1 << 20, threads=1), make_config(dataset)
+
+    def shares(size: int, rank: int) -> list[Batch]:
+        feed = TrainFeed(rows, config, World(rank, size), (0.5,) * 3, ghost_size=ghost_size)
+        return list(feed.batches(1))
+
+    def ghosts(batch: Batch) -> list[tuple[int, ...]]:
+        return [tuple(part.tolist()) for part in np.split(batch.hashes, np.cumsum(batch.ghost_rows)[:-1])]
+
+    number = 20 // ghost_size
+    for t, whole in enumerate(shares(1, 0)):
+        assert sum(whole.ghost_rows) == len(whole.targets)
+        assert len(whole.ghost_rows) == number
+        assert t == 3 or whole.ghost_rows == (ghost_size,) * number
+        for rank in range(3):
+            assert ghosts(shares(3, rank)[t]) == ghosts(whole)[rank::3]
+
+
+def test_pieces_hold_whole_ghosts_or_parts_of_one(dataset: str) -> None:
+    rows = SplitRows(open_dataset(dataset), "train", limit_bytes=1 << 20, threads=1)
+    batch = next(TrainFeed(rows, make_config(dataset), World(), (0.5,) * 3, ghost_size=5).batches(1))
+    assert [piece.ghost_rows for piece in _pieces(batch, 3)] == [(5,), (5,), (5, 5)]
+    assert [piece.ghost_rows for piece in _pieces(batch, 6)] == [(2,), (3,)] * 4
+    for number in (1, 3, 4, 6):
+        assert np.array_equal(np.concatenate([piece.hashes for piece in _pieces(batch, number)]), batch.hashes)
+
+
+def test_what_a_pass_is_cut_into_ends_with_it() -> None:
+    network = two_norms()
+    ghosts = GhostStatistics(network, World())
+    with pytest.raises(ValueError, match="told to cut 9 images and was given 8"), ghosts.cut((4, 5)):
+        network(IMAGES[:8])
+    with ghosts.cut((3, 0, 5)):
+        found = network(IMAGES[:8])
+    assert not torch.equal(found, network(IMAGES[:8])), "four ghosts of two again"
