@@ -19,7 +19,7 @@ from pipelines.train.checkpoint import Checkpoint
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
 from pipelines.train.ema import WeightAverage
-from pipelines.train.feed import OpenRows, SplitRows, TrainFeed, open_splits
+from pipelines.train.feed import OpenRows, SplitRows, TrainFeed, open_splits, sized_pixels
 from pipelines.train.initial import ghost_size_of
 from pipelines.train.losses import RowLoss
 from pipelines.train.network import is_channels_last_safe
@@ -98,8 +98,10 @@ def assemble(
     )
     network = start.network.to(precision.weights)
     if start.spec.stem == "whitening" and not newest and not start.initial:
-        rows = np.linspace(0, train_rows.num_rows - 1, _WHITENING_ROWS).astype(np.int64)
-        whiten_stem(network, normalise(torch.from_numpy(train_rows.pixels.take(np.unique(rows))).to(device)))
+        rows = np.unique(np.linspace(0, train_rows.num_rows - 1, _WHITENING_ROWS).astype(np.int64))
+        # Cropped as the first epoch does: stored images may differ in size, and patches of theirs are not those seen.
+        pixels = sized_pixels(train_rows.pixels, rows, train_rows.hashes[rows], config, epoch=1)
+        whiten_stem(network, normalise(torch.from_numpy(pixels).to(device)))
     state = TrainState(
         network=network,
         optimizer=make_optimizer(network, config.optimizer, rate_scales(network, config.init.lr_decay_by_depth)),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from pipelines.train.collectives import World
+from resnet_models.norm import SyncedBatchNorm
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
@@ -62,9 +63,12 @@ def has_global_norms(network: nn.Module) -> bool:
 
 
 def make_global(network: nn.Module, world: World) -> nn.Module:
-    """Replace every `nn.BatchNorm2d` of a network by one over the global batch; weights are kept."""
+    """Replace every `nn.BatchNorm2d` and `SyncedBatchNorm` of a network by one over the global batch; weights are kept.
+
+    The two mean the same here, and are computed in one way.
+    """
     for name, child in network.named_children():
-        if type(child) is nn.BatchNorm2d:
+        if type(child) is nn.BatchNorm2d or type(child) is SyncedBatchNorm:
             norm = GlobalBatchNorm2d(child.num_features, eps=child.eps, momentum=child.momentum or 0.1, world=world)
             norm.load_state_dict(child.state_dict())
             setattr(network, name, norm.to(child.weight.device, child.weight.dtype))
