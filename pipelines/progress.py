@@ -55,6 +55,13 @@ class Progress:
             self._next_s = now_s + (_TERMINAL_EVERY_S if self._live else _FILE_EVERY_S)
             self._write()
 
+    def say(self, text: str) -> None:
+        """Print a line that stays, above the live one."""
+        self._stream.write(("\r\x1b[K" if self._live else "") + text + "\n")
+        if self._live:
+            self._write()
+        self._stream.flush()
+
     def line(self) -> str:
         """Return the present line."""
         elapsed_s = max(time.monotonic() - self._started_s, 1e-9)

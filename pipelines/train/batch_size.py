@@ -99,10 +99,24 @@ def _look_for_size(config: TrainConfig, run: Storage) -> dict[str, Any]:
 
 
 def _read_found(run: Storage) -> dict[str, Any] | None:
+    """Return what was found before, or None.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     try:
-        found: dict[str, Any] = json.loads(run.read(FOUND))
+        found = json.loads(run.read(FOUND))
     except NotFound:
         return None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or type(found.get("size")) is not int or found["size"] < 1:
+        raise DataError(
+            "the batch size that was found for this run cannot be read",
+            where=run.address(FOUND),
+            mend="delete the file to have it looked for again; where checkpoints were left and another size is found,"
+            " train anew with another --out",
+        )
     return found
 
 

@@ -160,6 +160,11 @@ class SplitRows:
         return self._decoder.decoded_shape
 
     @property
+    def decoded_shape(self) -> tuple[int, int]:
+        """Height and width of the first image as it is decoded: as it is stored, where crops are cut from it."""
+        return self._decoder.decoded_shape
+
+    @property
     def num_rows(self) -> int:
         """Number of live rows."""
         return len(self.targets)

@@ -14,11 +14,13 @@ import torch
 
 from pipelines.storage import Storage
 from pipelines.train.collectives import World
-from pipelines.train.records import EpochRecord, write_progress, write_record
+from pipelines.train.feed import TrainFeed
+from pipelines.train.records import EpochRecord, ProgressNote, write_progress, write_record
 from pipelines.train.run_writer import RunWriter
 from pipelines.train.startup import START, mark, to_json
 from pipelines.train.state import Best, Cursor, TrainState
 from pipelines.train.step_log import StepLog, write_step_log
+from pipelines.train.waiting import wait_mend
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -47,7 +49,8 @@ class Keeper:
         self._safe_best = self._best_in_flight = Best()
         self._saved_step = -1
         self._has_started = False
-        self._progress_s = self._saved_s = time.perf_counter()
+        self._saved_s = time.perf_counter()
+        self._progress_s = -math.inf  # the first steps are told at once
 
     def is_due(self, every_s: float) -> bool:
         """Return whether rank 0 wants a checkpoint: so many seconds have passed, and none is in flight.
@@ -133,7 +136,7 @@ class Keeper:
         self._has_started = True
 
     def note_progress(
-        self, cursor: Cursor, *, rows: int, epochs: int, is_due: bool = False, loss: float = math.nan
+        self, cursor: Cursor, *, feed: TrainFeed, epochs: int, is_due: bool = False, loss: float = math.nan
     ) -> None:
         """Say where the run is, every two seconds or where it is due."""
         now_s = time.perf_counter()
@@ -141,14 +144,18 @@ class Keeper:
             return
         self._progress_s = now_s
         sums = cursor.sums
-        write_progress(
-            self._writer.later,
+        note = ProgressNote(
             epoch=min(cursor.epoch + 1, epochs),
-            images=cursor.epoch * rows + int(sums.rows),
-            total=epochs * rows,
+            epochs=epochs,
+            step=cursor.step,
+            images=cursor.epoch * feed.num_rows + int(sums.rows),
+            total=epochs * feed.num_rows,
             images_per_s=sums.rows / max(sums.train_s, 1e-9),
             loss=sums.loss / sums.rows if sums.rows else loss,
+            wait_fraction=min(1.0, sums.wait_s / max(sums.train_s, 1e-9)) if sums.rows else None,
+            wait_mend=wait_mend(feed),
         )
+        write_progress(self._writer.later, note)
 
     def finish(self, state: TrainState, identity: dict[str, Any]) -> None:
         """Return when the state as it is now, and every record, is safe.

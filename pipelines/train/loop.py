@@ -320,7 +320,7 @@ class _Loop:
         self._wait_s = 0.0
         if not self._is_replay:
             self.keeper.note_start()
-            self.keeper.note_progress(cursor, rows=self.feed.num_rows, epochs=self.config.epochs)
+            self.keeper.note_progress(cursor, feed=self.feed, epochs=self.config.epochs)
         return wanted > 0
 
     def _finish_epoch(self) -> EpochRecord:
@@ -357,7 +357,7 @@ class _Loop:
         if not is_busy and cursor.best.is_beaten_by(record.val_score, record.val_loss):
             cursor.best = Best(record.epoch, cursor.step, record.val_score, record.val_loss)
         self.keeper.note_progress(
-            cursor, rows=self.feed.num_rows, epochs=config.epochs, is_due=True, loss=record.train_loss
+            cursor, feed=self.feed, epochs=config.epochs, is_due=True, loss=record.train_loss
         )
         if is_busy:
             self.keeper.leave_out(cursor.step)

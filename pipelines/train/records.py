@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, TypedDict
 
-from pipelines.errors import NotFound
+from pipelines.errors import DataError, NotFound
 from pipelines.storage import Storage
+from pipelines.train.versioned import parse_versioned
 
 FORMAT_VERSION = 1
 PROGRESS = "progress.json"
@@ -62,7 +63,7 @@ class EpochRecord:
     elapsed_s: float
     """Seconds of work since the start of the run, evaluation included, interruptions left out."""
     data_wait_fraction: float
-    """Share of the training time that steps waited for data; above 0.05 more loader threads or memory would help."""
+    """Share of the training time that steps waited for data; `waiting.py` says what would make it less."""
     id_trace: str
     """Sum of hash(position, image) over the epoch modulo 2^64, in 16 hex digits; equal: same rows, same places."""
     train_exact: float | None = None
@@ -104,9 +105,36 @@ class EpochRecord:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> EpochRecord:
-        """Return the record behind JSON values."""
-        known = {name: value for name, value in values.items() if name != "format_version"}
-        return cls(**{"train_top1": None, "val_top1": None} | known)
+        """Return the record behind JSON values.
+
+        Raises:
+            ValueError: a field is not known, is missing, or holds what is no figure.
+        """
+        known = {"train_top1": None, "val_top1": None} | {k: v for k, v in values.items() if k != "format_version"}
+        required = {field.name for field in fields(cls) if field.default is MISSING}
+        _check_fields(known, required=required, allowed={field.name for field in fields(cls)})
+        may_lack = {"train_top1", "val_top1"} | (known.keys() - required)
+        for name, value in known.items():
+            if name == "id_trace":
+                is_right = isinstance(value, str)
+            elif name in ("epoch", "step"):
+                is_right = type(value) is int
+            else:
+                is_right = _is_number(value) or (value is None and name in may_lack)
+            if not is_right:
+                raise ValueError(f"its {name} is {value!r}")
+        return cls(**known)
+
+
+def _check_fields(values: Mapping[str, Any], *, required: set[str], allowed: set[str]) -> None:
+    if odd := sorted(values.keys() - allowed):
+        raise ValueError(f"it has the unknown field {odd[0]}")
+    if missing := sorted(required - values.keys()):
+        raise ValueError(f"it has no {missing[0]}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def record_path(epoch: int) -> str:
@@ -120,11 +148,27 @@ def write_record(run: Storage, record: EpochRecord) -> None:
 
 
 def read_record(run: Storage, epoch: int) -> EpochRecord | None:
-    """Return the record of an epoch, or None while it is not finished."""
+    """Return the record of an epoch, or None while it is not finished.
+
+    Raises:
+        DataError: it is cut, empty, of a later release or of another epoch.
+    """
     try:
-        return EpochRecord.from_json(json.loads(run.read(record_path(epoch))))
+        data = run.read(record_path(epoch))
     except NotFound:
         return None
+    try:
+        record = EpochRecord.from_json(parse_versioned(data, FORMAT_VERSION))
+        if record.epoch != epoch:
+            raise ValueError(f"it is that of epoch {record.epoch}")
+    except ValueError as error:
+        raise DataError(
+            f"the record of epoch {epoch} cannot be used: {error}",
+            where=run.address(record_path(epoch)),
+            mend="put the file back from a copy of the run's folder, or read it with the release that wrote it; else"
+            " train anew with another --out, as figures that are lost cannot be made up",
+        ) from error
+    return record
 
 
 def read_records(run: Storage, upto: int) -> list[EpochRecord]:
@@ -138,6 +182,11 @@ def read_records(run: Storage, upto: int) -> list[EpochRecord]:
     return records
 
 
+def count_records(run: Storage) -> int:
+    """Return how many epochs have a record, whatever it holds."""
+    return sum(1 for _ in run.list(_FOLDER))
+
+
 def delete_records(run: Storage, *, above: int) -> None:
     """Delete the records of epochs after `above`, the last first: the run has gone back behind them."""
     files = [file.path for file in run.list(_FOLDER)]
@@ -146,16 +195,44 @@ def delete_records(run: Storage, *, above: int) -> None:
             run.delete(path)
 
 
-def write_progress(run: Storage, *, epoch: int, images: int, total: int, images_per_s: float, loss: float) -> None:
-    """Say how far the run is: images trained on since its start, out of all that it will see."""
-    progress = {"epoch": epoch, "images": images, "total": total, "images_per_s": images_per_s, "loss": loss}
-    run.put(PROGRESS, json.dumps(progress).encode())
+@dataclass(frozen=True)
+class ProgressNote:
+    """Where a run is at the moment."""
+
+    epoch: int
+    """The one that runs, counted from 1."""
+    epochs: int
+    """Of the whole run."""
+    step: int
+    """Steps done since the start of the run."""
+    images: int
+    """Trained on since the start of the run."""
+    total: int
+    """Images of the whole run."""
+    images_per_s: float
+    loss: float
+    """Mean over the epoch so far."""
+    wait_fraction: float | None
+    """Share of the epoch's time so far that steps waited for data; None before its first step."""
+    wait_mend: str
+    """What would make them wait less."""
 
 
-def read_progress(run: Storage) -> dict[str, Any] | None:
-    """Return what `write_progress` said last, or None before that."""
+def write_progress(run: Storage, note: ProgressNote) -> None:
+    """Say where the run is."""
+    run.put(PROGRESS, json.dumps(asdict(note)).encode())
+
+
+def read_progress(run: Storage) -> ProgressNote | None:
+    """Return what `write_progress` said last; None before that, or where nobody can make anything of it."""
+    names = {field.name for field in fields(ProgressNote)}
     try:
-        progress: dict[str, Any] = json.loads(run.read(PROGRESS))
-    except NotFound:
+        values = json.loads(run.read(PROGRESS))
+        _check_fields(values, required=names, allowed=names)
+        texts, may_lack = {"wait_mend"}, {"wait_fraction"}
+        for name in names - texts:
+            if not (_is_number(values[name]) or (values[name] is None and name in may_lack)):
+                return None
+        return ProgressNote(**values)
+    except (NotFound, ValueError, AttributeError):  # the next note is a moment away, and no figure hangs on this one
         return None
-    return progress

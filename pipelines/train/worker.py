@@ -26,6 +26,7 @@ FAILURE = "_work/failure.json"
 _LOOK_S = 0.1
 _DRIVER_S = notice.DRIVER_POLL_S + 1.0
 """Seconds that a worker which was told to end waits for word that the run is: the driver's next look, and its note."""
+_FAILURE_PARTS = ("type", "what", "where", "mend")
 _PERMANENT = (ConfigError, InputError, DataError)
 
 
@@ -142,9 +143,13 @@ def rebuild_failure(failure: dict[str, str]) -> PipelineError:
 
 
 def read_failure(run: Storage) -> dict[str, str] | None:
-    """Return the note of an error that ended the run, or None."""
+    """Return the note of an error that ended the run; None without one, or where it is damaged.
+
+    Without it an attempt meets the error itself, and the driver has it from Ray.
+    """
     try:
-        failure: dict[str, str] = json.loads(run.read(FAILURE))
-    except NotFound:
+        failure = json.loads(run.read(FAILURE))
+    except (NotFound, ValueError):
         return None
-    return failure
+    is_whole = isinstance(failure, dict) and all(isinstance(failure.get(part), str) for part in _FAILURE_PARTS)
+    return failure if is_whole else None

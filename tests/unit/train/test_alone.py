@@ -18,7 +18,7 @@ from pipelines.train.alone import train_alone
 from pipelines.train.follow import Follower
 from pipelines.train.outcome import read_outcome
 from pipelines.train.records import EpochRecord, write_record
-from tests.unit.train.test_driver import make_record
+from tests.unit.train.notes import make_record
 from tests.unit.train.tiny import make_config, write_dataset
 
 

@@ -20,15 +20,15 @@ from pipelines.ray_runtime import RaySession
 from pipelines.storage import Storage
 from pipelines.train import group, stage
 from pipelines.train.checkpoint import load_checkpoint
-from pipelines.train.follow import Follower
 from pipelines.train.group import choose_gpu
 from pipelines.train.loop import fit_local
 from pipelines.train.model import write_model
 from pipelines.train.outcome import FitOutcome
 from pipelines.train.pictures import draw_pictures
-from pipelines.train.records import EpochRecord, write_progress, write_record
+from pipelines.train.records import EpochRecord, write_record
 from pipelines.train.state import read_kept_weights
 from pipelines.train.worker import FAILURE, describe_failure, read_failure, rebuild_failure, train_worker
+from tests.unit.train.notes import make_record
 from tests.unit.train.tiny import make_config, write_dataset
 
 
@@ -41,41 +41,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 def trained(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Storage, FitOutcome]:
     run = Storage.open(tmp_path_factory.mktemp("run"))
     return run, fit_local(make_config(dataset, epochs=3, ema_decay=0.8), run, device="cpu")
-
-
-def make_record(epoch: int) -> EpochRecord:
-    return EpochRecord(epoch, 4 * epoch, 1.0, 0.5, 1.0, 0.5 + epoch / 100, 0.1, 100.0, 1.0, 0.0, "0" * 16)
-
-
-def test_a_follower_hands_on_every_record_once_and_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = Storage.open(tmp_path)
-    write_progress(run, epoch=1, images=5, total=100, images_per_s=1.0, loss=3.0)  # of an attempt before this one
-    seen: list[int] = []
-    with Follower(run, lambda record: seen.append(record.epoch)) as follower:
-        follower.poll()
-        assert seen == []
-        for epoch in (1, 2):
-            write_record(run, make_record(epoch))
-        follower.poll()
-        follower.poll()
-        write_progress(run, epoch=3, images=50, total=100, images_per_s=9.0, loss=1.25)
-        follower.poll()
-        write_progress(run, epoch=3, images=40, total=100, images_per_s=9.0, loss=1.25)  # restarted behind it
-        follower.poll()
-        write_record(run, make_record(3))
-        write_progress(run, epoch=3, images=100, total=100, images_per_s=9.0, loss=1.0)
-    assert seen == [1, 2, 3]
-    assert "train: 100/100 images" in capsys.readouterr().err
-
-
-def test_a_follower_starts_where_it_is_told(tmp_path: Path) -> None:
-    run = Storage.open(tmp_path)
-    for epoch in (1, 2, 3):
-        write_record(run, make_record(epoch))
-    seen: list[int] = []
-    with Follower(run, lambda record: seen.append(record.epoch), first_epoch=3):
-        pass
-    assert seen == [3]
 
 
 def settings_of(dataset: str, run: Storage, **changes: Any) -> dict[str, Any]:

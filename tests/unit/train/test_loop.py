@@ -67,7 +67,7 @@ def test_it_learns_and_leaves_records_and_checkpoints(dataset: str, run: Storage
     assert outcome.best.step in committed_steps(run)
     progress = read_progress(run)
     assert progress is not None
-    assert (progress["images"], progress["total"], progress["epoch"]) == (360, 360, 5)
+    assert (progress.images, progress.total, progress.epoch, progress.step) == (360, 360, 5, 20)
 
 
 @pytest.mark.parametrize("changes", [

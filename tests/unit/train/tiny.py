@@ -39,6 +39,7 @@ def write_dataset(
     num_units: int = 2,
     odd_size: int = 0,
     labelled: bool = True,
+    preprocess: Preprocess | None = None,
 ) -> str:
     """Write a dataset and return its address; `counts[split][class]` images, the classes learnable."""
     counts = counts or {"train": {"a": 24, "b": 24, "c": 24}, "val": {"a": 7, "b": 7, "c": 7}}
@@ -55,10 +56,17 @@ def write_dataset(
                     row = make_row(f"{split}/{name}/{index}", make_image(names.index(name), seed, side))
                     writer.append(split, row | {"label": name if labelled else None})
         files += writer.close().files
-    return publish_tiny(storage, files, names)
+    return publish_tiny(storage, files, names, preprocess=preprocess)
 
 
-def publish_tiny(storage: Storage, files: Sequence[ShardFile], classes: Sequence[str], *, task: str = "single") -> str:
+def publish_tiny(
+    storage: Storage,
+    files: Sequence[ShardFile],
+    classes: Sequence[str],
+    *,
+    task: str = "single",
+    preprocess: Preprocess | None = None,
+) -> str:
     """Publish shards of a run `tiny-0` as a dataset's first version; return its address."""
     catalog = make_catalog(
         stage="ingest",
@@ -69,7 +77,7 @@ def publish_tiny(storage: Storage, files: Sequence[ShardFile], classes: Sequence
         sources={"tiny": "0" * 32},
         locations={"tiny": "nowhere"},
         task=task,
-        preprocess=Preprocess().to_json(),
+        preprocess=(preprocess or Preprocess()).to_json(),
         split={"seed": 0},
         counts={"members": sum(file.rows for file in files)},
         config={},
