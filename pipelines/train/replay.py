@@ -7,6 +7,7 @@ and loss are held against the run's own log. The run is left as it is; the certi
 from __future__ import annotations
 
 import json
+import logging
 import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ from pipelines.train.step_log import read_steps
 
 if TYPE_CHECKING:
     from pipelines.train.checkpoint import Checkpoint
+
+_LOGGER = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 
@@ -65,12 +68,22 @@ class Certificate:
         return {"format_version": FORMAT_VERSION, **asdict(self), "agrees": self.agrees}
 
 
+@dataclass(frozen=True)
+class _Repeated:
+    """Steps done once more, and by what, as those say who did them."""
+
+    steps: dict[int, tuple[float, str]]
+    workers: int
+    device: str
+    precision: str
+
+
 def run(config: ReplayConfig) -> StageResult:
     """Replay a window of a run, write the certificate into the run's folder and add it to its MLflow run.
 
     Raises:
         InputError: there is no finished run, or it kept no checkpoint that steps follow.
-        DataError: ids or losses do not agree; the certificate is written all the same.
+        DataError: ids or losses do not agree, and the certificate is written all the same; or what was kept is damaged.
     """
     store = Storage.open(config.run)
     catalog = read_catalog(store)
@@ -81,19 +94,16 @@ def run(config: ReplayConfig) -> StageResult:
     trained = _config_of(store, catalog)
     checkpoint, recorded = _choose(store, catalog, config)
     first, last = checkpoint.step + 1, max(recorded)
-    again, device, precision = _repeat(config, trained, store, step=checkpoint.step, steps=last - first + 1)
+    repeated = _repeat(config, trained, store, step=checkpoint.step, steps=last - first + 1)
     certificate = _compare(
         recorded,
-        again,
+        repeated,
         run=catalog["key"],
         checkpoint_step=checkpoint.step,
         workers_then=int(catalog["config"]["num_workers"]),
-        workers=config.workers,
-        device=device,
-        precision=precision,
-        tolerance=config.tolerance or TOLERANCES[precision],
+        tolerance=config.tolerance or TOLERANCES[repeated.precision],
     )
-    path = f"replay/steps-{first:08d}-{last:08d}-workers-{config.workers}.json"
+    path = f"replay/steps-{first:08d}-{last:08d}-workers-{certificate.workers}.json"
     data = json.dumps(certificate.to_json(), indent=1).encode()
     store.put(path, data)
     _record(config, catalog, path, data, certificate)
@@ -101,7 +111,7 @@ def run(config: ReplayConfig) -> StageResult:
         raise _disagreement(certificate, store.address(path))
     figures: dict[str, float | int | str] = {
         "steps": f"{first} to {last}, from the checkpoint of step {checkpoint.step}",
-        "workers": f"{config.workers} (the run had up to {certificate.workers_then})",
+        "workers": f"{certificate.workers} (the run had up to {certificate.workers_then})",
         "ids": "agree",
         "largest_loss_difference": "0, equal to the bit"
         if certificate.largest_loss_difference == 0
@@ -122,64 +132,69 @@ def _config_of(store: Storage, catalog: dict[str, Any]) -> TrainConfig:
 def _choose(
     store: Storage, catalog: dict[str, Any], config: ReplayConfig
 ) -> tuple[Checkpoint, dict[int, tuple[float, str]]]:
-    """Return one of the kept checkpoints and what was recorded of the steps after it."""
+    """Return one of the kept checkpoints and what was recorded of the steps after it.
+
+    What is damaged is said, and another one is taken.
+    """
     from pipelines.dataset.keyed import keyed_order
     from pipelines.train.checkpoint import committed_steps, load_checkpoint
     from pipelines.train.state import read_cursor
 
     steps = [step for step in committed_steps(store) if step < catalog["records"][-1]["step"]]
+    damage: DataError | None = None
     for index in keyed_order(len(steps), config.seed).tolist():
-        checkpoint = load_checkpoint(store, steps[index])
-        cursor, last = read_cursor(checkpoint), checkpoint.step + config.window
-        recorded = read_steps(store, cursor.epoch + 1, last, rate_scale=cursor.rate_scale)
+        try:
+            checkpoint = load_checkpoint(store, steps[index])
+            cursor, last = read_cursor(checkpoint), checkpoint.step + config.window
+            recorded = read_steps(store, cursor.epoch + 1, last, rate_scale=cursor.rate_scale)
+        except DataError as error:
+            damage = error
+            _LOGGER.warning("%s; another window is looked for", error.what)
+            continue
         after: dict[int, tuple[float, str]] = {}
         while (step := checkpoint.step + len(after) + 1) in recorded and step <= last:
             after[step] = recorded[step]
         if after:
             return checkpoint, after
+    if damage:
+        raise damage
     raise InputError(
         f"{store.uri} kept no checkpoint that recorded steps follow",
         mend="runs of two epochs and more keep one; those trained before steps were recorded cannot be replayed",
     )
 
 
-def _repeat(
-    config: ReplayConfig, trained: TrainConfig, store: Storage, *, step: int, steps: int
-) -> tuple[dict[int, tuple[float, str]], str, str]:
-    """Do the steps once more; return their figures, the kind of device, and the precision on it."""
-    from pipelines.train.loop import replay
-    from pipelines.train.precision import resolve_device, resolve_precision
-
-    changes = {"num_workers": config.workers, "ray": config.ray, "tracking": config.tracking}
+def _repeat(config: ReplayConfig, trained: TrainConfig, store: Storage, *, step: int, steps: int) -> _Repeated:
+    """Do the steps once more."""
+    # As many workers as asked for and no fewer, whatever the run could do with.
+    changes = {"num_workers": config.workers, "min_workers": 0, "ray": config.ray, "tracking": config.tracking}
     again = trained.model_copy(update=changes)
     if config.workers == 1:
         from pipelines.train.collectives import World
+        from pipelines.train.loop import replay
+        from pipelines.train.precision import resolve_device, resolve_precision
 
         device = resolve_device("cpu" if again.use_gpu is False else "auto")
         figures = replay(again, store, step=step, steps=steps, world=World(), device=device)
-        return figures, device.type, resolve_precision(again.precision, device).name
-    from pipelines.train.group import choose_gpu, train_in_workers
+        return _Repeated(figures, 1, device.type, resolve_precision(again.precision, device).name)
+    from pipelines.train.group import train_in_workers
 
     with ray_session(config.ray) as session:
         check_nodes_see(session.num_nodes, {"RUN": f"{store.uri}/{RUN}"})
-        device = resolve_device("auto" if choose_gpu(again, session) else "cpu")
-        returned = train_in_workers(again, store, session, window={"step": step, "steps": steps})
-    return returned["steps"], device.type, resolve_precision(again.precision, device).name
+        return _Repeated(**train_in_workers(again, store, session, window={"step": step, "steps": steps}))
 
 
 def _compare(
     recorded: dict[int, tuple[float, str]],
-    again: dict[int, tuple[float, str]],
+    repeated: _Repeated,
     *,
     run: str,
     checkpoint_step: int,
     workers_then: int,
-    workers: int,
-    device: str,
-    precision: str,
     tolerance: float,
 ) -> Certificate:
     """Hold each step's figures against the run's."""
+    again = repeated.steps
     others = [step for step, (_, trace) in recorded.items() if again.get(step, (0.0, ""))[1] != trace]
     differences = [
         abs(again[step][0] - loss) / max(abs(loss), 1e-12) if step in again else math.inf
@@ -191,9 +206,9 @@ def _compare(
         first_step=min(recorded),
         last_step=max(recorded),
         workers_then=workers_then,
-        workers=workers,
-        device=device,
-        precision=precision,
+        workers=repeated.workers,
+        device=repeated.device,
+        precision=repeated.precision,
         ids_agree=not others,
         first_other_ids=min(others, default=0),
         largest_loss_difference=max(differences),
@@ -207,7 +222,9 @@ def _record(config: ReplayConfig, catalog: dict[str, Any], path: str, data: byte
         return
     with RunLog.open(config.tracking, run_name="", run_id=catalog["mlflow_run_id"], attach=True) as log:
         log.log_file(path, data)
-        log.log_tags({"replay": f"{'agrees' if certificate.agrees else 'DISAGREES'} with {config.workers} workers"})
+        log.log_tags(
+            {"replay": f"{'agrees' if certificate.agrees else 'DISAGREES'} with {certificate.workers} workers"}
+        )
 
 
 def _disagreement(certificate: Certificate, address: str) -> DataError:

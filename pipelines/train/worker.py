@@ -39,7 +39,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             `loop.replay`) those steps are done once more instead.
 
     Returns:
-        `failure` with the parts of an error that ended the run for good; `steps` of a window; else empty.
+        `failure` with the parts of an error that ended the run for good; of a window its `steps`, and the `workers`,
+        `device` and `precision` that did them; else empty.
 
     Raises:
         Unfinished: this worker was told to end, and nothing ended the run (`_is_over`): Ray replaces it, and the group
@@ -52,7 +53,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     from pipelines.train.collectives import World
     from pipelines.train.loop import fit, replay
     from pipelines.train.machine_use import MachineUse
-    from pipelines.train.precision import resolve_device
+    from pipelines.train.precision import resolve_device, resolve_precision
 
     startup.mark("torch imported")
     config = TrainConfig.model_validate_json(settings["config"])
@@ -64,7 +65,10 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     try:
         device = resolve_device("auto" if settings["use_gpu"] else "cpu")
         if window := settings.get("window"):
-            return {"steps": replay(config, run, **window, world=world, device=device)}
+            steps = replay(config, run, **window, world=world, device=device)
+            # What a certificate says of a replay is what those know who did it, not the driver.
+            precision = resolve_precision(config.precision, device).name
+            return {"steps": steps, "workers": world.size, "device": device.type, "precision": precision}
         noting = notice.noted_in(run) if world.rank == 0 else nullcontext(notice.is_terminated)
         with noting as is_noted, MachineUse(run, world.rank, device):
             outcome = fit(

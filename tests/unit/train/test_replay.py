@@ -1,21 +1,25 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from pipelines.errors import DataError, InputError
+from pipelines.ray_runtime import RaySession
 from pipelines.storage import Storage
-from pipelines.train import loop, run_writer
+from pipelines.train import group, loop, run_writer
 from pipelines.train import replay as replays
 from pipelines.train.checkpoint import committed_steps, load_checkpoint
 from pipelines.train.config import ReplayConfig, TrainConfig
 from pipelines.train.loop import fit, fit_local, replay
 from pipelines.train.step_log import read_steps
+from pipelines.train.worker import train_worker
 from tests.unit.train.test_loop import Killed, kill_after_checkpoint, poison
 from tests.unit.train.tiny import make_config, write_dataset
 from tests.unit.train.worlds import in_threads
@@ -162,6 +166,52 @@ def test_a_window_ends_where_the_run_went_back(dataset: str, tmp_path: Path, mon
     for seed in range(4):
         result = replays.run(ReplayConfig(run=run.uri, window=12, seed=seed))
         assert result.figures["largest_loss_difference"] == "0, equal to the bit"
+
+
+def in_the_drivers_place(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Let a lone worker do in this process what Ray's would; return the numbers of workers that Ray is asked for."""
+    asked: list[Any] = []
+
+    def make_trainer(workers: Any, _: Any, settings: dict[str, Any], __: str) -> SimpleNamespace:
+        asked.append(workers)
+        return SimpleNamespace(fit=lambda: SimpleNamespace(return_value=train_worker(settings)))
+
+    monkeypatch.setattr(group, "_make_trainer", make_trainer)
+    monkeypatch.setattr(replays, "ray_session", lambda _: nullcontext(RaySession(4.0, 0.0, 1, (4.0,))))
+    return asked
+
+
+def test_exactly_as_many_workers_as_asked_for_and_the_certificate_says_who_ran(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(dataset, epochs=3, num_workers=4, min_workers=1, use_gpu="auto")
+    run = trained(config, Storage.open(tmp_path / "run"))
+    asked = in_the_drivers_place(monkeypatch)
+    monkeypatch.setattr(group, "choose_gpu", lambda *_: False)
+    result = replays.run(ReplayConfig(run=run.uri, workers=3, window=4))
+    assert asked == [(3, 3)]
+    (path,) = [file.path for file in run.list("replay")]
+    certificate = json.loads(run.read(path))
+    assert (certificate["workers"], certificate["workers_then"]) == (1, 4)  # one ran here, whatever was asked for
+    assert (certificate["device"], certificate["precision"]) == ("cpu", "float32")
+    assert path.endswith("-workers-1.json")
+    assert result.figures["workers"] == "1 (the run had up to 4)"
+
+
+def test_of_a_damaged_checkpoint_another_is_taken(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(run_writer, "prune_checkpoints", lambda *_, **__: None)
+    run = trained(make_config(dataset, epochs=3), Storage.open(tmp_path / "run"))
+    run.put("checkpoints/step-00000004/weights.safetensors", b"cut")
+    for seed in range(4):
+        result = replays.run(ReplayConfig(run=run.uri, window=2, seed=seed))
+        assert result.figures["steps"] == "9 to 10, from the checkpoint of step 8"
+    assert "weights.safetensors has 3 bytes" in caplog.text
+    assert "another window is looked for" in caplog.text
+    run.put("steps/epoch-000003.json", b"")
+    with pytest.raises(DataError, match=r"damaged|cannot be used"):
+        replays.run(ReplayConfig(run=run.uri, window=2))
 
 
 def test_what_cannot_be_replayed_is_refused(dataset: str, tmp_path: Path) -> None:
