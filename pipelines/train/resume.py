@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.config.load import load_config
 from pipelines.errors import ConfigError, InputError, NotFound
+from pipelines.package.describe import DESCRIPTION_FILE
 from pipelines.redact import redact
 from pipelines.stage_output import RUN, read_catalog
 from pipelines.storage import Storage
 from pipelines.train.config import TrainConfig
+from pipelines.train.initial import INIT
 from pipelines.train.plan import STAGE, plan
 
 
@@ -36,13 +38,14 @@ def resumed_config(run: str, overrides: Sequence[str] = ()) -> TrainConfig:
     """
     store = Storage.open(run)
     standing = _read_standing(store)
-    values = standing.get("config") or (read_catalog(store) or {}).get("config")
+    values = dict(standing.get("config") or (read_catalog(store) or {}).get("config") or {})
     if not values:
         raise InputError(
             f"{store.uri} was begun by an earlier release, which did not write its config down",
             mend=f"give the command that began it again, with --out {run}",
         )
-    config = load_config(TrainConfig, None, overrides, {**values, "dataset": standing["dataset"], "out": store.uri})
+    values |= {"dataset": standing["dataset"], "out": store.uri, **_own_start(values, store)}
+    config = load_config(TrainConfig, None, overrides, values)
     if plan(config).key != standing["key"]:
         changed = f"with {' '.join(overrides)} it" if overrides else "by this release it"
         raise ConfigError(
@@ -50,6 +53,16 @@ def resumed_config(run: str, overrides: Sequence[str] = ()) -> TrainConfig:
             mend="leave out what changes the recipe, or start a new run: resnet train CONFIG --out OTHER",
         )
     return config
+
+
+def _own_start(values: Mapping[str, Any], store: Storage) -> dict[str, Any]:
+    """Return the change by which a run starts from its own copy: what `init.from` named may be gone, or elsewhere.
+
+    The key is of what the weights are, so that it is the same. Where the run was killed before it had its copy, the
+    first address has to do.
+    """
+    init, copy = values.get("init") or {}, store.child(INIT)
+    return {"init": {**init, "from": copy.uri}} if init.get("from") and copy.exists(DESCRIPTION_FILE) else {}
 
 
 def _read_standing(store: Storage) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,7 @@ def run(config: TrainConfig) -> TrainResult:
         update={"dataset": standing["dataset"], "out": plan.out, **_pinned_init(config, plan, store)}
     )
     pinned = settle_batch_size(pinned, store, standing)
+    config, plan = _named_as_begun(config, plan, standing)
     log = _open_log(config, plan, store, standing)
     teller = _make_teller(log, store, pinned, plan, standing)
     with log, teller:
@@ -286,6 +287,15 @@ def _pinned_init(config: TrainConfig, plan: TrainPlan, store: Storage) -> dict[s
     if plan.initial is None:
         return {}
     return {"init": config.init.model_copy(update={"from": keep_copy(plan.initial, store, config.tracking)})}
+
+
+def _named_as_begun(config: TrainConfig, plan: TrainPlan, standing: Mapping[str, Any]) -> tuple[TrainConfig, TrainPlan]:
+    """Return both with the start called what it was at first: `--resume` reads the run's own copy, which is no name."""
+    ref = ((standing.get("config") or {}).get("init") or {}).get("from")
+    if plan.initial is None or not ref:
+        return config, plan
+    init = config.init.model_copy(update={"from": ref})
+    return config.model_copy(update={"init": init}), replace(plan, initial=replace(plan.initial, ref=ref))
 
 
 def _describe_init(plan: TrainPlan) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipelines.train.checkpoint import load_latest
 from pipelines.train.config import TrainConfig
 from pipelines.train.resume import kept_config, resumed_config
 from pipelines.train.state import WEIGHTS
+from tests.unit.train.starts import write_start
 from tests.unit.train.tiny import make_config, write_dataset
 
 
@@ -56,6 +58,30 @@ def begun(config: TrainConfig) -> TrainConfig:
     with pytest.raises(Unfinished):
         stage.run(config)
     return config
+
+
+@pytest.mark.parametrize("is_moved", [False, True], ids=["elsewhere", "deleted"])
+def test_a_run_that_started_from_weights_has_its_own_copy_of_them(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_moved: bool
+) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "away").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    write_start(Path("start"), classes=("c", "b", "a"))
+    begun(quiet(dataset, tmp_path / "run", epochs=2, init={"from": "start"}, model={}))
+    if is_moved:
+        shutil.rmtree("start")
+    monkeypatch.chdir(tmp_path / "away")
+    done = CliRunner().invoke(command, ["--resume", "../run", "max_hours=0", "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    catalog = json.loads((tmp_path / "run/_catalog.json").read_text())
+    assert catalog["init"]["ref"] == catalog["config"]["init"]["from"] == "start"
+    with pytest.raises(ConfigError, match="would be another run"):
+        resumed_config(str(tmp_path / "run"), ("init.freeze_until=stage1",))
+    (tmp_path / "other").mkdir()
+    write_start(tmp_path / "other", classes=("a", "b", "c"))
+    with pytest.raises(ConfigError, match="would be another run"):
+        resumed_config(str(tmp_path / "run"), (f"init.from={tmp_path / 'other'}",))
 
 
 def test_what_may_change_changes_and_the_recipe_does_not(dataset: str, tmp_path: Path) -> None:
