@@ -14,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from pipelines import capacity
-from pipelines.errors import ClusterError, ConfigError, PipelineError, StorageError
+from pipelines.errors import ClusterError, ConfigError, PipelineError, StorageError, Unfinished
 from pipelines.ray_runtime import RaySession
 from pipelines.storage import Storage
 from pipelines.train import startup
+from pipelines.train.checkpoint import committed_steps
 from pipelines.train.config import TrainConfig
 from pipelines.train.follow import Follower
 from pipelines.train.notice import DRIVER_POLL_S, NOTICE, catching_sigterm
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
-"""Deaths of workers that a run survives; each costs the work since the last checkpoint and a restart."""
+"""Deaths of workers in a row that a run survives; each costs the work since the last checkpoint and a restart. Ray
+counts them; where it gives up and a checkpoint has come since it began to count, it begins anew (`_Fitting`)."""
 RAY_MODULES = ("ray.train.v2.api.data_parallel_trainer", "pipelines.train.ray_backend")
 """What `train_in_workers` imports of Ray: 2 s, in which Ray's processes come up as well."""
 _POLL_S = DRIVER_POLL_S
@@ -63,7 +65,7 @@ def train_in_workers(
         window: which steps to do once more, instead of training (`loop.replay`).
 
     Raises:
-        ClusterError: the workers do not fit the cluster, or died more often than is tolerated.
+        ClusterError: the workers do not fit the cluster, or died too often without a new checkpoint.
         PipelineError: what ended the training.
     """
     use_gpu = choose_gpu(config, session)
@@ -105,7 +107,10 @@ def train_in_workers(
     try:
         startup.mark("workers asked for")
         settings["marks"] = startup.marks()
-        fitting = _Fitting(_make_trainer((least, config.num_workers), resources, settings, scratch))
+        fitting = _Fitting(
+            lambda: _make_trainer((least, config.num_workers), resources, settings, scratch),
+            run,
+        )
         is_passed_on = False
         with catching_sigterm() as told, ThreadPoolExecutor(1) as beside, Follower(run, on_record) as follower:
             doing = beside.submit(meanwhile)
@@ -179,25 +184,69 @@ def _has_nvidia_driver() -> bool:
 
 
 class _Fitting:
-    """`trainer.fit()` in a thread, so that the caller's thread can follow the run and be interrupted."""
+    """`trainer.fit()` in a thread, so that the caller's thread can follow the run and be interrupted.
 
-    def __init__(self, trainer: DataParallelTrainer) -> None:
+    A run of days on machines that are taken away loses many workers: deaths count only as long as it gets no further.
+
+    Args:
+        make_trainer: makes Ray's trainer, anew for every time that it is fitted.
+        run: storage of the run.
+    """
+
+    def __init__(self, make_trainer: Callable[[], DataParallelTrainer], run: Storage) -> None:
         self.returned: dict[str, Any] = {}
         self.error: BaseException | None = None
-        self._trainer = trainer
+        self._make_trainer, self._run_storage = make_trainer, run
+        trainer = make_trainer()
         # A daemon: after an interrupt nobody waits for it, and Ray's shutdown ends what it waits for.
-        self._thread = threading.Thread(target=self._run, name="trainer", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(trainer,), name="trainer", daemon=True)
         self._thread.start()
 
     def is_done(self, timeout_s: float) -> bool:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def _run(self) -> None:
+    def _run(self, trainer: DataParallelTrainer) -> None:
         try:
-            self.returned = self._trainer.fit().return_value or {}
+            safe_step = _safe_step(self._run_storage)
+            while True:
+                try:
+                    self.returned = trainer.fit().return_value or {}
+                    return
+                except Exception as error:
+                    reached = _step_to_go_on_from(self._run_storage, error)
+                    if reached <= safe_step:
+                        raise
+                    _LOGGER.warning(
+                        "workers died more than %d times, and the run came as far as step %d meanwhile: it goes on",
+                        *(MAX_FAILURES, reached),
+                    )
+                    safe_step, trainer = reached, self._make_trainer()
         except BaseException as error:  # noqa: BLE001 - a thread's boundary; the caller's thread raises it again
             self.error = error
+
+
+def _safe_step(run: Storage) -> int:
+    """Return the step of the newest checkpoint; -1 without one."""
+    return max(committed_steps(run), default=-1)
+
+
+def _step_to_go_on_from(run: Storage, error: Exception) -> int:
+    """Return the step of the newest checkpoint where workers only died, or were told to end; else -1."""
+    causes = [_cause(failure) for failure in getattr(error, "worker_failures", {}).values()]
+    if not causes or any(isinstance(cause, PipelineError) and not isinstance(cause, Unfinished) for cause in causes):
+        return -1  # something is wrong with the run
+    try:
+        is_called_off = any(run.exists(note) for note in (STOP, FAILURE, NOTICE))
+        return -1 if is_called_off else _safe_step(run)
+    except StorageError:  # the error that ended the workers says more
+        return -1
+
+
+def _cause(failure: BaseException) -> BaseException:
+    """Return what a worker raised, which Ray wraps."""
+    cause: BaseException = getattr(failure, "_base_exc", failure)
+    return cause
 
 
 def _make_trainer(
@@ -237,11 +286,12 @@ def _raise_failure(run: Storage, fitting: _Fitting) -> None:
         return
     causes = getattr(fitting.error, "worker_failures", {}) or {0: fitting.error}
     for cause in causes.values():
-        inner = getattr(cause, "_base_exc", cause)  # Ray wraps what a worker raised
+        inner = _cause(cause)
         if isinstance(inner, PipelineError):
             raise inner from fitting.error
     lines = str(fitting.error).strip().splitlines() or [type(fitting.error).__name__]
     raise ClusterError(
-        f"training ended (lost workers are replaced {MAX_FAILURES} times): {lines[-1].strip()}",
+        f"training ended (lost workers are replaced {MAX_FAILURES} times from a checkpoint to the next):"
+        f" {lines[-1].strip()}",
         mend="run the same command again to go on from the last checkpoint; RESNET_RAY_LOGS=1 shows the workers' logs",
     ) from fitting.error

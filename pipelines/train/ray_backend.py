@@ -14,6 +14,11 @@ from ray.train.backend import Backend, BackendConfig
 
 from pipelines.train.notice import watch_sigterm
 
+SILENCE_S = 300
+"""Seconds that workers wait for one of them before the group counts as failed and is started anew. With torch's 1800 a
+frozen worker would hold all others for half an hour. It must be more than what one does alone while the others wait:
+decode its part of a split, or have the last checkpoint written."""
+
 
 @dataclass
 class WorkerConfig(BackendConfig):  # type: ignore[misc]
@@ -64,4 +69,4 @@ class WorkerBackend(Backend):  # type: ignore[misc]
 def _torch_config() -> Any:
     from ray.train.torch import TorchConfig
 
-    return TorchConfig()
+    return TorchConfig(timeout_s=SILENCE_S)
