@@ -1,7 +1,7 @@
 """From a dataset to batches: the worker's share of each global batch, decoded, in the order of `dataset/order.py`.
 
 A split whose decoded pixels fit the limit is decoded once and kept; a larger one is decoded row by row as batches
-need it, from row groups kept encoded, one batch ahead of the step.
+need it, ahead of the step, from row groups read ahead of that and kept encoded (`read_ahead.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from pipelines.dataset.keyed import Hashes, image_hashes, row_traces
-from pipelines.dataset.order import WINDOW_GROUPS, EpochOrder, make_lanes
+from pipelines.dataset.order import EpochOrder, make_lanes
 from pipelines.dataset.order_table import LaneOrder, OrderTable
 from pipelines.dataset.reader import Dataset
 from pipelines.errors import InputError
@@ -29,6 +29,7 @@ from pipelines.train.crops import crop_draws
 from pipelines.train.losses import Targets
 from pipelines.train.node_memory import NodeMemory
 from pipelines.train.pixels import Decoder, OtherShape, PixelsInMemory, PixelsOnDemand, PixelSource, Positions
+from pipelines.train.read_ahead import PixelsAhead, groups_of_window
 from pipelines.train.sampling import Sample, balanced_sample, keys_of_copies
 from pipelines.train.transforms import Pixels, augment
 
@@ -36,6 +37,8 @@ _LOGGER = logging.getLogger(__name__)
 
 _BLOCK_ROWS = 512
 """Rows whose pixels are in memory are made ready so many at once: a batch of 128 alone costs half as much again."""
+_KEPT_GROUPS = 4
+"""Row groups kept of those read out of the order of training, where not all can be."""
 _AHEAD = 2
 """Batches prepared before they are asked for, where pixels are not in memory."""
 
@@ -81,7 +84,8 @@ class SplitRows:
         split: name of the split.
         limit_bytes: decoded pixels up to this size are kept in memory.
         threads: threads that decode.
-        window_groups: row groups that are read from at a time, kept encoded where pixels are not kept.
+        window_groups: row groups that training reads from at a time, kept encoded where pixels are not kept. A split
+            of few more stays as it was read, from one epoch to the next.
         stored: keep images as they are stored, not as networks see them; crops are cut from them.
         sharing: the workers that open the split together; each calls `release` once all of them have. None: this
             process alone.
@@ -118,7 +122,11 @@ class SplitRows:
         self.hashes = image_hashes(dataset.table(split, ["image_id"]).column("image_id").to_pylist())
         self._decoder = Decoder(dataset, split, threads, stored=stored)
         height, width = self._decoder.decoded_shape
-        self.pixels: PixelSource = PixelsOnDemand(self._decoder, self.group_sizes, keep=window_groups + 2)
+        keep = window_groups + 2
+        if keep < len(self.group_sizes):
+            keep = min(keep, _KEPT_GROUPS)
+        self._window_groups, self._encoded = window_groups, PixelsOnDemand(self._decoder, self.group_sizes, keep)
+        self.pixels: PixelSource = self._encoded
         self.is_cached = False
         self._memory: NodeMemory | None = None
         if (size := len(self.targets) * height * width * 3) <= limit_bytes:
@@ -149,15 +157,25 @@ class SplitRows:
         if self._memory:
             self._memory.release()
 
+    def read_ahead(
+        self, order: EpochOrder, sample: Sample | None, *, places_of: Callable[[int], Positions], start: int
+    ) -> PixelsAhead:
+        """Return the pixels of the batches of an epoch from `start` on, as `PixelsAhead` describes."""
+        return PixelsAhead(
+            self._decoder,
+            self._encoded,
+            order,
+            self.group_sizes,
+            sample,
+            places_of=places_of,
+            start=start,
+            groups=self._window_groups,
+        )
+
     @property
     def image_shape(self) -> tuple[int, int]:
         """Height and width of the network's input."""
         return self._decoder.shape
-
-    @property
-    def decoded_shape(self) -> tuple[int, int]:
-        """Height and width of the first image as it is decoded: as it is stored, where crops are cut from it."""
-        return self._decoder.decoded_shape
 
     @property
     def decoded_shape(self) -> tuple[int, int]:
@@ -205,12 +223,28 @@ class TrainFeed:
                 yield from self._make(order, table, epoch, first, min(first + most, order.num_batches))
             return
         by_lane = LaneOrder(order, lanes)
-        with ThreadPoolExecutor(1, thread_name_prefix="feed") as loader:
+
+        def places_of(t: int) -> Positions:
+            if not self.config.augment.is_mixed:
+                return by_lane.rows(t, t + 1)
+            return np.concatenate([by_lane.rows(t, t + 1), by_lane.partners(t, t + 1)])
+
+        def make(t: int) -> list[Batch]:
+            pixels.prepare(t)
+            made = self._make(order, by_lane, epoch, t, t + 1, pixels)
+            pixels.release(by_lane.rows(t, t + 1))
+            return made
+
+        pixels = self.rows.read_ahead(order, self._sampled(epoch), places_of=places_of, start=start)
+        with pixels, ThreadPoolExecutor(1, thread_name_prefix="feed") as loader:
             ahead: list[Future[list[Batch]]] = []
-            for t in range(start, order.num_batches):
-                while len(ahead) <= _AHEAD and (coming := t + len(ahead)) < order.num_batches:
-                    ahead.append(loader.submit(self._make, order, by_lane, epoch, coming, coming + 1))
-                yield from ahead.pop(0).result()
+            try:
+                for t in range(start, order.num_batches):
+                    while len(ahead) <= _AHEAD and (coming := t + len(ahead)) < order.num_batches:
+                        ahead.append(loader.submit(make, coming))
+                    yield from ahead.pop(0).result()
+            finally:
+                loader.shutdown(cancel_futures=True)  # who wants no more batches does not wait for those prepared
 
     def _order(self, epoch: int) -> EpochOrder:
         sample = self._sampled(epoch)
@@ -231,17 +265,21 @@ class TrainFeed:
             rows.targets.astype(np.int64), rows.hashes, rows.group_sizes, seed=self.config.seed, epoch=epoch
         )
 
-    def _make(self, order: EpochOrder, own: LaneOrder, epoch: int, first: int, last: int) -> list[Batch]:
-        """Return this worker's share of batches `first` to `last` - 1, made in one go."""
+    def _make(
+        self, order: EpochOrder, own: LaneOrder, epoch: int, first: int, last: int, ahead: PixelsAhead | None = None
+    ) -> list[Batch]:
+        """Return this worker's share of batches `first` to `last` - 1, made in one go, from what is read ahead."""
         places = own.rows(first, last)
         positions, keys = self._copies(places, epoch)
-        pixels, targets = self._augmented(positions, keys, epoch), self.rows.targets[positions]
+        pixels = self._augmented(places if ahead else positions, keys, epoch, ahead)
+        targets = self.rows.targets[positions]
         traces = row_traces(own.places(first, last), self.rows.hashes[positions])
         partner_pixels = partner_targets = None
         if self.config.augment.is_mixed:
-            partners, their_keys = self._copies(own.partners(first, last), epoch)
-            partner_pixels = self._augmented(partners, their_keys, epoch)
-            partner_targets = self.rows.targets[partners]
+            partners = own.partners(first, last)
+            their_positions, their_keys = self._copies(partners, epoch)
+            partner_pixels = self._augmented(partners if ahead else their_positions, their_keys, epoch, ahead)
+            partner_targets = self.rows.targets[their_positions]
         ends = own.ends(first, last)
         cuts = [slice(begin, end) for begin, end in pairwise([0, *ends])]
         return [
@@ -275,8 +313,8 @@ class TrainFeed:
         positions = sample.rows[places]
         return positions, keys_of_copies(self.rows.hashes[positions], sample.repeats[places])
 
-    def _augmented(self, positions: Positions, hashes: Hashes, epoch: int) -> Pixels:
-        pixels = sized_pixels(self.rows.pixels, positions, hashes, self.config, epoch=epoch)
+    def _augmented(self, positions: Positions, hashes: Hashes, epoch: int, ahead: PixelsAhead | None) -> Pixels:
+        pixels = sized_pixels(ahead or self.rows.pixels, positions, hashes, self.config, epoch=epoch)
         return augment(pixels, hashes, self.config.augment, seed=self.config.seed, epoch=epoch, mean=self.mean)
 
 
@@ -345,4 +383,4 @@ def evaluation_batches(rows: SplitRows, world: World, batch_size: int) -> Iterat
 def window_groups_of(global_batch: int, world: World) -> int:
     """Return how many row groups the windows of one worker's lanes hold together."""
     lanes, _ = make_lanes(global_batch)
-    return -(-lanes // world.size) * max(2, WINDOW_GROUPS // lanes)
+    return -(-lanes // world.size) * groups_of_window(lanes)

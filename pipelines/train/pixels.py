@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -179,14 +180,12 @@ class PixelsInMemory:
         return self._decoder.crop([self._pixels[position] for position in positions], draws, min_area)
 
 
-class PixelsOnDemand:
-    """Pixels decoded when asked for, from the row groups used last, which are kept encoded."""
+class EncodedPixels(ABC):
+    """Pixels decoded when asked for, from row groups that are kept encoded."""
 
-    def __init__(self, decoder: Decoder, group_sizes: Sequence[int], keep: int) -> None:
+    def __init__(self, decoder: Decoder, group_sizes: Sequence[int]) -> None:
         self._decoder = decoder
         self._ends = np.cumsum(group_sizes)
-        self._keep = keep
-        self._groups: OrderedDict[int, list[bytes]] = OrderedDict()
 
     def take(self, positions: Positions) -> Pixels:
         """Return the pixels of rows."""
@@ -199,18 +198,48 @@ class PixelsOnDemand:
         """Return random resized crops of rows."""
         return self._decoder.crop(self._encoded(positions), draws, min_area)
 
+    @abstractmethod
+    def _group(self, group: int) -> Sequence[bytes]:
+        """Return the encoded images of a row group."""
+
+    def _groups_of(self, positions: Positions) -> Positions:
+        return np.searchsorted(self._ends, positions, side="right")
+
     def _encoded(self, positions: Positions) -> list[bytes]:
-        groups = np.searchsorted(self._ends, positions, side="right")
+        groups = self._groups_of(positions)
         encoded = []
         for position, group in zip(positions.tolist(), groups.tolist(), strict=True):
-            images = self._group(group)
-            encoded.append(images[position - int(self._ends[group])])  # counted from the group's end
+            encoded.append(self._group(group)[position - int(self._ends[group])])  # counted from the group's end
         return encoded
 
-    def _group(self, group: int) -> list[bytes]:
-        if group not in self._groups:
-            self._groups[group] = self._decoder.read(group)
+
+class PixelsOnDemand(EncodedPixels):
+    """Pixels of rows in any order, from the row groups used last.
+
+    Args:
+        decoder: of the split.
+        group_sizes: rows of each row group.
+        keep: row groups that are kept.
+    """
+
+    def __init__(self, decoder: Decoder, group_sizes: Sequence[int], keep: int) -> None:
+        super().__init__(decoder, group_sizes)
+        self._keep = keep
+        self._groups: OrderedDict[int, list[bytes]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def group(self, group: int) -> list[bytes]:
+        """Return the encoded images of a row group, to any thread; they belong to all."""
+        with self._lock:
+            if group in self._groups:
+                self._groups.move_to_end(group)
+                return self._groups[group]
+        images = self._decoder.read(group)
+        with self._lock:
+            self._groups[group] = images
             while len(self._groups) > self._keep:
                 self._groups.popitem(last=False)
-        self._groups.move_to_end(group)
-        return self._groups[group]
+        return images
+
+    def _group(self, group: int) -> list[bytes]:
+        return self.group(group)
