@@ -14,6 +14,7 @@ from pipelines.plots.picture import Picture, encode_picture
 GAP_PX = 8
 CAPTION_PX = 18
 FONT_PX = 12
+LINE_PX = 15
 DEFAULT_CELL_PX = 112
 MAX_IMAGES = 400
 
@@ -24,7 +25,7 @@ def mosaic(
     columns: int = 0,
     scale: float = 0.0,
 ) -> Picture:
-    """Lay out uint8 images (H, W, 3) or (H, W) in rows, each above its caption.
+    """Lay out uint8 images (H, W, 3) or (H, W) in rows, each above its caption of one line or several.
 
     `columns` 0 chooses a sheet a little wider than high. `scale` is the enlargement of every image; 0 fits the
     largest to 112 pixels. Enlarging repeats pixels, so that an 8 x 8 digit shows its pixels and no invented ones.
@@ -39,7 +40,8 @@ def mosaic(
     columns = min(columns or max(1, math.ceil(math.sqrt(1.3 * len(images)))), len(images))
     rows = math.ceil(len(images) / columns)
     cell_w, cell_h = max(cell.shape[1] for cell in cells), max(cell.shape[0] for cell in cells)
-    step_w, step_h = cell_w + GAP_PX, cell_h + GAP_PX + (CAPTION_PX if captions else 0)
+    caption_h = CAPTION_PX + LINE_PX * max((caption.count("\n") for caption in captions), default=0)
+    step_w, step_h = cell_w + GAP_PX, cell_h + GAP_PX + (caption_h if captions else 0)
     sheet = np.empty((rows * step_h + GAP_PX, columns * step_w + GAP_PX, 3), dtype=np.uint8)
     sheet[:] = _rgb(LIGHT.card)
     for index, cell in enumerate(cells):
@@ -79,7 +81,8 @@ def _write_captions(
     for index, caption in enumerate(captions):
         x = GAP_PX + index % columns * step_w
         y = GAP_PX + index // columns * step_h + cell_h + 2
-        draw.text((x, y), shorten(caption, limit), fill=LIGHT.muted, font=font)
+        for number, line in enumerate(caption.split("\n")):
+            draw.text((x, y + number * LINE_PX), shorten(line, limit), fill=LIGHT.muted, font=font)
     return np.asarray(canvas)
 
 

@@ -9,7 +9,6 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.train.batch_norm import has_global_norms
@@ -17,12 +16,11 @@ from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
 from pipelines.train.feed import Batch
 from pipelines.train.ghosts import GhostStatistics
+from pipelines.train.inputs import mixed, sized
 from pipelines.train.losses import RowLoss, rows_right
 from pipelines.train.memory import MemoryShortage, is_out_of_memory, memory_for, reason_of
-from pipelines.train.mixing import blend, draw_mixes
 from pipelines.train.optimizer import set_rate
 from pipelines.train.precision import Precision
-from pipelines.train.schedule import side_at
 from pipelines.train.state import TrainState
 from pipelines.train.transforms import Normalise, sample_keys
 
@@ -159,12 +157,7 @@ class Step:
 
     def _sized(self, images: Tensor) -> Tensor:
         """Return images (N, 3, H, W) at the size of the running epoch."""
-        height, width = images.shape[2:]
-        progressive, epoch, epochs = self._config.progressive, self._state.cursor.epoch + 1, self._config.epochs
-        sides = [side_at(progressive, side_px=side, epoch=epoch, epochs=epochs) for side in (height, width)]
-        if sides == [height, width] or not len(images):
-            return images[:, :, : sides[0], : sides[1]]
-        return F.interpolate(images, size=sides, mode="bilinear", antialias=True, align_corners=False)
+        return sized(images, self._config, epoch=self._state.cursor.epoch + 1)
 
     def _gradient(self, batch: Batch) -> Tensor:
         """Add the gradient of a piece; return its sum of losses and right answers."""
@@ -193,11 +186,9 @@ class Step:
         """Return logits and row losses of images blended with their partners."""
         assert batch.partner_pixels is not None
         assert batch.partner_targets is not None
-        config, epoch = self._config, self._state.cursor.epoch + 1
-        shape = (images.shape[2], images.shape[3])
-        kept, shares = draw_mixes(batch.hashes, config.augment, shape, seed=config.seed, epoch=epoch)
-        kept, shares = kept.to(images.device), shares.to(images.device)
-        logits = self._logits(blend(images, self._sized(self.images(batch.partner_pixels)), kept), batch)
+        partners, epoch = self._sized(self.images(batch.partner_pixels)), self._state.cursor.epoch + 1
+        blended, shares = mixed(images, partners, batch.hashes, self._config, epoch=epoch)
+        logits = self._logits(blended, batch)
         own = self._row_loss(logits, targets)
         other = self._row_loss(logits, self._moved(batch.partner_targets))
         return logits, shares * own + (1 - shares) * other
