@@ -15,6 +15,7 @@ from pipelines.train.collectives import World
 from pipelines.train.feed import Batch, SplitRows, evaluation_batches
 from pipelines.train.memory import memory_for
 from pipelines.train.records import TrainFigures, ValFigures
+from pipelines.train.state import add_exactly
 
 _BATCH_PIXELS = 1 << 19
 """Pixels of a batch: 512 images of 32 pixels, 10 of 224."""
@@ -49,7 +50,7 @@ def evaluate(
     """
     height, width = rows.image_shape
     size = max(8, min(512, _BATCH_PIXELS // (height * width)))
-    totals = torch.zeros(2, device=device)
+    by_row: list[Tensor] = []  # loss of each row, and whether it is right
     answers: list[Tensor] = []
     network.eval()
     with torch.no_grad(), autocast:
@@ -58,15 +59,18 @@ def evaluate(
             logits = torch.func.functional_call(network, dict(weights), (images,))
             logits = logits if logits.dtype == torch.float64 else logits.float()
             if targets.ndim == 2:
-                loss = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="sum")
+                losses = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").sum(1)
                 answers.append(logits)
-                totals[0] += loss
-                continue
-            right = (logits.argmax(1) == targets).sum()
-            totals += torch.stack([F.cross_entropy(logits, targets, reduction="sum"), right])
+                right = torch.zeros_like(losses)
+            else:
+                losses = F.cross_entropy(logits, targets, reduction="none")
+                right = (logits.argmax(1) == targets).to(losses.dtype)
+            by_row.append(torch.stack([losses, right], dim=1))
     network.train()
-    # Sums, not means: shares differ in size, and a worker may have no row at all.
-    loss_sum, right_rows = world.sum_values(totals.tolist(), device)
+    # Sums, not means: shares differ in size, and a worker may have no row at all. Exact ones, as a tie in top-1 is
+    # decided by the loss, and which epoch is the best must not depend on how rows are shared.
+    totals = add_exactly(torch.cat(by_row).cpu()) if by_row else [0.0, 0.0]
+    loss_sum, right_rows = world.sum_values(totals, device)
     figures: ValFigures = {
         "val_loss": loss_sum / rows.num_rows,
         "val_top1": None,
