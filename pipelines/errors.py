@@ -87,3 +87,7 @@ class ClusterError(PipelineError):
     """A Ray cluster that cannot be reached or cannot fit the job."""
 
     exit_code = 4
+
+
+class Superseded(ClusterError):
+    """Work that a newer command on the same output folder has taken over."""

@@ -22,6 +22,7 @@ from pipelines.train.checkpoint import committed_steps
 from pipelines.train.config import TrainConfig
 from pipelines.train.follow import Follower
 from pipelines.train.notice import DRIVER_POLL_S, NOTICE, catching_sigterm
+from pipelines.train.owner import claim_run
 from pipelines.train.records import EpochRecord
 from pipelines.train.worker import FAILURE, STOP, read_failure, rebuild_failure, train_worker
 
@@ -96,6 +97,8 @@ def train_in_workers(
     }
     if window:
         settings["window"] = dict(window)
+    else:
+        settings["owner"] = claim_run(run)  # here and not in a worker: those that Ray replaces are of this command
 
     def on_record(record: EpochRecord) -> None:
         if on_epoch is not None and not on_epoch(record):

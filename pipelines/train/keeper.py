@@ -12,10 +12,13 @@ from typing import Any
 
 import torch
 
+from pipelines.errors import StorageError, Superseded
 from pipelines.storage import Storage
+from pipelines.train.checkpoint import amend_checkpoint, committed_steps, discard_checkpoints, save_checkpoint
 from pipelines.train.collectives import World
 from pipelines.train.feed import TrainFeed
-from pipelines.train.records import EpochRecord, ProgressNote, write_progress, write_record
+from pipelines.train.owner import superseded
+from pipelines.train.records import EpochRecord, ProgressNote, delete_records, write_progress, write_record
 from pipelines.train.run_writer import RunWriter
 from pipelines.train.startup import START, mark, to_json
 from pipelines.train.state import Best, Cursor, TrainState
@@ -40,12 +43,14 @@ class Keeper:
         run: storage of the run.
         world: the processes that train together.
         device: where their sums are taken.
+        owner: rank 0's token of the command that trains (`RunWriter`).
     """
 
-    def __init__(self, run: Storage, world: World, device: torch.device) -> None:
+    def __init__(self, run: Storage, world: World, device: torch.device, owner: str = "") -> None:
+        self._run = run
         self._world = world
         self._device = device
-        self._writer = RunWriter(run) if world.rank == 0 else None
+        self._writer = RunWriter(run, owner) if world.rank == 0 else None
         self._safe_best = self._best_in_flight = Best()
         self._saved_step = -1
         self._has_started = False
@@ -66,11 +71,41 @@ class Keeper:
         self._safe_best = self._best_in_flight = best
 
     def drop_records(self) -> None:
-        """Let the checkpoint in flight be finished, and forget records that are not written yet."""
+        """Let the checkpoint in flight be finished, and forget records that are not written yet.
+
+        Raises:
+            Superseded: the run is another command's, and nothing in it is to be taken back.
+        """
+        successor = None
         if self._writer is not None:
             self._writer.wait()
             self._writer.take_failure()
             self._writer.drop_records()
+            successor = self._writer.find_successor()
+        self._stop_if(successor)
+
+    def go_back(self, state: TrainState, identity: dict[str, Any]) -> None:
+        """Have storage hold the run as it is at the checkpoint that it went back to.
+
+        With the lower rate beside it, so that a run that is killed now does not diverge once more. The checkpoint is
+        not written anew: other workers may be reading it, and a full disk would leave none. What cannot be done is
+        said; the next checkpoint makes up for it.
+        """
+        cursor = state.cursor
+        self.begin_at(cursor.best)
+        if self._writer is None:
+            return
+        try:
+            discard_checkpoints(self._run, above=cursor.step)
+            delete_records(self._run, above=cursor.epoch)
+            if cursor.step in committed_steps(self._run):
+                amend_checkpoint(self._run, cursor.step, cursor.after_return())
+            else:  # the start, of which none is taken otherwise
+                save_checkpoint(self._run, cursor.step, state.to_files(identity))
+        except StorageError as failure:
+            _LOGGER.warning(
+                "that the run went back to step %d could not be written; training goes on: %s", cursor.step, failure
+            )
 
     def take_stock(self, cursor: Cursor, *, must_wait: bool, is_better: bool = False) -> bool:
         """Learn what became of the checkpoint in flight; return whether it still is, as storage is slow.
@@ -80,19 +115,28 @@ class Keeper:
 
         Where it could not be written, training goes on from the one before it: the best epoch is then one whose
         weights are safe, as weights that nobody has cannot be the ones to keep.
+
+        Raises:
+            Superseded: the run is another command's; raised by all workers.
         """
         lost = busy = 0.0
+        successor: Superseded | None = None
         if self._writer is not None:
             age_s = time.perf_counter() - self._saved_s
             allowed_s = _BETTER_S if is_better else _PROMPT_S
             self._writer.wait(math.inf if must_wait else max(0.0, allowed_s - age_s))
             busy = float(self._writer.is_busy)
-            if not busy and (failure := self._writer.take_failure()):
+            failure = None if busy else self._writer.take_failure()
+            if isinstance(failure, Superseded):
+                successor = failure
+            elif failure is not None:
                 lost = 1.0
                 _LOGGER.warning(
                     "the checkpoint of step %d could not be written; training goes on: %s", self._saved_step, failure
                 )
-        lost, busy = self._world.sum_values([lost, busy], self._device)
+        lost, busy, is_over = self._world.sum_values([lost, busy, float(successor is not None)], self._device)
+        if is_over:
+            raise successor or superseded(self._run)
         if lost:
             self._best_in_flight = cursor.best = self._safe_best
         elif not busy:
@@ -162,12 +206,23 @@ class Keeper:
 
         Raises:
             StorageError: it cannot be made safe; the run can be gone on with from an earlier checkpoint.
+            Superseded: the run is another command's; raised by all workers.
         """
         if self._saved_step not in (-1, state.cursor.step):
             self.take_stock(state.cursor, must_wait=True)
             self.save(state, identity)
+        successor = None
         if self._writer is not None:
-            self._writer.finish()
+            try:
+                self._writer.finish()
+            except Superseded as failure:
+                successor = failure
+        self._stop_if(successor)
+
+    def _stop_if(self, successor: Superseded | None) -> None:
+        """Stop all workers where rank 0 has found another command's note."""
+        if self._world.sum_values([float(successor is not None)], self._device)[0]:
+            raise successor or superseded(self._run)
 
     def close(self, patience_s: float) -> None:
         """Let what is being written be finished, within so many seconds."""

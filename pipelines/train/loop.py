@@ -20,13 +20,7 @@ from pipelines.errors import DataError
 from pipelines.storage import Storage
 from pipelines.train import startup
 from pipelines.train.assemble import assemble
-from pipelines.train.checkpoint import (
-    Checkpoint,
-    discard_checkpoints,
-    load_checkpoint,
-    load_latest,
-    save_checkpoint,
-)
+from pipelines.train.checkpoint import Checkpoint, load_checkpoint, load_latest
 from pipelines.train.collectives import World, join_trace, split_trace
 from pipelines.train.config import TrainConfig
 from pipelines.train.evaluation import evaluate, train_figures
@@ -34,8 +28,9 @@ from pipelines.train.feed import Batch, OpenRows, SplitRows
 from pipelines.train.keeper import Keeper
 from pipelines.train.notice import Notice
 from pipelines.train.outcome import FitOutcome, is_over, outcome_of
+from pipelines.train.owner import claim_run
 from pipelines.train.precision import resolve_device
-from pipelines.train.records import EpochRecord, delete_records, read_records
+from pipelines.train.records import EpochRecord, read_records
 from pipelines.train.schedule import rate_at
 from pipelines.train.state import Best, EpochSums, add_exactly, read_cursor
 from pipelines.train.step_log import StepLog
@@ -88,16 +83,23 @@ def fit(
     open_rows: OpenRows = SplitRows,
     ends_at_s: float = math.inf,
     notice: Notice = _NO_NOTICE,
+    owner: str = "",
 ) -> FitOutcome:
     """Train as one of the processes of `world`; every one of them calls this.
 
     `on_epoch` is called by rank 0. At the Unix time `ends_at_s`, or where `notice` to any process calls it off, the run
-    leaves a checkpoint and stops where it is.
+    leaves a checkpoint and stops where it is. `owner` is the token of the command that trains, where it has claimed the
+    run already (`claim_run`).
+
+    Raises:
+        Superseded: another command has claimed the run since; this one begins no checkpoint after that.
     """
+    if world.rank == 0 and not owner:
+        owner = claim_run(run)
     newest = _agree_on_checkpoint(run, world, device)
     if newest and is_over(config, read_cursor(newest)):  # do not even read the data
         return outcome_of(config, run, newest)
-    loop = _Loop(config, run, world, device, newest, open_rows, ends_at_s, notice)
+    loop = _Loop(config, run, world, device, newest, open_rows, ends_at_s, notice, owner)
     try:
         return loop.run_epochs(on_epoch)
     except Exception:
@@ -155,12 +157,12 @@ class _Loop:
         open_rows: OpenRows = SplitRows,
         ends_at_s: float = math.inf,
         notice: Notice = _NO_NOTICE,
+        owner: str = "",
     ) -> None:
         self.config, self.run, self.world, self.device = config, run, world, device
         self._ends_at_s, self._notice = ends_at_s, notice
-        self.keeper = Keeper(run, world, device)
+        self.keeper = Keeper(run, world, device, owner)
         self._open_rows = open_rows
-        self._returned_to: int | None = None  # the step that the run went back to last
         self._assemble(newest)
         # Of this worker's steps since the last sync: sum of losses and right answers; rows, those of all, id trace.
         self._local: list[Tensor] = []
@@ -219,7 +221,7 @@ class _Loop:
         if before.rollbacks >= config.rollbacks:
             raise error
         self.keeper.drop_records()
-        step = self._returned_to
+        step = before.returned_to if before.returned_to >= 0 else None
         while checkpoint := _agree_on_checkpoint(self.run, self.world, self.device, below=step):
             self.state.load_files(checkpoint, self.identity)
             step = checkpoint.step
@@ -227,22 +229,17 @@ class _Loop:
                 break
         else:
             self._assemble(None)
-            step = 0
-        self._returned_to = step
         cursor = self.state.cursor
+        cursor.returned_to = cursor.step
         cursor.rollbacks, cursor.rate_scale = before.rollbacks + 1, before.rate_scale * config.rate_factor
         self._local.clear()
         self._shares.clear()
-        self.keeper.begin_at(cursor.best)
         if self.world.rank == 0:
             _LOGGER.warning(
                 "%s: back to step %d (%d of %d times), the rate from now on times %g",
-                *(error.what, step, cursor.rollbacks, config.rollbacks, cursor.rate_scale),
+                *(error.what, cursor.step, cursor.rollbacks, config.rollbacks, cursor.rate_scale),
             )
-            discard_checkpoints(self.run, above=step)
-            delete_records(self.run, above=cursor.epoch)
-            # With the lower rate in it, so that a run that is killed now does not diverge once more.
-            save_checkpoint(self.run, step, self.state.to_files(self.identity))
+        self.keeper.go_back(self.state, self.identity)
 
     def repeat_steps(self, number: int) -> dict[int, tuple[float, str]]:
         """Do the next steps, reading the figures of each; nothing is evaluated or written."""
@@ -349,16 +346,14 @@ class _Loop:
             data_wait_fraction=min(1.0, sums.wait_s / max(sums.train_s, 1e-9)),
             id_trace=f"{sums.trace:016x}",
         )
-        steps, cursor.last_loss, self._returned_to = cursor.steps, record.train_loss, None
+        steps, cursor.last_loss, cursor.returned_to = cursor.steps, record.train_loss, -1
         self.keeper.keep_record(record, steps)
         self._turn_epoch()
         is_better = cursor.best.is_beaten_by(record.val_score, record.val_loss)
         is_busy = self.keeper.take_stock(cursor, must_wait=is_over(config, cursor), is_better=is_better)
         if not is_busy and cursor.best.is_beaten_by(record.val_score, record.val_loss):
             cursor.best = Best(record.epoch, cursor.step, record.val_score, record.val_loss)
-        self.keeper.note_progress(
-            cursor, feed=self.feed, epochs=config.epochs, is_due=True, loss=record.train_loss
-        )
+        self.keeper.note_progress(cursor, feed=self.feed, epochs=config.epochs, is_due=True, loss=record.train_loss)
         if is_busy:
             self.keeper.leave_out(cursor.step)
         else:

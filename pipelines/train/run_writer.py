@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 from typing_extensions import override
 
-from pipelines.errors import StorageError
+from pipelines.errors import PipelineError, StorageError, Superseded
 from pipelines.storage import Storage
 from pipelines.train.checkpoint import prune_checkpoints, save_checkpoint
+from pipelines.train.owner import check_owner
 from pipelines.train.records import PROGRESS
 from pipelines.train.state import Snapshot
 
@@ -59,10 +60,13 @@ class RunWriter:
 
     Args:
         run: storage of the run.
+        owner: token of the command that trains (`claim_run`): once another has the run, nothing is written any more
+            but what is under way. Empty: nobody else is looked for.
     """
 
-    def __init__(self, run: Storage) -> None:
+    def __init__(self, run: Storage, owner: str = "") -> None:
         self._run = run
+        self._owner = owner
         self.later: Storage = _Later(self, run.uri)
         """Takes records (`keep`) and progress (`note_progress`) from those who write to a storage."""
         self._changed = threading.Condition()
@@ -71,8 +75,8 @@ class RunWriter:
         self._progress: dict[str, bytes] = {}
         self._job: _Job | None = None
         self._last: _Job | None = None  # written or failed; its memory is used again
-        self._failure: StorageError | None = None  # of the last checkpoint
-        self._notes_failure: StorageError | None = None
+        self._failure: PipelineError | None = None  # of the last checkpoint
+        self._notes_failure: PipelineError | None = None
         self._fault: BaseException | None = None  # ended the thread: a bug, not the storage
         self._thread: threading.Thread | None = None
         self._is_awake = self._is_writing = self._is_closing = False
@@ -121,7 +125,7 @@ class RunWriter:
             )
         self._raise_fault()
 
-    def take_failure(self) -> StorageError | None:
+    def take_failure(self) -> PipelineError | None:
         """Return why the last checkpoint could not be written, once; None where it stands."""
         with self._changed:
             failure, self._failure = self._failure, None
@@ -132,7 +136,7 @@ class RunWriter:
         self._raise_fault()
         # An outage that was waited for once, or that the thread has met before, is not waited for at every epoch.
         ends_s = time.monotonic() + (_SETTLE_S if self._notes_failure is None else 0.0)
-        while self._write_records() is not None and time.monotonic() < ends_s:
+        while isinstance(self._write_records(), StorageError) and time.monotonic() < ends_s:
             time.sleep(_SETTLE_PAUSE_S)
 
     def drop_records(self) -> None:
@@ -147,6 +151,7 @@ class RunWriter:
 
         Raises:
             StorageError: the last checkpoint, or a record, is not safe.
+            Superseded: the run is another command's.
         """
         for pause_s in (*_LAST_PAUSES_S, 0.0):
             with self._changed:
@@ -155,7 +160,7 @@ class RunWriter:
             self._raise_fault()
             if failure is None:
                 return
-            if not pause_s:
+            if not pause_s or isinstance(failure, Superseded):
                 raise failure
             if pause_s == _LAST_PAUSES_S[0]:
                 _LOGGER.warning("the end of the run cannot be written yet; trying for a while: %s", failure)
@@ -164,6 +169,16 @@ class RunWriter:
                 if self._failure is not None:
                     self._job, self._failure = self._last, None
             self._wake()
+
+    def find_successor(self) -> Superseded | None:
+        """Return what there is to say if the run is another command's; storage that is away says nothing."""
+        try:
+            self._check_owner()
+        except Superseded as failure:
+            return failure
+        except StorageError:
+            pass
+        return None
 
     def close(self, patience_s: float = 0.0) -> None:
         """End the thread after what it is writing; wait for that so long at most. Nothing is raised."""
@@ -223,13 +238,18 @@ class RunWriter:
     def _is_idle(self) -> bool:
         return self._fault is not None or not (self._is_awake or self._is_writing)
 
-    def _write_records(self) -> StorageError | None:
+    def _write_records(self) -> PipelineError | None:
         with self._recording:
             with self._changed:
                 notes = dict(self._notes)
-            for path, data in notes.items():
+            for index, (path, data) in enumerate(notes.items()):
                 try:
+                    if index == 0:
+                        self._check_owner()
                     self._run.put(path, data)
+                except Superseded as failure:
+                    self._notes_failure = failure
+                    return failure
                 except StorageError as failure:
                     self._notes_failure = failure
                     if not self._has_warned:
@@ -244,13 +264,20 @@ class RunWriter:
             self._notes_failure = None
         return None
 
-    def _write_checkpoint(self, job: _Job) -> StorageError | None:
+    def _check_owner(self) -> None:
+        if self._owner:
+            check_owner(self._run, self._owner)
+
+    def _write_checkpoint(self, job: _Job) -> PipelineError | None:
         try:
+            self._check_owner()
             save_checkpoint(self._run, job.snapshot.step, job.snapshot.to_files())
-        except StorageError as failure:
+            # Whoever claimed the run meanwhile may have begun below this one, and is not to lose what stands there.
+            self._check_owner()
+        except (StorageError, Superseded) as failure:
             return failure
         try:
-            prune_checkpoints(self._run, keep=job.keep)
+            prune_checkpoints(self._run, job.snapshot.step, keep=job.keep)
         except StorageError as failure:  # the checkpoint stands; older ones go the next time
             _LOGGER.warning("old checkpoints could not be deleted: %s", failure)
         return None

@@ -48,7 +48,7 @@ class EpochSums:
     rows: float = 0.0
     """Rows trained on."""
     train_s: float = 0.0
-    """Seconds spent in training steps, the slowest worker's."""
+    """Seconds spent in training steps, the mean over workers."""
     wait_s: float = 0.0
     """Seconds of them waiting for data, the mean over workers."""
     trace: int = 0
@@ -92,10 +92,16 @@ class Cursor:
     """How often the run went back to a checkpoint because it had diverged."""
     rate_scale: float = 1.0
     """What that has left of the learning rate."""
+    returned_to: int = -1
+    """Step that the run went back to last, until an epoch is finished from there; -1 else."""
     pieces: int = 1
     """In how many pieces a share is computed, where memory made it more than `accumulate`."""
     last_loss: float = 0.0
     """Mean training loss of the epoch before; 0 in the first."""
+
+    def after_return(self) -> dict[str, Any]:
+        """Return the values that going back to a checkpoint gives it: `amend_checkpoint` keeps them beside it."""
+        return {name: getattr(self, name) for name in ("rollbacks", "rate_scale", "returned_to")}
 
 
 @dataclass(frozen=True)
@@ -199,8 +205,8 @@ def _first_difference(name: str, theirs: Any, ours: Any) -> tuple[str, Any, Any]
 
 
 def read_cursor(checkpoint: Checkpoint) -> Cursor:
-    """Return where the run was at a checkpoint."""
-    values = dict(json.loads(checkpoint.files[STATE])["cursor"])
+    """Return where the run was at a checkpoint, or is since it went back to it (`Cursor.after_return`)."""
+    values = {**json.loads(checkpoint.files[STATE])["cursor"], **checkpoint.amended}
     sums, best = dict(values.pop("sums")), dict(values.pop("best"))
     if "val_top1" in best:  # as it was called before images could have several labels
         best["val_score"] = best.pop("val_top1")

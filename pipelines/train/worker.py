@@ -35,8 +35,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         settings: `config` (JSON text of a TrainConfig, its dataset pinned and absolute), `run` (address of the run's
-            storage) and `threads` (torch threads); `ends_at_s`: Unix time to stop at; with `window` (the arguments of
-            `loop.replay`) those steps are done once more instead.
+            storage) and `threads` (torch threads); `ends_at_s`: Unix time to stop at; `owner`: the driver's token
+            (`claim_run`); with `window` (the arguments of `loop.replay`) those steps are done once more instead.
 
     Returns:
         `failure` with the parts of an error that ended the run for good; of a window its `steps`, and the `workers`,
@@ -79,6 +79,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
                 on_epoch=lambda _: not _stands(run, STOP),
                 ends_at_s=settings.get("ends_at_s", math.inf),
                 notice=notice.Notice(lambda: notice.is_terminated() or is_noted(), _is_draining),
+                owner=settings.get("owner", ""),
             )
         if outcome.stopped:
             world.sum_values([0.0], device)  # whoever leaves ends the group: not before rank 0's checkpoint is safe
@@ -88,6 +89,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
                     where=run.uri,
                     mend="the same command goes on from the checkpoint that was left",
                 )
+    except errors.Superseded as error:  # met by all workers together; the run, and notes in it, are the newer command's
+        return {"failure": describe_failure(error)}
     except _PERMANENT as error:
         failure = describe_failure(error)
         if world.size == 1:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from pipelines.errors import ConfigError, DataError, InputError, StorageError
 from pipelines.storage import Storage
-from pipelines.train import loop, run_writer
+from pipelines.train import keeper, loop, run_writer
 from pipelines.train.checkpoint import committed_steps, load_checkpoint, load_latest
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
@@ -365,9 +365,9 @@ def test_two_divergences_far_apart_cost_what_lies_between_checkpoint_and_fault(
     poison(monkeypatch, at_step=6, times=1)
     config = make_config(dataset, epochs=12, divergence={"rollbacks": 5})
     back: list[int] = []
-    discard = loop.discard_checkpoints
+    discard = keeper.discard_checkpoints
     monkeypatch.setattr(
-        loop, "discard_checkpoints", lambda run, *, above: (back.append(above), discard(run, above=above))
+        keeper, "discard_checkpoints", lambda run, *, above: (back.append(above), discard(run, above=above))
     )
 
     def again(record: EpochRecord) -> bool:
@@ -395,7 +395,7 @@ def test_records_done_again_are_handed_on_again(dataset: str, run: Storage, monk
         epoch_of(self)
         if self.state.cursor.epoch == 3 and not spiked:
             spiked = True
-            self._returned_to = 12  # the checkpoints of epoch 3 and before are good, those after are not taken
+            self.state.cursor.returned_to = 12  # checkpoints of epoch 3 and before are good, later ones not taken
             raise self._diverged(9.0)
 
     monkeypatch.setattr(loop._Loop, "_refuse_spike", spike_once)

@@ -1,0 +1,70 @@
+"""Which command a run's folder belongs to: the one that began to train in it last.
+
+No lock: a command that was killed could not release it. Whoever begins writes a note with a token of its own over the
+one that stands, and looks at it before it writes and once more when it has written: a command that finds another's
+token there stops. Order is that of the writes, so clocks do not matter. Workers that Ray replaces carry the token of
+their driver, and so never take a run back from a newer command.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from pipelines.errors import NotFound, Superseded
+from pipelines.storage import Storage
+
+OWNER = "_work/owner.json"
+FORMAT_VERSION = 1
+
+
+def claim_run(run: Storage) -> str:
+    """Make the run this command's, whoever had it; return the token that says so. Claim before reading checkpoints.
+
+    Raises:
+        StorageError: the note cannot be written.
+    """
+    token = secrets.token_hex(16)
+    note = {
+        "format_version": FORMAT_VERSION,
+        "token": token,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started_s": round(time.time(), 3),
+    }
+    run.put(OWNER, json.dumps(note, indent=1).encode())
+    return token
+
+
+def check_owner(run: Storage, token: str) -> None:
+    """Refuse to go on where a newer command has claimed the run; a note that is gone or unreadable names nobody.
+
+    Raises:
+        Superseded: the run is another command's, which is named.
+        StorageError: it cannot be known.
+    """
+    try:
+        note = json.loads(run.read(OWNER))
+        if note["token"] != token:
+            raise superseded(run, _describe(note))
+    except (NotFound, ValueError, KeyError, TypeError, OverflowError):
+        return
+
+
+def superseded(run: Storage, by: str = "started later") -> Superseded:
+    """Return what a command says that a newer one has taken its run from."""
+    return Superseded(
+        f"another command trains in this folder now ({by}); this one stops",
+        where=run.uri,
+        mend="let that one finish, or give this one another --out",
+    )
+
+
+def _describe(note: dict[str, Any]) -> str:
+    begun = datetime.fromtimestamp(float(note["started_s"]), UTC)
+    return f"process {note['pid']} on {note['host']}, started {begun:%Y-%m-%d %H:%M:%S} UTC"
