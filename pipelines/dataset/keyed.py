@@ -108,20 +108,10 @@ def image_hashes(image_ids: Sequence[str]) -> Hashes:
     return np.fromiter((int(name[:16], 16) for name in image_ids), dtype=np.uint64, count=len(image_ids))
 
 
-def id_trace(positions: npt.NDArray[np.integer], hashes: Hashes) -> int:
-    """Return the trace of rows consumed at positions of an epoch: the sum of hash(position, image) modulo 2^64.
-
-    Traces of disjoint sets of rows add up (`merge_traces`), so workers keep one integer each and the sum says
-    whether an epoch consumed the same rows at the same positions, whatever the number of workers.
-    """
-    return int(row_traces(positions, hashes).sum(dtype=np.uint64)) if len(hashes) else 0
-
-
 def row_traces(positions: npt.NDArray[np.integer], hashes: Hashes) -> Hashes:
-    """Return the trace of each row alone, (N,); `id_trace` is their sum modulo 2^64."""
+    """Return the traces of rows consumed at positions of an epoch, (N,): hash(position, image).
+
+    Their sums modulo 2^64 add up over workers and steps and say whether an epoch consumed the same rows at the same
+    positions, whatever the number of workers.
+    """
     return keyed_hash(positions, hashes)
-
-
-def merge_traces(traces: Sequence[int]) -> int:
-    """Return the trace of the union of disjoint sets of rows."""
-    return sum(traces) & _MASK

@@ -51,8 +51,10 @@ def train_alone(
     on_epoch: Callable[[EpochRecord], object],
     on_start: Callable[[], object],
     ends_at_s: float = math.inf,
-) -> None:
+) -> bool:
     """Train in this process until all epochs are done, the time is up or SIGTERM comes; follow it in a thread.
+
+    Returns whether SIGTERM came.
 
     Args:
         config: the run, its dataset pinned and absolute.
@@ -131,3 +133,4 @@ def train_alone(
             for record in outcome.records:
                 if not is_same(handed.get(record.epoch), record):
                     hand_on(record)
+    return told.is_set()

@@ -156,12 +156,12 @@ def _train(config: TrainConfig, store: Storage, log: RunLog, teller: Teller) -> 
             from pipelines.train.alone import train_alone
 
             # MLflow takes as long to import as torch: the first step does not wait for it.
-            train_alone(config, store, on_epoch=on_epoch, on_start=start, ends_at_s=ends_at_s)
+            was_told = train_alone(config, store, on_epoch=on_epoch, on_start=start, ends_at_s=ends_at_s)
         else:
-            _train_in_ray(config, store, on_epoch, start, ends_at_s)
+            was_told = _train_in_ray(config, store, on_epoch, start, ends_at_s)
         outcome = read_outcome(config, store)
         if outcome is None or outcome.stopped:
-            raise _unfinished(config, store, outcome, is_over=time.time() >= ends_at_s)
+            raise _unfinished(config, store, outcome, was_told=was_told, is_over=time.time() >= ends_at_s)
     else:
         open_log()
         for record in outcome.records:
@@ -175,8 +175,10 @@ def _train_in_ray(
     on_epoch: Callable[[EpochRecord], bool],
     start: Callable[[], None],
     ends_at_s: float,
-) -> None:
+) -> bool:
+    """Train in Ray's workers; return whether SIGTERM came here."""
     from pipelines.train.group import RAY_MODULES, train_in_workers
+    from pipelines.train.notice import NOTICE
 
     with ray_session(config.ray, imports=RAY_MODULES) as session:
         startup.mark("Ray up")
@@ -186,11 +188,19 @@ def _train_in_ray(
         check_nodes_see(session.num_nodes, places)
         # MLflow is imported and its run opened while the workers come up.
         train_in_workers(config, store, session, on_epoch=on_epoch, meanwhile=start, ends_at_s=ends_at_s)
+    return store.exists(NOTICE)
 
 
-def _unfinished(config: TrainConfig, store: Storage, outcome: FitOutcome | None, *, is_over: bool) -> Unfinished:
-    """Return what is said of a run that was left with a checkpoint: its time was up, or it was told to end."""
-    why = f"max_hours={config.max_hours:g} is over" if is_over else "the run was told to end (SIGTERM)"
+def _unfinished(
+    config: TrainConfig, store: Storage, outcome: FitOutcome | None, *, was_told: bool, is_over: bool
+) -> Unfinished:
+    """Return what is said of a run that was left with a checkpoint, and why it was."""
+    if was_told:
+        why = "the run was told to end (SIGTERM)"
+    elif is_over:
+        why = f"max_hours={config.max_hours:g} is over"
+    else:
+        why = "by its newest checkpoint that is whole the run stopped"
     return Unfinished(
         f"{why} after {outcome.epochs if outcome else 0} of {config.epochs} epochs; nothing is published",
         where=store.uri,

@@ -29,7 +29,7 @@ class StepLog:
     losses: list[float] = field(default_factory=list)
     """Mean loss over the rows of each global batch."""
     traces: list[str] = field(default_factory=list)
-    """Id trace of each batch (`keyed.id_trace`), 16 hex digits."""
+    """Id trace of each batch, the sum of its `keyed.row_traces`, 16 hex digits."""
     rate_scales: list[float] = field(default_factory=list)
     """What rollbacks had left of the learning rate at each step."""
     images_per_s: list[float] = field(default_factory=list)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from pipelines.dataset.keyed import (
-    id_trace,
     image_hash,
     image_hashes,
     keyed_hash,
     keyed_order,
     keyed_uniform,
-    merge_traces,
     mix,
+    row_traces,
 )
 
 
@@ -66,13 +65,12 @@ def test_keyed_order_is_a_permutation_of_its_key():
     assert keyed_order(100, 1, 2).tolist() == keyed_order(100, 1, 2).tolist() != keyed_order(100, 1, 3).tolist()
 
 
-def test_the_id_trace_adds_up_over_parts_and_sees_a_swap():
+def test_the_sum_of_traces_sees_a_swap():
     hashes = keyed_hash(np.arange(50))
     places = np.arange(50)
-    whole = id_trace(places, hashes)
-    parts = [id_trace(places[part::3], hashes[part::3]) for part in range(3)]
-    assert merge_traces(parts) == whole
+    whole = row_traces(places, hashes).sum(dtype=np.uint64)
     swapped = hashes.copy()
     swapped[[3, 4]] = swapped[[4, 3]]
-    assert id_trace(places, swapped) != whole
-    assert id_trace(places[:0], hashes[:0]) == 0
+    assert row_traces(places, swapped).sum(dtype=np.uint64) != whole
+    order = np.random.default_rng(0).permutation(50)
+    assert row_traces(places[order], hashes[order]).sum(dtype=np.uint64) == whole

@@ -169,6 +169,26 @@ def test_sigterm_to_a_run_in_this_process_exits_with_75_and_goes_on(dataset: str
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_no_signal_is_made_up_where_the_last_checkpoint_is_damaged(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(dataset, epochs=3, local=True, out=str(tmp_path / "run"))
+    run = Storage.open(config.out)
+    train = loop._Loop.run_epochs
+
+    def train_and_damage(self: Any, on_epoch: Any) -> Any:
+        outcome = train(self, on_epoch)
+        for step in committed_steps(run)[1:]:
+            run.put(f"checkpoints/step-{step:08d}/weights.safetensors", b"cut")
+        return outcome
+
+    monkeypatch.setattr(loop._Loop, "run_epochs", train_and_damage)
+    with pytest.raises(Unfinished, match="by its newest checkpoint that is whole the run stopped after 2 of 3 epochs"):
+        stage.run(config)
+    monkeypatch.undo()
+    assert stage.run(config).figures["epochs"] == 3
+
+
 def test_a_second_sigterm_goes_to_whoever_was_there_before() -> None:
     seen: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
