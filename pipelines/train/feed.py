@@ -158,7 +158,13 @@ class SplitRows:
             self._memory.release()
 
     def read_ahead(
-        self, order: EpochOrder, sample: Sample | None, *, places_of: Callable[[int], Positions], start: int
+        self,
+        order: EpochOrder,
+        sample: Sample | None,
+        *,
+        places_of: Callable[[int], Positions],
+        partners_of: Callable[[int], Positions] | None,
+        start: int,
     ) -> PixelsAhead:
         """Return the pixels of the batches of an epoch from `start` on, as `PixelsAhead` describes."""
         return PixelsAhead(
@@ -168,6 +174,7 @@ class SplitRows:
             self.group_sizes,
             sample,
             places_of=places_of,
+            partners_of=partners_of,
             start=start,
             groups=self._window_groups,
         )
@@ -224,18 +231,19 @@ class TrainFeed:
             return
         by_lane = LaneOrder(order, lanes)
 
-        def places_of(t: int) -> Positions:
-            if not self.config.augment.is_mixed:
-                return by_lane.rows(t, t + 1)
-            return np.concatenate([by_lane.rows(t, t + 1), by_lane.partners(t, t + 1)])
-
         def make(t: int) -> list[Batch]:
             pixels.prepare(t)
             made = self._make(order, by_lane, epoch, t, t + 1, pixels)
-            pixels.release(by_lane.rows(t, t + 1))
+            pixels.release(t)
             return made
 
-        pixels = self.rows.read_ahead(order, self._sampled(epoch), places_of=places_of, start=start)
+        pixels = self.rows.read_ahead(
+            order,
+            self._sampled(epoch),
+            places_of=lambda t: by_lane.rows(t, t + 1),
+            partners_of=(lambda t: by_lane.partners(t, t + 1)) if self.config.augment.is_mixed else None,
+            start=start,
+        )
         with pixels, ThreadPoolExecutor(1, thread_name_prefix="feed") as loader:
             ahead: list[Future[list[Batch]]] = []
             try:

@@ -206,11 +206,10 @@ class EncodedPixels(ABC):
         return np.searchsorted(self._ends, positions, side="right")
 
     def _encoded(self, positions: Positions) -> list[bytes]:
-        groups = self._groups_of(positions)
-        encoded = []
-        for position, group in zip(positions.tolist(), groups.tolist(), strict=True):
-            encoded.append(self._group(group)[position - int(self._ends[group])])  # counted from the group's end
-        return encoded
+        groups, which = np.unique(self._groups_of(positions), return_inverse=True)
+        images = [self._group(group) for group in groups.tolist()]
+        from_end = positions - self._ends[groups][which]  # counted from the group's end
+        return [images[index][place] for index, place in zip(which.tolist(), from_end.tolist(), strict=True)]
 
 
 class PixelsOnDemand(EncodedPixels):

@@ -22,6 +22,10 @@ from pipelines.train.sampling import Sample
 _READERS = 16
 """Row groups read at a time: with 30 ms a request the first batch of 256, from 213 groups, is there in 0.5 s."""
 
+_PLANNED_AT_ONCE = 8
+"""Batches looked through for each batch that is made: finding one takes a millisecond, and the first one must not wait
+for that of a whole window."""
+
 
 class _Group:
     """The images of a row group, or what is left of them."""
@@ -41,7 +45,8 @@ class PixelsAhead(EncodedPixels):
         order: the epoch.
         group_sizes: rows of each row group.
         sample: the copies of rows that the epoch reads; None: each row once.
-        places_of: places that a batch takes or looks at.
+        places_of: places that a batch takes.
+        partners_of: places that it looks at besides; None: no others.
         start: the first of the batches to come.
         groups: row groups whose places are kept at a time; what the batch at hand needs is read in any case.
     """
@@ -55,26 +60,28 @@ class PixelsAhead(EncodedPixels):
         sample: Sample | None,
         *,
         places_of: Callable[[int], Positions],
+        partners_of: Callable[[int], Positions] | None,
         start: int,
         groups: int,
     ) -> None:
         self._sizes = sample.group_sizes if sample else group_sizes
         super().__init__(decoder, self._sizes)
         self._source, self._sample, self._row_ends = source, sample, np.cumsum(group_sizes)
-        self._places_of, self._batches = places_of, iter(range(start, order.num_batches))
+        self._places_of, self._partners_of = places_of, partners_of
+        self._num_batches = order.num_batches
         self._limit = groups * -(-order.num_rows // len(group_sizes))
         # A window is walked within so many batches. What is left then of a row group that was needed at its start are
         # rows of another worker, of another window of our own, or of before the first batch.
         window_rows = groups_of_window(order.num_lanes) * max(self._sizes)
         self._window_batches = -(-window_rows * order.num_lanes // order.global_batch) + 1
         # For so many batches a row that was given may be looked at again, as the partner of the next one of its lane.
-        self._looks_back = -(-order.num_lanes // order.global_batch)
+        self._looks_back = -(-order.num_lanes // order.global_batch) if partners_of else 0
+        self._places: dict[int, Positions] = {}  # of the batches planned, which are found lane by lane
         self._groups: dict[int, _Group] = {}
         self.held = 0
         """Places that are kept, or have been asked for."""
         self._planned = start - 1
         self._coming: deque[int] = deque()
-        self._given: deque[Positions] = deque()
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
 
     def __enter__(self) -> PixelsAhead:
@@ -87,40 +94,45 @@ class PixelsAhead(EncodedPixels):
 
     def prepare(self, batch: int) -> None:
         """Ask for the row groups of a batch, and of as many later ones as there is room for, in the order of need."""
-        while self._next_group():
+        horizon = min(batch + self._window_batches, max(batch - 1, self._planned) + _PLANNED_AT_ONCE)
+        while self._next_group(horizon):
             group = self._coming[0]
             if self._planned > batch and not self._has_room(self._sizes[group], batch):
                 return
             self._coming.popleft()
             self._ask(group)
 
-    def release(self, given: Positions) -> None:
-        """Drop places that a batch has given and that no later one looks at."""
-        self._given.append(given)
-        if len(self._given) <= self._looks_back:
+    def release(self, batch: int) -> None:
+        """Drop places that batches up to this one have given and that no later one looks at."""
+        places = self._places.pop(batch - self._looks_back, None)
+        if places is None:  # of before the first
             return
-        places = self._given.popleft()
-        for place, number in zip(places.tolist(), self._groups_of(places).tolist(), strict=True):
-            if group := self._groups.get(number):
-                group.images.result()[place - int(self._ends[number])] = None
+        numbers, which = np.unique(self._groups_of(places), return_inverse=True)
+        found = [self._groups.get(number) for number in numbers.tolist()]
+        for place, index in zip((places - self._ends[numbers][which]).tolist(), which.tolist(), strict=True):
+            if group := found[index]:
+                group.images.result()[place] = None
                 group.left -= 1
                 self.held -= 1
                 if not group.left:
-                    del self._groups[number]
+                    del self._groups[int(numbers[index])]
 
     def _group(self, group: int) -> Sequence[bytes]:
         if group not in self._groups:
             self._ask(group)
         return self._groups[group].images.result()  # type: ignore[return-value]  # what is asked for is still there
 
-    def _next_group(self) -> bool:
-        """Return whether a row group is to be read, looking through the batches to come for one."""
+    def _next_group(self, horizon: int) -> bool:
+        """Return whether a row group is to be read, looking through the batches up to the horizon for one."""
         while not self._coming:
-            batch = next(self._batches, None)
-            if batch is None:
+            batch = self._planned + 1
+            if batch > horizon or batch >= self._num_batches:
                 return False
             self._planned = batch
-            found = np.unique(self._groups_of(self._places_of(batch))).tolist()
+            places = self._places[batch] = self._places_of(batch)
+            if self._partners_of:
+                places = np.concatenate([places, self._partners_of(batch)])
+            found = np.unique(self._groups_of(places)).tolist()
             self._coming.extend(group for group in found if group not in self._groups)
         return True
 

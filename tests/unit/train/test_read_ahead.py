@@ -85,10 +85,10 @@ def test_a_row_group_is_read_once_an_epoch(
     most = 0
     release = PixelsAhead.release
 
-    def watched(pixels: PixelsAhead, given: Any) -> None:
+    def watched(pixels: PixelsAhead, batch: int) -> None:
         nonlocal most
         most = max(most, pixels.held)
-        release(pixels, given)
+        release(pixels, batch)
 
     monkeypatch.setattr(PixelsAhead, "release", watched)
     seen = sum(len(made.targets) for made in feed.batches(1))
