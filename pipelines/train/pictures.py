@@ -39,7 +39,7 @@ def draw_pictures(config: TrainConfig, run: Storage, records: Sequence[EpochReco
     dataset = open_dataset(config.dataset)
     # A limit of 0 decodes the rows of this one batch and no others.
     stored = config.augment.crop_min_area > 0
-    rows = SplitRows(dataset, "train", limit_bytes=0, threads=1, window_groups=512, stored=stored)
+    rows = SplitRows(dataset, "train", limit_bytes=0, threads=1, window_groups=0, stored=stored)
     ghost_size = ghost_size_of(starting_spec(config, find_initial(config)))
     feed = TrainFeed(rows, config, World(), dataset.mean_std("train")[0], ghost_size=ghost_size)
     batch = _first_images(next(feed.batches(1)))

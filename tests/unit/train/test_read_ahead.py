@@ -148,6 +148,7 @@ def test_a_split_that_fits_is_read_once_for_all_epochs(address: str) -> None:
     assert max(dataset.reads.values()) == 1
 
 
+@pytest.mark.slow
 def test_reads_of_30_ms_hardly_hold_up_the_steps(address: str) -> None:
     dataset, rows = open_many(address, 2500, 256, World())
     dataset.delay_s = 0.03
