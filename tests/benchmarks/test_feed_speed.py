@@ -2,17 +2,19 @@
 
 python -m pytest -m benchmark -s tests/benchmarks/test_feed_speed.py
 
-RESNET_BENCH_PHOTOS names a tar of photographs in place of 40 made ones, RESNET_BENCH_SECONDS the length of a side
-(default 20).
+RESNET_BENCH_PHOTOS names a tar of photographs in place of 40 made ones, of which there are copies up to
+RESNET_BENCH_IMAGES (default 8,000: an epoch should last some seconds; at least 600, so that every rank has a batch);
+RESNET_BENCH_SECONDS is the length of a side (default 20), RESNET_BENCH_PAIRS the number of turns (3). `feed_sides.py`
+says how to add litdata.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,126 +23,123 @@ import pytest
 import torch
 
 from pipelines.train.collectives import World
-from pipelines.train.config import AugmentConfig, TrainConfig
+from pipelines.train.config import AugmentConfig
 from resnet_models.spec import ModelSpec
 from tests import factories
+from tests.benchmarks import feed_sides
 from tests.benchmarks.bench_images import photographs
+from tests.benchmarks.feed_sides import BATCH, WORKERS, Fed, at_once, config_for, counted, endless, middle
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
 
 SECONDS = float(os.environ.get("RESNET_BENCH_SECONDS", "20"))
-PAIRS = 3
-WORKERS = 2
-BATCH = 128
-CROPS = AugmentConfig(shift_px=0, crop_min_area=0.08)
+LONG_S = 20
+"""From this length of a side on, ratios are judged."""
+IMAGES = max(600, int(os.environ.get("RESNET_BENCH_IMAGES", "8000")))
+PAIRS = int(os.environ.get("RESNET_BENCH_PAIRS", "3" if SECONDS >= LONG_S else "1"))
+FILLED_S = 8
+"""Seconds after which an idle machine has read from every row group of the windows."""
+TEN = 10
+MAX_GROWTH = 1.2
 
 
-def config_for(dataset: str, augment: AugmentConfig) -> TrainConfig:
-    return TrainConfig(dataset=dataset, augment=augment, global_batch_size=BATCH)
+@dataclass(frozen=True)
+class Photos:
+    """The same 256-pixel JPEGs in every form."""
+
+    address: str
+    """Of the dataset."""
+    folder: Path
+    """A folder for each class number."""
+    chunks: Path | None
+    """litdata's; None where it is not installed."""
+    number: int
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A dataset of 256-pixel JPEGs, and the same JPEGs as a folder of classes."""
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Photos:
     from pipelines.dataset.reader import open_dataset
-    from pipelines.ingest.config import ImageConfig, IngestConfig, SplitConfig
+    from pipelines.ingest.config import DuplicatesConfig, ImageConfig, IngestConfig, SplitConfig
     from pipelines.ingest.stage import run
     from pipelines.ingest.unit import ingest_unit
 
     root = tmp_path_factory.mktemp("photos")
-    for number, data in enumerate(photographs()):
+    images = photographs()
+    for number in range(max(IMAGES, len(images))):
         place = root / "source" / str(number % 10) / f"{number}.jpg"
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(data)
+        place.write_bytes(images[number % len(images)])
     config = IngestConfig(
         source=str(root / "source"),
         out=str(root / "dataset"),
         image=ImageConfig(keep_bytes=False, encoding="jpeg"),
         split=SplitConfig(train=0.98, val=0.01, test=0.01),
+        duplicates=DuplicatesConfig(exact="keep"),
     )
     address = run(config, lambda job, units: (ingest_unit(unit, job) for unit in units)).out
     table = open_dataset(address).table("train", ["image", "label"]).to_pylist()
     for number, row in enumerate(table):
-        folder = root / "folder" / (row["label"] or "none").replace("/", "_")
+        folder = root / "folder" / row["label"]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number}.jpg").write_bytes(row["image"]["bytes"])
-    return address, root / "folder"
+    chunks = root / "chunks" if feed_sides.HAS_LITDATA else None
+    if chunks:
+        feed_sides.write_chunks(root / "folder", chunks)
+    return Photos(address, root / "folder", chunks, len(table))
 
 
-def our_worker(rank: int, address: str, seconds: float, results: Any) -> None:
+def test_photographs_against_image_folder_and_litdata(photos: Photos) -> None:
+    sides: dict[str, Callable[[], Fed]] = {
+        "ours": lambda: feed_sides.ours(photos.address, SECONDS)[0],
+        "ImageFolder + DataLoader": lambda: feed_sides.image_folder(photos.folder, SECONDS),
+    }
+    bars = {"ImageFolder + DataLoader": 3.0}
+    if chunks := photos.chunks:
+        sides["litdata, DataLoader's workers"] = lambda: feed_sides.litdata_loader(chunks, SECONDS)
+        sides["litdata, a rank a process"] = lambda: feed_sides.litdata_ranks(chunks, SECONDS)
+        bars |= dict.fromkeys(list(sides)[2:], 1.0)
+    found: dict[str, list[Fed]] = {name: [] for name in sides}
+    for turn in range(PAIRS):
+        for name in list(sides)[:: 1 if turn % 2 == 0 else -1]:
+            found[name].append(sides[name]())
+    print(f"\n224 px random resized crop and flip from {photos.number:,} JPEGs of 256 px, {WORKERS} worker processes,")
+    print(f"{SECONDS:.0f} s a side after its first batch; medians of {PAIRS} turns; CPU of all processes of a side")
+    print(f"{'':30} images/s  CPU us/image  first batch   ours/it: images/s    CPU   bar   images/s of each turn")
+    missed = []
+    for name, feds in found.items():
+        fed, turns = middle(feds), "".join(f"{fed.images_per_s:8,.0f}" for fed in feds)
+        ratio = statistics.median(a.images_per_s / b.images_per_s for a, b in zip(found["ours"], feds, strict=True))
+        cost = statistics.median(a.cpu_us / b.cpu_us for a, b in zip(found["ours"], feds, strict=True))
+        against = f"{ratio:20.2f} {cost:6.2f} {bars.get(name, ''):>5}"
+        print(f"{name:30} {fed.images_per_s:8,.0f} {fed.cpu_us:13,.0f} {fed.first_s:10.2f} s {against} {turns}")
+        if ratio < bars.get(name, 0):
+            missed.append(f"{ratio:.2f} times {name}")
+    if not photos.chunks:
+        print("litdata is not installed: `pip install litdata`, or as feed_sides.py says, and run this again")
+    assert SECONDS < LONG_S or not missed, missed
+
+
+def test_memory_when_the_photographs_become_ten_times_as_many(photos: Photos) -> None:
+    """The windows of all workers hold 512 row groups, 1 GB: memory grows until they are full and then no more."""
+    from pipelines.dataset.order import WINDOW_GROUPS
     from pipelines.dataset.reader import open_dataset
-    from pipelines.train.feed import SplitRows, TrainFeed, window_groups_of
 
-    began_s = time.perf_counter()
-    torch.set_num_threads(1)
-    world = World(rank, WORKERS)
-    windows = window_groups_of(BATCH, world)
-    rows = SplitRows(open_dataset(address), "train", limit_bytes=0, threads=1, window_groups=windows, stored=True)
-    feed = TrainFeed(rows, config_for(address, CROPS), world, (0.5, 0.5, 0.5))
-    results.put(counted(lambda: (len(batch.targets) for batch in endless(feed.batches)), seconds, began_s))
-
-
-def endless(batches: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
-    epoch = 0
-    while True:
-        epoch += 1
-        yield from batches(epoch)
-
-
-def counted(sizes: Callable[[], Iterator[int]], seconds: float, began_s: float) -> tuple[float, float]:
-    """Return seconds to the first batch and images per second after it."""
-    iterator = sizes()
-    next(iterator)
-    first_s = time.perf_counter() - began_s
-    started_s, images = time.perf_counter(), 0
-    while time.perf_counter() - started_s < seconds:
-        images += next(iterator)
-    return first_s, images / (time.perf_counter() - started_s)
-
-
-def ours(address: str, seconds: float) -> tuple[float, float]:
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [context.Process(target=our_worker, args=(rank, address, seconds, results)) for rank in range(WORKERS)]
-    for process in processes:
-        process.start()
-    found = [results.get(timeout=seconds + 120) for _ in processes]
-    for process in processes:
-        process.join()
-    return max(first_s for first_s, _ in found), sum(rate for _, rate in found)
-
-
-def image_folder(folder: Path, seconds: float) -> tuple[float, float]:
-    from torch.utils.data import DataLoader
-    from torchvision import datasets
-    from torchvision.transforms import v2
-
-    began_s = time.perf_counter()
-    changes = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()])
-    loader = DataLoader(
-        datasets.ImageFolder(str(folder), changes),
-        batch_size=BATCH,
-        shuffle=True,
-        num_workers=WORKERS,
-        persistent_workers=True,
-    )
-    return counted(lambda: (len(images) for images, _ in endless(lambda _: iter(loader))), seconds, began_s)
-
-
-def test_photographs_against_image_folder(photos: tuple[str, Path]) -> None:
-    address, folder = photos
-    pairs = []
-    for number in range(PAIRS):
-        sides = [lambda: ours(address, SECONDS), lambda: image_folder(folder, SECONDS)]
-        found = [side() for side in (sides if number % 2 == 0 else reversed(sides))]
-        pairs.append(found if number % 2 == 0 else found[::-1])
-    print(f"\n224 px random resized crop and flip from 256 px JPEGs, {WORKERS} processes, {SECONDS:.0f} s a side")
-    print("images/s       ours   ImageFolder + DataLoader   ratio   first batch: ours, peer")
-    for (first_s, rate), (peer_first_s, peer_rate) in pairs:
-        print(f"{rate:19,.0f} {peer_rate:26,.0f} {rate / peer_rate:7.2f} {first_s:14.1f} s {peer_first_s:6.1f} s")
-    ratio = statistics.median(own[1] / peer[1] for own, peer in pairs)
-    print(f"median ratio {ratio:.2f} (bar 3)")
-    assert ratio > 0
+    dataset = open_dataset(photos.address)
+    groups, size = len(dataset.row_groups("train")), sum(file.bytes for file in dataset.shards("train"))
+    full = -(-WINDOW_GROUPS // groups)
+    print(f"\npeak memory of each of {WORKERS} workers, crops of photographs, {SECONDS:.0f} s a side")
+    print("    images  row groups   data GB   memory MB   images/s   first batch")
+    peaks = []
+    for times in (1, full, TEN * full):
+        fed, peak_mb = feed_sides.ours(photos.address, max(SECONDS, FILLED_S if times > 1 else 0), times)
+        peaks.append(peak_mb)
+        print(
+            f"{times * photos.number:10,} {times * groups:11,} {times * size / 1e9:9.2f} {peak_mb:11,.0f}"
+            f" {fed.images_per_s:10,.0f} {fed.first_s:11.1f} s"
+        )
+    growth = peaks[2] / peaks[1]
+    print(f"ten times the data that fills the windows takes {growth:.2f} of the memory (bar {MAX_GROWTH})")
+    assert growth <= MAX_GROWTH
 
 
 @pytest.fixture(scope="module")
@@ -189,12 +188,12 @@ def test_small_images_from_memory_against_a_plain_tensor_loop(small: str) -> Non
     pairs = []
     for _ in range(PAIRS):
         now_s = time.perf_counter()
-        own = counted(lambda: (len(batch.targets) for batch in endless(feed.batches)), seconds, now_s)[1]
-        peer = counted(lambda: plain_loop(everything, targets, 4), seconds, now_s)[1]
+        own = counted(lambda: (len(batch.targets) for batch in endless(feed.batches)), seconds, now_s).images_per_s
+        peer = counted(lambda: plain_loop(everything, targets, 4), seconds, now_s).images_per_s
         pairs.append((own, peer))
         print(f"\n32 px from memory: ours {own:,.0f}, plain tensor loop {peer:,.0f} images/s, ratio {own / peer:.2f}")
     print(f"median ratio {statistics.median(own / peer for own, peer in pairs):.2f} (bar 0.8)")
-    assert all(own > 0 for own, _ in pairs)
+    assert SECONDS < LONG_S or statistics.median(own / peer for own, peer in pairs) >= 0.8
 
 
 def own_memory_mb() -> float:
@@ -203,44 +202,36 @@ def own_memory_mb() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
-def open_and_read(rank: int, address: str, is_shared: bool, barrier: Any, results: Any) -> None:
+def open_and_read(rank: int, barrier: Any, address: str, is_shared: bool) -> tuple[float, float, float]:
     from pipelines.dataset.reader import open_dataset
-    from pipelines.train.feed import SplitRows, TrainFeed
+    from pipelines.train.feed import Sharing, SplitRows, TrainFeed
 
-    torch.set_num_threads(1)
     world, dataset = World(rank, WORKERS), open_dataset(address)
     dataset.table("train", ["label"])  # what reading itself loads is no part of what is measured
     barrier.wait()
     before_mb, began_s, began_cpu_s = own_memory_mb(), time.perf_counter(), time.process_time()
-    together = {"world": world, "run": "benchmark"} if is_shared else {}
-    rows = SplitRows(dataset, "train", limit_bytes=1 << 30, threads=1, **together)
+    sharing = Sharing("benchmark", world) if is_shared else None
+    rows = SplitRows(dataset, "train", limit_bytes=1 << 30, threads=1, sharing=sharing)
     next(TrainFeed(rows, config_for(address, AugmentConfig(shift_px=4)), world, (0.5, 0.5, 0.5)).batches(1))
-    took = time.perf_counter() - began_s, time.process_time() - began_cpu_s
+    took_s, took_cpu_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
     barrier.wait()
-    results.put((own_memory_mb() - before_mb, *took))
+    memory_mb = own_memory_mb() - before_mb
     barrier.wait()
     rows.release()
+    return memory_mb, took_s, took_cpu_s
 
 
 def test_two_workers_of_a_machine_hold_small_images_once(small: str) -> None:
-    context = multiprocessing.get_context("spawn")
     print(f"\n9,800 images of 32 px (29 MB), {WORKERS} workers of one thread")
     print("              memory MB   first batch s   CPU s   (memory and CPU of all)")
+    held: dict[bool, list[float]] = {False: [], True: []}
     for is_shared in [False, True] * PAIRS:
-        barrier, results = context.Barrier(WORKERS), context.Queue()
-        processes = [
-            context.Process(target=open_and_read, args=(rank, small, is_shared, barrier, results))
-            for rank in range(WORKERS)
-        ]
-        for process in processes:
-            process.start()
-        found = [results.get(timeout=300) for _ in processes]
-        for process in processes:
-            process.join()
+        found = at_once(open_and_read, WORKERS, small, is_shared)
         memory_mb, first_s, cpu_s = (sum(column) for column in zip(*found, strict=True))
         how = "shared" if is_shared else "each its own"
         print(f"{how:12} {memory_mb:10.1f} {first_s / WORKERS:15.2f} {cpu_s:7.2f}")
-        assert memory_mb > 0
+        held[is_shared].append(memory_mb)
+    assert statistics.median(held[True]) < 0.8 * statistics.median(held[False])
 
 
 def test_what_keying_every_draw_by_sample_costs() -> None:
@@ -279,4 +270,4 @@ def test_what_keying_every_draw_by_sample_costs() -> None:
         f" a step takes {1e3 * step_s:.0f} ms"
     )
     print(f"keying costs {share:.2%} of the step (bar 3%)")
-    assert share < 1
+    assert share <= 0.03
