@@ -12,15 +12,15 @@ from pipelines.train.collectives import World
 from resnet_models.resnet import ResNet, build
 from resnet_models.spec import ModelSpec
 
-_SAFE_CHANNELS = 8
+_SAFE_CHANNELS = 16
 
 
 def is_channels_last_safe(network: nn.Module, device: torch.device) -> bool:
     """Return whether a network may be trained channels-last.
 
-    On CPUs the float32 backward pass of a strided 1x1 convolution with fewer than 8 input channels writes beyond its
-    memory then, and the process dies sooner or later (torch 2.14.1 with oneDNN; 2, 4, 5 and 6 channels died within 60
-    steps, 8 and more never). Networks of width 0.25 and less have such shortcuts.
+    On CPUs the float32 backward pass of a strided 1x1 convolution with fewer than 16 input channels writes beyond its
+    memory then, and the process dies sooner or later (torch 2.14.1 with oneDNN; 2 to 6 channels within 60 steps of
+    small images, 8 to 15 at 96 pixels with AVX-512; 16 and more never). Networks of width 0.25 and less have such shortcuts.
     """
     if device.type != "cpu":
         return True

@@ -24,7 +24,7 @@ from tests.unit.train.worlds import in_threads
 
 @pytest.mark.parametrize(
     ("channels", "device", "expected"),
-    [((8, 16), "cpu", True), ((4, 8), "cpu", False), ((6, 12), "cpu", False), ((4, 8), "cuda", True)],
+    [((16, 32), "cpu", True), ((4, 8), "cpu", False), ((12, 24), "cpu", False), ((4, 8), "cuda", True)],
 )
 def test_narrow_strided_shortcuts_are_not_trained_channels_last_on_a_cpu(
     channels: tuple[int, ...], device: str, expected: bool
