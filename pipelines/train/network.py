@@ -20,7 +20,7 @@ def is_channels_last_safe(network: nn.Module, device: torch.device) -> bool:
 
     On CPUs the float32 backward pass of a strided 1x1 convolution with fewer than 16 input channels writes beyond its
     memory then, and the process dies sooner or later (torch 2.14.1 with oneDNN; 2 to 6 channels within 60 steps of
-    small images, 8 to 15 at 96 pixels with AVX-512; 16 and more never). Networks of width 0.25 and less have such shortcuts.
+    small images, 8 to 15 at 96 pixels with AVX-512; 16 and more never). Narrow networks have such shortcuts.
     """
     if device.type != "cpu":
         return True
