@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isnan
+from math import isclose, isnan
 from pathlib import Path, PurePosixPath
 from sys import float_info
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ MAX_TAG = 5000
 _MAX_VALUE = 6000  # characters of a parameter value (mlflow/utils/validation.py)
 _BATCH = 100  # parameters or tags a call
 _METRIC_BATCH = 1000
+_NEAR = 1e-3  # what is done once more by another number of workers differs in last digits
 _LARGEST = float_info.max  # what MLflow's database keeps in place of infinity
 MAX_DIGEST = 36
 _TEXT_SUFFIXES = (".yaml", ".yml", ".json", ".txt", ".md", ".toml")
@@ -43,12 +44,12 @@ class Place:
             self._known[metric] = {point.step: (point.timestamp, float(point.value)) for point in history}
         return self._known[metric]
 
-    def holds(self, metric: str, step: int, value: float) -> bool:
-        """Return whether a value is the one that the store has for a step."""
+    def is_near(self, metric: str, step: int, value: float) -> bool:
+        """Return whether the store has about this value for a step."""
         _, standing = self.newest(metric).get(step, (0, None))
         if standing is None or isnan(value):
             return standing is not None and isnan(standing)
-        return standing == min(max(value, -_LARGEST), _LARGEST)
+        return isclose(standing, min(max(value, -_LARGEST), _LARGEST), rel_tol=_NEAR)
 
     def note(self, metric: str, step: int, stamp_ms: int, value: float) -> None:
         """Take down what was sent."""
@@ -116,19 +117,19 @@ class Point:
 
 
 def metrics_record(metrics: Mapping[str, float], step: int, timestamp_s: float | None) -> Record:
-    """Return the figures of one step, as `points_record` does."""
+    """Return the figures of one step; those that the run holds already are not sent once more."""
     return points_record([Point(step, metrics, timestamp_s or 0.0)])
 
 
-def points_record(points: Sequence[Point], *, may_stand: bool = False) -> Record:
+def points_record(points: Sequence[Point], *, may_stand: bool = False, told_by: str = "") -> Record:
     """Return the figures of several steps as one record; those that the run holds already are not sent once more.
-
-    Where the run holds another value for a step, as of epochs that a training went back behind, the new one is added,
-    and is the one that MLflow shows.
 
     Args:
         points: the figures.
         may_stand: an earlier process may have sent them.
+        told_by: the figure by which tries are told apart, such as a loss. Where the run holds quite another one for a
+            step, it is of a try that was gone back behind: all of the new one's are added, and are what MLflow shows.
+            Times and speeds of the same work done twice differ always.
     """
     now_s = time.time()
     values = [
@@ -137,12 +138,21 @@ def points_record(points: Sequence[Point], *, may_stand: bool = False) -> Record
         for name, value in point.figures.items()
     ]
 
+    tries = {point.step: point.figures[told_by] for point in points if told_by in point.figures}
+
+    def is_same_try(place: Place, step: int) -> bool:
+        return step not in tries or place.is_near(told_by, step, float(tries[step]))
+
     def send(place: Place, tried: bool) -> None:
         from mlflow.entities import Metric
 
         due = values
         if tried:  # an earlier process, or an attempt whose answer was lost, may have written these
-            due = [point for point in values if not place.holds(point[0], point[3], point[1])]
+            due = [
+                value
+                for value in values
+                if value[3] not in place.newest(value[0]) or (told_by and not is_same_try(place, value[3]))
+            ]
         for start in range(0, len(due), _METRIC_BATCH):
             batch = due[start : start + _METRIC_BATCH]
             place.client.log_batch(place.run_id, metrics=[Metric(*value) for value in batch], synchronous=True)

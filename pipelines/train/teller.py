@@ -129,7 +129,8 @@ class Teller:
             self._forget(from_epoch=record.epoch)
         is_new = record.epoch not in self._told_before
         # Those that stand are held against: an earlier command may have told a try that the run went back behind.
-        self._log.put(points_record([Point(record.epoch, record.metrics())], may_stand=not is_new))
+        point = Point(record.epoch, record.metrics())
+        self._log.put(points_record([point], may_stand=not is_new, told_by="train_loss"))
         with self._changed:  # last: a model of this epoch takes its figures from those that stand in the run
             self._due[record.epoch] = _Due(may_stand=record.epoch not in self._handed)
             self._handed.add(record.epoch)
@@ -243,7 +244,7 @@ class Teller:
             rate = points[-1].figures["step_lr"] if points else record.lr
             if not (is_final or math.isclose(rate, record.lr, rel_tol=1e-6)):
                 continue  # those of a try that was gone back behind; its record is replaced a moment earlier
-            self._log.put(points_record(points, may_stand=due.may_stand))
+            self._log.put(points_record(points, may_stand=due.may_stand, told_by="step_loss"))
             with self._changed:
                 if self._due.get(record.epoch) is due:
                     del self._due[record.epoch]

@@ -20,6 +20,7 @@ from pipelines.tracking import RunLog, TrackingConfig, open_client
 from pipelines.tracking_models import ModelSet, RankedModel
 from pipelines.train import stage
 from pipelines.train.checkpoint import committed_steps
+from pipelines.train.records import EpochRecord
 from pipelines.train.samples import SampleReader
 from pipelines.train.step import Step
 from tests.flaky_wire import FlakyWire, Mode, flaky_wire
@@ -191,18 +192,18 @@ def test_a_server_that_stays_away_gets_everything_later_and_once(
     with flaky_wire(server) as wire:
         tracking = {"uri": f"http://127.0.0.1:{wire.port}", "experiment": "later"}
         config = make_config(dataset, epochs=6, local=True, out=str(tmp_path / "run"), tracking=tracking)
-        log_metrics = stage.RunLog.log_metrics
+        tell_epoch = stage.Teller.tell_epoch
 
-        def cut_after_three(self: Any, metrics: Any, step: int, **options: Any) -> None:
-            if step == 4:
+        def cut_after_three(self: stage.Teller, record: EpochRecord) -> bool:
+            if record.epoch == 4:
                 deadline_s = time.monotonic() + 60
-                while self.num_waiting and time.monotonic() < deadline_s:
+                while self._log.num_waiting and time.monotonic() < deadline_s:
                     time.sleep(0.05)
                 wire.mode = "cut"
-            log_metrics(self, metrics, step, **options)
+            return tell_epoch(self, record)
 
         with monkeypatch.context() as patch:
-            patch.setattr(stage.RunLog, "log_metrics", cut_after_three)
+            patch.setattr(stage.Teller, "tell_epoch", cut_after_three)
             stage.run(config)
         assert Storage.open(config.out).exists("_catalog.json")
         wire.mode = "whole"
