@@ -71,14 +71,18 @@ class GhostBatchNorm(nn.BatchNorm2d):
                 self.seen = found if self.seen is None else torch.cat([self.seen, found])
             else:
                 self.take_in(sum_slices(_in_turn(found)))
+        if len(outs) == 1:  # joining one copies it
+            return outs[0]
         return torch.cat(outs) if outs else x
 
     def _slices(self, x: Tensor) -> Sequence[Tensor]:
-        if not self.cuts:
-            return x.tensor_split(-(-x.shape[0] // self.size)) if x.shape[0] else ()
-        if sum(self.cuts) != x.shape[0]:
+        if self.cuts and sum(self.cuts) != x.shape[0]:
             raise ValueError(f"a ghost norm was told to cut {sum(self.cuts)} images and was given {x.shape[0]}")
-        return torch.split_with_sizes(x, self.cuts)
+        if len(self.cuts) == 1 or (not self.cuts and 0 < x.shape[0] <= self.size):  # the gradient of a cut is a copy
+            return (x,)
+        if self.cuts:
+            return torch.split_with_sizes(x, self.cuts)
+        return x.tensor_split(-(-x.shape[0] // self.size)) if x.shape[0] else ()
 
     @torch.no_grad()
     def take_in(self, total: Tensor) -> None:
