@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -47,7 +48,12 @@ def run_alone(
     site_packages = sysconfig.get_paths()["purelib"]
     command = [sys.executable, "-I", "-S", CHILD, site_packages, folder / bundle.BUNDLE_FILE, folder / "job.json"]
     done = subprocess.run(
-        [*command, folder / "answers.npz"], capture_output=True, text=True, timeout=timeout_s, cwd=folder
+        [*command, folder / "answers.npz"],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as here: sums in the same order
     )
     assert done.returncode == 0, done.stderr
     with np.load(folder / "answers.npz") as answers:
@@ -63,7 +69,7 @@ def logits_here(spec: ModelSpec, index: int) -> npt.NDArray[np.float32]:
     return answer
 
 
-def test_bundle_equals_the_installed_code(tmp_path: Path) -> None:
+def test_bundle_equals_the_installed_code(tmp_path: Path, one_torch_thread: None) -> None:
     named = [named_spec(name) for name in spec_names()]
     small = [spec for spec in named if sum(spec.stage_depths) <= 8 and sum(spec.stage_channels) < 1000]
     specs = [*small, *(random_spec(random.Random(seed), noise=True) for seed in range(30))]
@@ -98,7 +104,7 @@ def test_bundle_equals_the_installed_code(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_bundle_equals_the_installed_code_for_every_name(tmp_path: Path) -> None:
+def test_bundle_equals_the_installed_code_for_every_name(tmp_path: Path, one_torch_thread: None) -> None:
     specs = [named_spec(name) for name in spec_names()]
     specs += [random_spec(random.Random(seed), noise=True) for seed in range(200)]
     answers = run_alone(tmp_path, specs, [], [], timeout_s=3600)
