@@ -272,8 +272,8 @@ def _time_steps(config: TrainConfig, size: int, device: Any, open_rows: Any) -> 
     import torch
 
     from pipelines.train.assemble import assemble
+    from pipelines.train.batch import Batch
     from pipelines.train.collectives import World
-    from pipelines.train.feed import Batch
     from pipelines.train.initial import find_initial, ghost_size_of, starting_spec
     from pipelines.train.transfer import set_training
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from pipelines.metrics.accuracy import macro_f1
 from pipelines.metrics.multilabel import label_scores, mean_average_precision, micro_f1
+from pipelines.train.batch import Batch
 from pipelines.train.collectives import World
-from pipelines.train.feed import Batch, SplitRows, evaluation_batches
+from pipelines.train.feed import SplitRows, evaluation_batches
 from pipelines.train.memory import memory_for
 from pipelines.train.records import TrainFigures, ValFigures
 from pipelines.train.state import add_exactly

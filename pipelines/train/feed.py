@@ -23,6 +23,7 @@ from pipelines.dataset.order import EpochOrder, make_lanes
 from pipelines.dataset.order_table import LaneOrder, OrderTable
 from pipelines.dataset.reader import Dataset
 from pipelines.errors import InputError
+from pipelines.train.batch import Batch
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
 from pipelines.train.crops import crop_draws
@@ -41,29 +42,6 @@ _KEPT_GROUPS = 4
 """Row groups kept of those read out of the order of training, where not all can be."""
 _AHEAD = 2
 """Batches prepared before they are asked for, where pixels are not in memory."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A worker's share of a global batch; it may be empty."""
-
-    pixels: Pixels
-    """uint8 (n, H, W, 3), augmented in training."""
-    targets: Targets
-    """Class numbers, (n,), or which classes each row has, (n, classes)."""
-    hashes: Hashes
-    """Keys of the rows' random draws, (n,): their `image_hashes`, but for further copies of a row."""
-    global_rows: int
-    """Rows of the whole batch over all workers."""
-    trace: int = 0
-    """Id trace of these rows."""
-    ghost_rows: tuple[int, ...] = ()
-    """Rows of each ghost that the share holds, which follow each other; of a short batch unequal, some perhaps none.
-    Empty without ghost batches."""
-    partner_pixels: Pixels | None = None
-    """Mixing partners of the rows, augmented; None without mixing."""
-    partner_targets: Targets | None = None
-    """Their targets."""
 
 
 @dataclass(frozen=True)

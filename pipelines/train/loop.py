@@ -20,11 +20,12 @@ from pipelines.errors import DataError
 from pipelines.storage import Storage
 from pipelines.train import startup
 from pipelines.train.assemble import assemble
+from pipelines.train.batch import Batch
 from pipelines.train.checkpoint import Checkpoint, load_checkpoint, load_latest
 from pipelines.train.collectives import World, join_trace, split_trace
 from pipelines.train.config import TrainConfig
 from pipelines.train.evaluation import evaluate, train_figures
-from pipelines.train.feed import Batch, OpenRows, SplitRows
+from pipelines.train.feed import OpenRows, SplitRows
 from pipelines.train.keeper import Keeper
 from pipelines.train.notice import Notice
 from pipelines.train.outcome import FitOutcome, is_over, outcome_of

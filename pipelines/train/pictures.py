@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -18,10 +17,11 @@ from pipelines.image.preprocess import Preprocess
 from pipelines.plots.contact_sheet import mosaic
 from pipelines.plots.figures import training_curves
 from pipelines.storage import Storage
+from pipelines.train.batch import Batch
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
 from pipelines.train.crops import crop_box, crop_draws
-from pipelines.train.feed import Batch, SplitRows, TrainFeed
+from pipelines.train.feed import SplitRows, TrainFeed
 from pipelines.train.initial import find_initial, ghost_size_of, starting_spec
 from pipelines.train.inputs import mixed, sized
 from pipelines.train.records import EpochRecord
@@ -42,7 +42,7 @@ def draw_pictures(config: TrainConfig, run: Storage, records: Sequence[EpochReco
     rows = SplitRows(dataset, "train", limit_bytes=0, threads=1, window_groups=0, stored=stored)
     ghost_size = ghost_size_of(starting_spec(config, find_initial(config)))
     feed = TrainFeed(rows, config, World(), dataset.mean_std("train")[0], ghost_size=ghost_size)
-    batch = _first_images(next(feed.batches(1)))
+    batch = next(feed.batches(1)).part(slice(_MOSAIC_IMAGES))
     images, shares = _as_seen(batch, config)
     cropped = _cropped_away(dataset, rows, batch, config)
     captions = [
@@ -56,19 +56,6 @@ def draw_pictures(config: TrainConfig, run: Storage, records: Sequence[EpochReco
     for path, data in pictures.items():
         run.put(path, data)
     return pictures
-
-
-def _first_images(batch: Batch) -> Batch:
-    """Return as many images of a batch as are shown."""
-    shown = slice(_MOSAIC_IMAGES)
-    return replace(
-        batch,
-        pixels=batch.pixels[shown],
-        targets=batch.targets[shown],
-        hashes=batch.hashes[shown],
-        partner_pixels=None if batch.partner_pixels is None else batch.partner_pixels[shown],
-        partner_targets=None if batch.partner_targets is None else batch.partner_targets[shown],
-    )
 
 
 def _as_seen(batch: Batch, config: TrainConfig) -> tuple[list[Pixels], list[float]]:

@@ -21,11 +21,12 @@ from pipelines.stage_output import StageResult
 from pipelines.storage import Storage
 from pipelines.tracking import TrackingConfig
 from pipelines.train.assemble import Parts, assemble
+from pipelines.train.batch import Batch
 from pipelines.train.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
 from pipelines.train.evaluation import evaluate
-from pipelines.train.feed import Batch, SplitRows
+from pipelines.train.feed import SplitRows
 from pipelines.train.model import MODEL, write_model
 from pipelines.train.plan import plan as make_plan
 from pipelines.train.precision import resolve_device

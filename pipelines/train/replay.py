@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 from pipelines.errors import DataError, InputError
 from pipelines.node_paths import check_nodes_see
 from pipelines.ray_runtime import ray_session
-from pipelines.stage_output import RUN, StageResult, read_catalog
+from pipelines.stage_output import RUN, StageResult
 from pipelines.storage import Storage
 from pipelines.tracking import RunLog
 from pipelines.train.config import ReplayConfig, TrainConfig
-from pipelines.train.initial import INIT
-from pipelines.train.plan import STAGE
+from pipelines.train.resume import finished_catalog, finished_config
 from pipelines.train.step_log import read_steps
 
 if TYPE_CHECKING:
@@ -86,12 +85,8 @@ def run(config: ReplayConfig) -> StageResult:
         DataError: ids or losses do not agree, and the certificate is written all the same; or what was kept is damaged.
     """
     store = Storage.open(config.run)
-    catalog = read_catalog(store)
-    if catalog is None or catalog["stage"] != STAGE:
-        raise InputError(
-            f"{store.uri} holds no finished training run", mend="name the folder that `resnet train` wrote"
-        )
-    trained = _config_of(store, catalog)
+    catalog = finished_catalog(store)
+    trained = finished_config(store, catalog)
     checkpoint, recorded = _choose(store, catalog, config)
     first, last = checkpoint.step + 1, max(recorded)
     repeated = _repeat(config, trained, store, step=checkpoint.step, steps=last - first + 1)
@@ -119,14 +114,6 @@ def run(config: ReplayConfig) -> StageResult:
         "certificate": store.address(path),
     }
     return StageResult("replay", store.uri, catalog["key"], skipped=False, figures=figures)
-
-
-def _config_of(store: Storage, catalog: dict[str, Any]) -> TrainConfig:
-    """Return the run's config, pinned to the dataset version and the copy of weights that it used."""
-    values = {**catalog["config"], "dataset": json.loads(store.read(RUN))["dataset"]}
-    if values["init"]["from"]:
-        values["init"] = {**values["init"], "from": store.child(INIT).uri}
-    return TrainConfig.model_validate_json(json.dumps(values))
 
 
 def _choose(

@@ -1,4 +1,4 @@
-"""Going on with a run by its folder alone: `resnet train --resume RUN` finds there what the run began with."""
+"""What a run's folder says of how it is trained: for going on with it, and for looking at it again when it is done."""
 
 from __future__ import annotations
 
@@ -53,6 +53,26 @@ def resumed_config(run: str, overrides: Sequence[str] = ()) -> TrainConfig:
             mend="leave out what changes the recipe, or start a new run: resnet train CONFIG --out OTHER",
         )
     return config
+
+
+def finished_catalog(store: Storage) -> dict[str, Any]:
+    """Return the catalog of a training that is done.
+
+    Raises:
+        InputError: there is none.
+    """
+    catalog = read_catalog(store)
+    if catalog is None or catalog["stage"] != STAGE:
+        raise InputError(
+            f"{store.uri} holds no finished training run", mend="name the folder that `resnet train` wrote"
+        )
+    return catalog
+
+
+def finished_config(store: Storage, catalog: Mapping[str, Any]) -> TrainConfig:
+    """Return the config of a training that is done, pinned to the dataset version and the copy of weights it used."""
+    values = {**catalog["config"], "dataset": _read_standing(store)["dataset"]}
+    return TrainConfig.model_validate_json(json.dumps({**values, **_own_start(values, store)}))
 
 
 def _own_start(values: Mapping[str, Any], store: Storage) -> dict[str, Any]:

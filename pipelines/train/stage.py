@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import capacity
 from pipelines.dataset.catalog import parse_ref
-from pipelines.errors import ConfigError, InputError, RegistryError, StorageError, Unfinished
+from pipelines.errors import ConfigError, RegistryError, StorageError, Unfinished
 from pipelines.metrics.deciding import deciding_figure, find_deciding
 from pipelines.node_paths import check_nodes_see
 from pipelines.ray_runtime import ray_session
@@ -29,7 +29,7 @@ from pipelines.train.initial import ghost_size_of, keep_copy, starting_spec
 from pipelines.train.plan import STAGE, TrainPlan
 from pipelines.train.plan import plan as make_plan
 from pipelines.train.records import EpochRecord
-from pipelines.train.resume import kept_config
+from pipelines.train.resume import finished_catalog, finished_config, kept_config
 from pipelines.train.teller import Teller, run_tags
 
 if TYPE_CHECKING:
@@ -328,26 +328,19 @@ def deliver(uri: str, tracking: TrackingConfig) -> StageResult:
         RegistryError: MLflow is still away, or refuses.
     """
     store = Storage.open(uri)
-    catalog = read_catalog(store)
-    if catalog is None or catalog["stage"] != STAGE:
-        raise InputError(
-            f"{store.uri} holds no finished training run", mend="name the folder that `resnet train` wrote"
-        )
+    catalog = finished_catalog(store)
     standing = json.loads(store.read(RUN))
-    values = {**catalog["config"], "dataset": standing["dataset"]}
-    config = TrainConfig.model_validate_json(json.dumps(values)).model_copy(update={"tracking": tracking})
+    config = finished_config(store, catalog).model_copy(update={"tracking": tracking})
     plan = TrainPlan(STAGE, catalog["key"], catalog["inputs"], store.uri, dataset=standing["dataset"])
     with _open_log(config, plan, store, standing) as log:
         log.begin()
         teller = _make_teller(log, store, config, plan, standing)
-        has_best = bool(log.logged_steps("best_epoch"))
         teller.begin()
         teller.tell_start()
         new = sum(teller.tell_epoch(EpochRecord.from_json(record)) for record in catalog["records"])
         for file in store.list("figures"):
             log.log_file(file.path, store.read(file.path))
-        if not has_best:
-            teller.tell_best(catalog["best"], catalog["model"]["weights_sha256"], step=len(catalog["records"]))
+        teller.tell_best(catalog["best"], catalog["model"]["weights_sha256"], step=len(catalog["records"]))
         teller.tell_rest()
     _keep_run_id(store, log)
     if log.num_waiting or not log.run_id:

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.train.batch import Batch
 from pipelines.train.batch_norm import has_global_norms
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
-from pipelines.train.feed import Batch
 from pipelines.train.ghosts import GhostStatistics
 from pipelines.train.inputs import mixed, sized
 from pipelines.train.losses import RowLoss, rows_right
@@ -211,7 +211,7 @@ def _pieces(batch: Batch, number: int) -> list[Batch]:
         return [batch]
     if not batch.ghost_rows:
         ends = [len(batch.targets) * index // number for index in range(number + 1)]
-        return [_piece(batch, slice(*span)) for span in pairwise(ends)]
+        return [batch.part(slice(*span)) for span in pairwise(ends)]
     ghosts = batch.ghost_rows
     parts = -(-number // len(ghosts))
     if parts > 1:
@@ -220,18 +220,6 @@ def _pieces(batch: Batch, number: int) -> list[Batch]:
     ends = [0, *accumulate(ghosts)]
     firsts = [len(ghosts) * index // number for index in range(number + 1)]
     return [
-        replace(_piece(batch, slice(ends[first], ends[last])), ghost_rows=ghosts[first:last])
+        replace(batch.part(slice(ends[first], ends[last])), ghost_rows=ghosts[first:last])
         for first, last in pairwise(firsts)
     ]
-
-
-def _piece(batch: Batch, rows: slice) -> Batch:
-    """Return some rows of a share."""
-    return replace(
-        batch,
-        pixels=batch.pixels[rows],
-        targets=batch.targets[rows],
-        hashes=batch.hashes[rows],
-        partner_pixels=None if batch.partner_pixels is None else batch.partner_pixels[rows],
-        partner_targets=None if batch.partner_targets is None else batch.partner_targets[rows],
-    )

@@ -23,9 +23,10 @@ import torch
 
 from pipelines.config.load import find_preset, load_config
 from pipelines.train.assemble import Parts, assemble
+from pipelines.train.batch import Batch
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
-from pipelines.train.feed import Batch, SplitRows
+from pipelines.train.feed import SplitRows
 from pipelines.train.network_spec import settle_spec
 from pipelines.train.schedule import side_at
 from pipelines.train.transfer import set_training

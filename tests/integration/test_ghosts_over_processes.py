@@ -13,8 +13,7 @@ from torch import distributed
 from pipelines.storage import Storage
 from pipelines.train.collectives import World
 from pipelines.train.loop import fit
-from pipelines.train.step_log import read_steps
-from tests.unit.train.test_ghosts import SHORT_LAST, running_figures
+from tests.unit.train.test_ghosts import SHORT_LAST, assert_same_training
 from tests.unit.train.tiny import make_config, write_dataset
 
 pytestmark = pytest.mark.integration
@@ -39,9 +38,4 @@ def test_two_processes_train_ghost_norms_as_one_does(tmp_path: Path) -> None:
         sys.path.remove(here)
     config = make_config(dataset, **SHORT_LAST)
     fit(config, one, world=World(), device=torch.device("cpu"))
-    expected, found = (read_steps(run, 1, 4 * config.epochs) for run in (one, two))
-    assert len(expected) == 4 * config.epochs
-    for step, (loss, trace) in expected.items():
-        assert found[step] == (pytest.approx(loss, rel=1e-12), trace), step
-    for name, value in running_figures(one).items():
-        torch.testing.assert_close(running_figures(two)[name], value, rtol=1e-12, atol=1e-12)
+    assert_same_training(one, two, config.epochs)

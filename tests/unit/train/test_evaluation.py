@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.dataset.reader import open_dataset
+from pipelines.train.batch import Batch
 from pipelines.train.collectives import World
 from pipelines.train.evaluation import evaluate
-from pipelines.train.feed import Batch, SplitRows
+from pipelines.train.feed import SplitRows
 from tests.unit.train.tiny import write_dataset
 from tests.unit.train.worlds import in_threads
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from pipelines.dataset.reader import open_dataset
 from pipelines.storage import Storage
+from pipelines.train.batch import Batch
 from pipelines.train.collectives import World
-from pipelines.train.feed import Batch, SplitRows, TrainFeed
+from pipelines.train.feed import SplitRows, TrainFeed
 from pipelines.train.ghosts import GhostStatistics
 from pipelines.train.loop import fit, fit_local
 from pipelines.train.step import _pieces
@@ -35,6 +36,16 @@ SHORT_LAST: dict[str, Any] = {"model": MODEL, "epochs": 3, "precision": "float64
 def running_figures(run: Storage) -> dict[str, Tensor]:
     """Return the running statistics in a run's newest checkpoint."""
     return {name: value for name, value in load(weights(run)).items() if "running" in name}
+
+
+def assert_same_training(one: Storage, other: Storage, epochs: int) -> None:
+    """Hold two runs of four steps an epoch against each other: losses, ids, running statistics."""
+    expected, found = (read_steps(run, 1, 4 * epochs) for run in (one, other))
+    assert len(expected) == 4 * epochs
+    for step, (loss, trace) in expected.items():
+        assert found[step] == (pytest.approx(loss, rel=1e-12), trace), step
+    for name, value in running_figures(one).items():
+        torch.testing.assert_close(running_figures(other)[name], value, rtol=1e-12, atol=1e-12)
 
 
 def two_norms() -> nn.Sequential:
@@ -129,12 +140,7 @@ def test_workers_and_pieces_of_a_short_batch_do_not_matter(
 ) -> None:
     config, run = make_config(dataset, **SHORT_LAST, accumulate=pieces), Storage.open(tmp_path)
     in_threads(size, lambda world: fit(config, run, world=world, device=torch.device("cpu")))
-    expected, found = (read_steps(one, 1, 4 * config.epochs) for one in (alone, run))
-    assert len(expected) == 4 * config.epochs
-    for step, (loss, trace) in expected.items():
-        assert found[step] == (pytest.approx(loss, rel=1e-12), trace), step
-    for name, value in running_figures(alone).items():
-        torch.testing.assert_close(running_figures(run)[name], value, rtol=1e-12, atol=1e-12)
+    assert_same_training(alone, run, config.epochs)
 
 
 @pytest.mark.parametrize("ghost_size", [2, 5])

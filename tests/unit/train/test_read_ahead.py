@@ -14,9 +14,10 @@ import pytest
 
 from pipelines.dataset.order import WINDOW_GROUPS
 from pipelines.dataset.reader import Dataset, RowGroup, open_dataset
+from pipelines.train.batch import Batch
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
-from pipelines.train.feed import Batch, SplitRows, TrainFeed, window_groups_of
+from pipelines.train.feed import SplitRows, TrainFeed, window_groups_of
 from pipelines.train.read_ahead import PixelsAhead
 from tests.unit.train.tiny import make_config, write_dataset
 

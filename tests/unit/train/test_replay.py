@@ -40,7 +40,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 def trained(config: TrainConfig, run: Storage) -> Storage:
     """Train and leave what the stage leaves for a replay, without MLflow."""
     outcome = fit_local(config, run, device="cpu")
-    run.create("run.json", json.dumps({"dataset": f"{config.dataset}@v1"}).encode())
+    run.create("run.json", json.dumps({"stage": "train", "dataset": f"{config.dataset}@v1"}).encode())
     catalog = {
         "stage": "train",
         "key": "k",

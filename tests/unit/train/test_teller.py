@@ -15,24 +15,12 @@ from pipelines.storage import Storage
 from pipelines.tracking_records import Record
 from pipelines.train import teller as teller_module
 from pipelines.train.plan import TrainPlan
-from pipelines.train.records import EpochRecord
 from pipelines.train.step_log import StepLog, read_step_log, write_step_log
 from pipelines.train.teller import Teller
+from tests.unit.train.notes import make_record
 from tests.unit.train.tiny import make_config
 
-RECORD = EpochRecord(
-    epoch=1,
-    step=4,
-    train_loss=1.0,
-    train_top1=0.5,
-    val_loss=1.0,
-    val_top1=0.5,
-    lr=0.0,
-    images_per_s=1.0,
-    elapsed_s=1.0,
-    data_wait_fraction=0.0,
-    id_trace="0" * 16,
-)
+RECORD = make_record(1, val_top1=0.5, lr=0.0)
 
 
 class FakeLog(SimpleNamespace):
