@@ -103,15 +103,14 @@ def confusion_matrix(matrix: Sequence[Sequence[int]] | npt.NDArray[Any], classes
 
 
 def leaderboard(trials: Sequence[Mapping[str, Any]], limit: int = 12) -> Picture:
-    """Draw the validation top-1 of the best trials, best first, each named by its sampled values.
+    """Draw the validation top-1 of the first trials, which come best first, each named by its sampled values.
 
     As points: the axis is cut to where they lie, and a bar on a cut axis would lie about its length.
 
     A trial holds `id`, `params`, `val_top1` (None if it never reported) and `status`. Trials that were stopped early
     are drawn paler than finished ones: their figure is from fewer epochs.
     """
-    scored = sorted((t for t in trials if t.get("val_top1") is not None), key=lambda t: (-t["val_top1"], str(t["id"])))
-    shown = scored[:limit]
+    shown = [trial for trial in trials if trial.get("val_top1") is not None][:limit]
 
     def draw(figure: "Figure", palette: Palette) -> None:
         axes = figure.subplots()

@@ -23,7 +23,7 @@ LOG_RANGE = 20.0
 
 
 def sweep_slices(trials: Sequence[Mapping[str, Any]]) -> Picture:
-    """Draw validation top-1 against each sampled value, one panel per value, the best trial filled.
+    """Draw validation top-1 against each sampled value, one panel per value, the first trial, the best, filled.
 
     A trial holds `id`, `params`, `val_top1` (None leaves it out) and `status`.
     """
@@ -47,12 +47,12 @@ def sweep_slices(trials: Sequence[Mapping[str, Any]]) -> Picture:
 
 
 def sweep_curves(trials: Sequence[Mapping[str, Any]]) -> Picture:
-    """Draw validation top-1 over epochs for every trial; the best in the accent, early stops end in a dot.
+    """Draw validation top-1 over epochs for every trial; the first, the best, in the accent, early stops end in a dot.
 
     A trial holds `id`, `status` and `curve`: a list of (epoch, val_top1).
     """
     drawn = [trial for trial in trials if trial.get("curve")]
-    best = max(drawn, key=lambda trial: trial.get("val_top1") or 0.0, default=None)
+    best = drawn[0] if drawn else None
 
     def draw(figure: "Figure", palette: Palette) -> None:
         axes = figure.subplots()
@@ -92,8 +92,6 @@ def _slice(axes: "Axes", palette: Palette, trials: Sequence[Mapping[str, Any]], 
         positions = [float(steps.index(value)) for value in values]
         axes.set_xticks(range(len(steps)), [shorten(format_value(step), 12) for step in steps], parse_math=False)
         axes.set_xlim(-0.6, len(steps) - 0.4)
-    best = int(np.argmax(scores))
-    others = [index for index in range(len(here)) if index != best]
-    axes.plot([positions[i] for i in others], scores[others], "o", color=palette.quiet, markersize=5, alpha=0.8)
-    axes.plot(positions[best], scores[best], "o", color=palette.accent, markersize=8)
+    axes.plot(positions[1:], scores[1:], "o", color=palette.quiet, markersize=5, alpha=0.8)
+    axes.plot(positions[0], scores[0], "o", color=palette.accent, markersize=8)
     axes.margins(y=0.12)

@@ -15,6 +15,7 @@ from pipelines.runner import graph, report_images
 from pipelines.runner.graph import Made
 from pipelines.runner.report_data import open_made
 from pipelines.storage import Storage
+from pipelines.tune.report import ranked
 
 _MISTAKES_SHOWN = 24
 _CLASSES_SHOWN = 60
@@ -92,7 +93,7 @@ def describe_network(catalog: Mapping[str, Any]) -> str:
 def add_sweep(page: Page, made: Mapping[str, Made]) -> None:
     """Add the sweep: leaderboard, values against accuracy, and the table of trials."""
     catalog = made["tune"].catalog
-    trials = sorted(catalog["trials"], key=lambda trial: -(trial.get("val_top1") or -1.0))
+    trials = ranked(catalog["trials"])
     best = catalog["best"]
     plain = float(made["train"].catalog["best"]["val_top1"])
     if graph.best(made) is made["tune"]:

@@ -102,11 +102,12 @@ def _positions(rows: SplitRows, keys: Hashes) -> list[int]:
 
 
 def _caption(classes: Sequence[str], batch: Batch, index: int, share: float, cropped: float) -> str:
-    """Return what an image is called: its classes and those of its partner, then how much of it is not seen."""
+    """Return what an image is called: its classes, those of its partner, and, if anything is, how much is cut off."""
     name = _name(classes, batch.targets[index])
     if batch.partner_targets is not None:
         name = f"{share:.0%} {name} + {_name(classes, batch.partner_targets[index])}"
-    return f"{name}\n{cropped:.0%} cropped"
+    share_away = f"{cropped:.0%}"
+    return name if share_away == "0%" else f"{name}\n{share_away} cropped"
 
 
 def _name(classes: Sequence[str], target: npt.NDArray[np.integer[Any]]) -> str:

@@ -138,19 +138,18 @@ def _publish(
     """Choose the best trial, write its model, pictures and the catalog."""
     from pipelines.train.model import MODEL, write_model
     from pipelines.train.state import Best
-    from pipelines.tune.report import draw_pictures, ranked
+    from pipelines.tune.report import can_win, draw_pictures, ranked
 
     sweep.tell_untold()
     board = [_row(sweep, plan_of.trial) for plan_of in trials]
-    usable = [row for row in ranked(board) if row["val_top1"] is not None and row["status"] in ("finished", "stopped")]
-    if not usable:
+    winner = ranked(board)[0]
+    if not can_win(winner):
         reasons = [row["reason"] for row in board if row["status"] == "failed"]
         raise DataError(
             f"all {len(board)} trials failed; the first: {reasons[0] if reasons else board[0]['reason']}",
             where=store.address("journal"),
             mend="mend the cause and run the same command again: failed trials are then tried again",
         )
-    winner = usable[0]
     record = best_record(sweep.records[winner["id"]])
     training = next(trial.config for trial in trials if trial.trial == winner["id"])
     assert record is not None
