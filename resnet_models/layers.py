@@ -162,7 +162,9 @@ def _describe(name: str, module: nn.Module, shape: tuple[int, ...]) -> Layer:
             window=Window(3, 1, 1),
         )
     if isinstance(module, MaxPool):
-        return replace(layer, kind=f"3x3 max pool{_by(module.stride)}", window=Window(3, module.stride, 1))
+        size = module.size
+        window = Window(size, module.stride, module.padding)
+        return replace(layer, kind=f"{size}x{size} max pool{_by(module.stride)}", window=window)
     if isinstance(module, AveragePool):
         side = module.stride
         return replace(layer, kind=f"{side}x{side} average pool{_by(side)}", window=Window(side, side))

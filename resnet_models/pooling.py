@@ -106,25 +106,27 @@ class AveragePool(nn.Module):
 
 
 class MaxPool(nn.Module):
-    """Maximum of 3x3 pixels at each stride-th pixel.
+    """Maximum of 3x3 pixels around each stride-th pixel, or of tiles of stride x stride, ragged ones at the edge too.
 
     Shape: (N, C, H, W) -> (N, C, ceil(H / stride), ceil(W / stride)).
     """
 
-    def __init__(self, *, stride: int) -> None:
+    def __init__(self, *, stride: int, tiled: bool = False) -> None:
         super().__init__()
         self.stride = stride
+        self.size, self.padding = (stride, 0) if tiled else (3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Take the maxima."""
-        return F.max_pool2d(x, 3, stride=self.stride, padding=1)
+        # windows with padding reach the edge by themselves
+        return F.max_pool2d(x, self.size, stride=self.stride, padding=self.padding, ceil_mode=self.padding == 0)
 
 
 def make_shrink(name: str, channels: int, *, stride: int) -> nn.Module | None:
     """Return what makes a map smaller after a convolution (`ModelSpec.downsample`), or None where that is its stride.
 
     Args:
-        name: stride, blur, average or max.
+        name: stride, blur, average, max or max_before_norm.
         channels: Channels of the map.
         stride: Stride of the block.
     """
@@ -132,4 +134,6 @@ def make_shrink(name: str, channels: int, *, stride: int) -> nn.Module | None:
         return None
     if name == "blur":
         return BlurPool(channels, stride=stride)
-    return MaxPool(stride=stride) if name == "max" else AveragePool(stride=stride)
+    if name == "average":
+        return AveragePool(stride=stride)
+    return MaxPool(stride=stride) if name == "max" else MaxPool(stride=stride, tiled=True)

@@ -24,7 +24,7 @@ NormName = Literal["batch", "ghost", "sync", "group", "frozen"]
 ActivationName = Literal["relu", "leaky_relu", "silu", "gelu", "mish", "hard_swish"]
 AttentionName = Literal["none", "se", "eca"]
 StemPoolName = Literal["auto", "max", "average", "blur", "convolution", "none"]
-DownsampleName = Literal["stride", "blur", "average", "max"]
+DownsampleName = Literal["stride", "blur", "average", "max", "max_before_norm"]
 HeadPoolName = Literal["average", "max", "gem", "concat"]
 
 _USUAL_NORM_SIZE = 32  # groups: Wu & He 2018, arXiv:1803.08494, sec. 4; ghost batches of 32 as in its comparison
@@ -96,7 +96,8 @@ class SpecFields:
     convolution: 3x3/2 (arXiv:2103.07579); none; auto: max, and none for cifar and whitening, which take no other."""
     downsample: DownsampleName = field(default="stride", metadata=_LATER)
     """How the branch of a strided block shrinks: stride: in the convolution; blur, average, max: the convolution keeps
-    the size and its activated output is blurred (arXiv:1904.11486), averaged or max-pooled 3x3."""
+    the size and its activated output is blurred (arXiv:1904.11486), averaged or max-pooled 3x3; max_before_norm: its
+    output is max-pooled in tiles before its norm, which so costs a quarter (arXiv:2404.00498)."""
     head_pool: HeadPoolName = field(default="average", metadata=_LATER)
     """From the last map to a vector: average; max; gem: generalised mean with a learned power (arXiv:1711.02512);
     concat: average and max side by side."""

@@ -41,9 +41,7 @@ class BasicBlock(PostactivationBlock):
 
     def branch(self, x: Tensor, draws: SampleDraws | None = None) -> Tensor:
         """Return F(x)."""
-        residual = self._activate_map(self.conv1(x), self.norm1, draws)
-        if self.shrink is not None:
-            residual = self.shrink(residual)
+        residual = self._activate(self.conv1(x), self.norm1, self.shrink, self.drop_block, draws)
         if self.dropout is not None:
             residual = self.dropout(residual, draws)
         return self._close(self.conv2(residual), draws)

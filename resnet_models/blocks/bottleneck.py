@@ -49,12 +49,8 @@ class BottleneckBlock(PostactivationBlock):
 
     def branch(self, x: Tensor, draws: SampleDraws | None = None) -> Tensor:
         """Return F(x)."""
-        residual: Tensor = self.activation(self.norm1(self.conv1(x)))
-        if self.shrink1 is not None:
-            residual = self.shrink1(residual)
-        residual = self._activate_map(self.conv2(residual), self.norm2, draws)
-        if self.shrink2 is not None:
-            residual = self.shrink2(residual)
+        residual = self._activate(self.conv1(x), self.norm1, self.shrink1)
+        residual = self._activate(self.conv2(residual), self.norm2, self.shrink2, self.drop_block, draws)
         if self.dropout is not None:
             residual = self.dropout(residual, draws)
         return self._close(self.conv3(residual), draws)

@@ -63,6 +63,11 @@ class BlockParts:
         """Return what shrinks the branch of a strided block in its convolution's place, or None."""
         return make_shrink(self.downsample, channels, stride=stride)
 
+    @property
+    def shrinks_first(self) -> bool:
+        """Whether it does so before the convolution's norm, not behind the activation."""
+        return self.downsample == "max_before_norm"
+
     def conv_stride(self, stride: int) -> int:
         """Return the stride left to the convolution of a block of this stride."""
         return stride if self.downsample == "stride" else 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from resnet_models.blocks.parts import BlockNoise, BlockParts
 from resnet_models.blocks.residual import ResidualBlock
@@ -18,19 +18,8 @@ class PostactivationBlock(ResidualBlock):
 
     def __init__(self, channels: int, *, parts: BlockParts, noise: BlockNoise) -> None:
         super().__init__(channels, parts=parts, noise=noise)
-        self.activation = parts.make_activation()
-        self.drop_block = noise.make_drop_block()
-        self.dropout = noise.make_dropout()
         self.adds_first = parts.ordering == "norm_after_addition"
         self.adds_last = parts.ordering == "relu_before_addition"
-
-    def _activate_map(self, x: Tensor, norm: nn.Module, draws: SampleDraws | None) -> Tensor:
-        """Return the activated output of the block's 3x3."""
-        x = norm(x)
-        if self.drop_block is not None:
-            x = self.drop_block(x, draws)
-        activated: Tensor = self.activation(x)
-        return activated
 
     def _close(self, residual: Tensor, draws: SampleDraws | None) -> Tensor:
         """Return F from the last convolution's output."""

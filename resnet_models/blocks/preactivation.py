@@ -26,10 +26,7 @@ class PreactivationBlock(ResidualBlock):
     def __init__(self, channels: int, *, parts: BlockParts, noise: BlockNoise) -> None:
         super().__init__(channels, parts=parts, noise=noise)
         self.is_full = parts.is_full_preactivation
-        self.activation = parts.make_activation()
         self.raw_activation = None if self.is_full else parts.make_activation(inplace=False)  # of x, which S needs too
-        self.drop_block = noise.make_drop_block()
-        self.dropout = noise.make_dropout()
         self.projects = False
 
     def _enter(self, x: Tensor) -> Tensor:
@@ -58,14 +55,6 @@ class PreactivationBlock(ResidualBlock):
         """Return F(x) + S(x); the activated input is computed once for both."""
         activated = self._enter(x)
         return self.merge(self._transform(activated, draws), super().skip(activated if self.projects else x))
-
-    def _activate_map(self, x: Tensor, norm: nn.Module, draws: SampleDraws | None) -> Tensor:
-        """Return the activated output of the block's 3x3."""
-        x = norm(x)
-        if self.drop_block is not None:
-            x = self.drop_block(x, draws)
-        activated: Tensor = self.activation(x)
-        return activated
 
 
 class PreactBasicBlock(PreactivationBlock):
@@ -99,9 +88,8 @@ class PreactBasicBlock(PreactivationBlock):
         return None if self.is_full else self.norm2
 
     def _transform(self, activated: Tensor, draws: SampleDraws | None) -> Tensor:
-        residual = self._activate_map(self.conv1(activated), self.norm2 if self.is_full else self.norm1, draws)
-        if self.shrink is not None:
-            residual = self.shrink(residual)
+        behind = self.norm2 if self.is_full else self.norm1
+        residual = self._activate(self.conv1(activated), behind, self.shrink, self.drop_block, draws)
         if self.dropout is not None:
             residual = self.dropout(residual, draws)
         residual = self.conv2(residual)
@@ -147,12 +135,8 @@ class PreactBottleneckBlock(PreactivationBlock):
 
     def _transform(self, activated: Tensor, draws: SampleDraws | None) -> Tensor:
         behind1, behind2 = (self.norm2, self.norm3) if self.is_full else (self.norm1, self.norm2)
-        residual: Tensor = self.activation(behind1(self.conv1(activated)))
-        if self.shrink1 is not None:
-            residual = self.shrink1(residual)
-        residual = self._activate_map(self.conv2(residual), behind2, draws)
-        if self.shrink2 is not None:
-            residual = self.shrink2(residual)
+        residual = self._activate(self.conv1(activated), behind1, self.shrink1)
+        residual = self._activate(self.conv2(residual), behind2, self.shrink2, self.drop_block, draws)
         if self.dropout is not None:
             residual = self.dropout(residual, draws)
         residual = self.conv3(residual)

@@ -19,8 +19,12 @@ class ResidualBlock(nn.Module, ABC):
     shortcut: nn.Module
 
     def __init__(self, channels: int, *, parts: BlockParts, noise: BlockNoise) -> None:
-        """Take what ends the branch: gates for its `channels`, stochastic depth."""
+        """Take what its convolutions share, and what ends the branch: gates for its `channels`, stochastic depth."""
         super().__init__()
+        self.activation = parts.make_activation()
+        self.shrinks_first = parts.shrinks_first
+        self.drop_block = noise.make_drop_block()
+        self.dropout = noise.make_dropout()
         self.attention = parts.make_attention(channels)
         self.drop_path = noise.make_drop_path()
 
@@ -45,6 +49,26 @@ class ResidualBlock(nn.Module, ABC):
     @abstractmethod
     def last_norm(self) -> nn.Module | None:
         """The norm that ends the branch, whose scale at zero makes F zero; None where the branch ends otherwise."""
+
+    def _activate(
+        self,
+        x: Tensor,
+        norm: nn.Module,
+        shrink: nn.Module | None,
+        drop_block: nn.Module | None = None,
+        draws: SampleDraws | None = None,
+    ) -> Tensor:
+        """Return the activated output of a convolution, made smaller where `shrink` stands for its stride."""
+        if shrink is not None and self.shrinks_first:
+            x = shrink(x)
+        x = norm(x)
+        if drop_block is not None:
+            x = drop_block(x, draws)
+        activated: Tensor = self.activation(x)
+        if shrink is None or self.shrinks_first:
+            return activated
+        smaller: Tensor = shrink(activated)
+        return smaller
 
     def _end(self, residual: Tensor, draws: SampleDraws | None) -> Tensor:
         """Gate the branch and leave it out at random, where the network does so."""

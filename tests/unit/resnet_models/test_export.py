@@ -63,6 +63,7 @@ KINDS: dict[str, ModelSpec] = {
         norm="sync",
         activation="gelu",
         stem_pool="average",
+        downsample="max_before_norm",
         head_pool="concat",
         head_dropout=0.5,
         **TINY,

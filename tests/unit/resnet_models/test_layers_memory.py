@@ -51,6 +51,8 @@ RICH = {
     "ordering c": {"ordering": "relu_before_addition"},
     "gem, blur": {"head_pool": "gem", "stem": "imagenet", "stem_pool": "blur", "downsample": "blur"},
     "whitening": {"stem": "whitening", "head_pool": "concat"},
+    "max pools": {"downsample": "max"},
+    "max pools before norms": {"downsample": "max_before_norm"},
 }
 
 

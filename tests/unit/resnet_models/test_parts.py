@@ -24,6 +24,7 @@ from resnet_models.pooling import (
     GeneralisedMeanPool,
     GlobalAveragePool,
     GlobalMaxPool,
+    MaxPool,
 )
 from resnet_models.resnet import ResNet, build
 from resnet_models.spec import ModelSpec
@@ -99,7 +100,7 @@ def test_preactivation_networks_activate_what_the_blocks_leave_open(ordering: st
 
 
 @pytest.mark.parametrize("kind", [BottleneckBlock, PreactBottleneckBlock])
-@pytest.mark.parametrize("downsample", ["stride", "blur", "average", "max"])
+@pytest.mark.parametrize("downsample", ["stride", "blur", "average", "max", "max_before_norm"])
 @pytest.mark.parametrize("stride_first", [False, True])
 def test_blocks_shrink_in_one_place(
     kind: type[BottleneckBlock | PreactBottleneckBlock], downsample: str, stride_first: bool
@@ -112,6 +113,25 @@ def test_blocks_shrink_in_one_place(
     strided = [name for name, module in block.named_children() if getattr(module, "stride", 1) in (2, (2, 2))]
     place = "1" if stride_first else "2"
     assert strided == [f"conv{place}" if downsample == "stride" else f"shrink{place}"]
+
+
+def test_a_pooling_before_the_norm_sees_the_convolution() -> None:
+    block = BasicBlock(4, 8, stride=2, parts=BlockParts(downsample="max_before_norm")).train()
+    plain = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+    for side in (7, 8):
+        x = images(side=side, channels=4)
+        pooled = F.max_pool2d(block.conv1(x), 2, ceil_mode=True)
+        torch.testing.assert_close(block.branch(x), plain[1](block.conv2(plain[0](pooled).relu())))
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("side", [7, 8, 9])
+def test_maxima_are_of_overlapping_windows_or_of_tiles(stride: int, side: int) -> None:
+    x = images(side=side)
+    assert torch.equal(MaxPool(stride=stride)(x), F.max_pool2d(x, 3, stride=stride, padding=1))
+    tiles = MaxPool(stride=stride, tiled=True)(x)
+    assert tiles.shape[-1] == math.ceil(side / stride)
+    assert torch.equal(tiles[:, :, -1, 0], x[:, :, (tiles.shape[-1] - 1) * stride :, :stride].amax((2, 3)))
 
 
 def test_a_ghost_batch_is_a_batch_of_its_own() -> None:

@@ -43,7 +43,8 @@ def make_positive(network: nn.Module) -> None:
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, MaxPool):
-                setattr(parent, name, nn.AvgPool2d(3, stride=child.stride, padding=1))
+                mean = nn.AvgPool2d(child.size, stride=child.stride, padding=child.padding, ceil_mode=not child.padding)
+                setattr(parent, name, mean)
 
 
 def pixels_reached(spec: ModelSpec, level: int, size: int) -> tuple[int, int]:
@@ -62,6 +63,7 @@ def pixels_reached(spec: ModelSpec, level: int, size: int) -> tuple[int, int]:
     return int(rows[0]) - middle * stride, int(rows[-1]) - middle * stride
 
 
+POOLED = {"stem": "cifar", "depths": (1, 2, 1), "channels": (4, 4, 4), "strides": (2, 3, 2), "num_classes": 2}
 SPECS = {
     "resnet18": (named_spec("resnet18", width=0.0625), 513),
     "resnet50": (named_spec("resnet50", width=0.0625), 513),
@@ -93,6 +95,8 @@ SPECS = {
         ),
         385,
     ),
+    "max": (ModelSpec(downsample="max", **POOLED), 193),  # type: ignore[arg-type]
+    "max before norm": (ModelSpec(downsample="max_before_norm", **POOLED), 193),  # type: ignore[arg-type]
 }
 
 
