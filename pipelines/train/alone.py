@@ -17,6 +17,7 @@ from pipelines.train.config import TrainConfig
 from pipelines.train.follow import Follower, is_same
 from pipelines.train.group import warn_unusable_gpu
 from pipelines.train.notice import Notice, catching_sigterm
+from pipelines.train.process_memory import keep_freed_memory
 from pipelines.train.records import EpochRecord
 
 _LOGGER = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ def train_alone(
 
     startup.mark("torch imported")
     torch.set_num_threads(config.cpus_per_worker or config.ray.num_cpus or capacity.available_cpus())
+    keep_freed_memory()
     if config.use_gpu is True:
         capacity.check_gpu(use_gpu=True)
     elif config.use_gpu == "auto":

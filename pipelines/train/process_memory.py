@@ -1,7 +1,9 @@
-"""How much memory this process has; every system says so in another way."""
+"""How much memory this process has, which every system says in another way, and that it keeps what is freed."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import resource
 import sys
 from pathlib import Path
@@ -21,3 +23,20 @@ def resident_and_shared_bytes() -> tuple[int, int]:
     """
     _, resident, shared, *_ = Path("/proc/self/statm").read_text(encoding="ascii").split()
     return int(resident) * resource.getpagesize(), int(shared) * resource.getpagesize()
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
+_KEPT_BYTES = 1 << 30
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep up to 1 GiB of freed memory for what is allocated next, instead of giving it back to the system.
+
+    Each step of a training allocates and frees the same maps. Given back, every page of them is fetched and zeroed by
+    the kernel again (29,000 page faults a step of 128 images, 6% of its time in a virtual machine). Peak memory stays
+    as it is. Other C libraries are left alone.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # no glibc
+        libc = ctypes.CDLL(None)
+        for parameter in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+            libc.mallopt(parameter, _KEPT_BYTES)

@@ -17,6 +17,7 @@ from pipelines.errors import ConfigError, DataError, InputError, NotFound, Pipel
 from pipelines.storage import Storage
 from pipelines.train import notice, startup
 from pipelines.train.config import TrainConfig
+from pipelines.train.process_memory import keep_freed_memory
 
 STOP = "_work/stop.json"
 """Written by the driver to end a run after the present epoch."""
@@ -59,6 +60,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     config = TrainConfig.model_validate_json(settings["config"])
     run = Storage.open(settings["run"])
     torch.set_num_threads(settings["threads"])
+    keep_freed_memory()
     world = World.current()
     if failure := read_failure(run):
         return {"failure": failure}

@@ -20,6 +20,7 @@ from pipelines.errors import ClusterError, PipelineError, StorageError
 from pipelines.ray_runtime import RaySession
 from pipelines.storage import Storage
 from pipelines.train.config import TrainConfig
+from pipelines.train.process_memory import keep_freed_memory
 from pipelines.tune.stepwise import Stalled, StepwiseFit
 
 _LOGGER = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]  # Ray is untyped here
         run = Storage.open(self._job["run"])
         device = "auto" if self._job["use_gpu"] else "cpu"
         torch.set_num_threads(self._job["cpus"])
+        keep_freed_memory()
 
         def fit(on_epoch: Callable[[Any], bool]) -> Any:
             with MachineUse(run, 0, resolve_device(device)) as use:
