@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pipelines.errors import ConfigError, Unfinished
+from pipelines.errors import ConfigError, Superseded, Unfinished
 from pipelines.redact import redact
 from pipelines.tracking_answers import foreign_answer, is_final, outage_text, refuse_at_start, refused_text
 from pipelines.tracking_records import (
@@ -84,14 +84,7 @@ class RunLog:
     """
 
     def __init__(
-        self,
-        tracking: TrackingConfig,
-        uri: str,
-        *,
-        run_name: str,
-        run_id: str,
-        parent_run_id: str,
-        tags: dict[str, str],
+        self, tracking: TrackingConfig, uri: str, *, run_name: str, run_id: str, parent_id: str, tags: dict[str, str]
     ) -> None:
         self.uri = uri
         self.run_id = run_id
@@ -102,7 +95,7 @@ class RunLog:
         self._tracking = tracking
         self._is_enabled = tracking.enabled
         self._run_name = redact(run_name)
-        self._tags = tags | ({"mlflow.parentRunId": parent_run_id} if parent_run_id else {})
+        self._tags = tags | ({"mlflow.parentRunId": parent_id} if parent_id else {})
         self._client: MlflowClient | None = None
         self._place: Place | None = None
         self._is_open = False
@@ -115,7 +108,7 @@ class RunLog:
         self._queue: deque[Record] = deque()
         self._retry_at = 0.0
         self._warned: set[bool] = set()  # of an outage (False), of answers that are not MLflow's (True)
-        self._has_met = bool(run_id or parent_run_id)
+        self._has_met = bool(run_id or parent_id)
         self._refused: set[str] = set()
         self._lock = threading.Lock()  # of the queue; never held while the server is asked
         self._sending = threading.RLock()
@@ -153,7 +146,7 @@ class RunLog:
         """
         uri = resolve_uri(tracking) if tracking.enabled else ""
         clean = {key: redact(value, name=key)[:MAX_TAG] for key, value in (tags or {}).items()}
-        log = cls(tracking, uri, run_name=run_name, run_id=run_id, parent_run_id=parent_run_id, tags=clean)
+        log = cls(tracking, uri, run_name=run_name, run_id=run_id, parent_id=parent_run_id, tags=clean)
         log._is_attached, log._patience_s = attach, patience_s
         log._sender = Sender(log._send_waiting) if is_background else None
         log._is_begun, log._is_sure = False, not is_deferred
@@ -166,6 +159,12 @@ class RunLog:
         self._is_begun = True
         if self._is_enabled:
             self._drain(at_start=True)
+
+    def reach(self) -> str:
+        """Return the run's id, after one more attempt to open the run where that is due; empty while it is not open."""
+        if self._is_enabled and not self.run_id and time.monotonic() >= self._retry_at:
+            self._drain()
+        return self.run_id
 
     @property
     def num_waiting(self) -> int:
@@ -260,8 +259,8 @@ class RunLog:
         if kind is None:
             self.end("FINISHED")
         else:
-            is_fault = issubclass(kind, Exception) and not issubclass(kind, Unfinished)
-            self.end("FAILED" if is_fault else "KILLED")
+            self._is_attached |= issubclass(kind, Superseded)  # the run is the newer command's, and so is its status
+            self.end("FAILED" if issubclass(kind, Exception) and not issubclass(kind, Unfinished) else "KILLED")
 
     def put(self, record: Record, *, is_last: bool = False) -> None:
         """Take a record to be sent; after `end` none is taken."""

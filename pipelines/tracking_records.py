@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isclose, isnan
 from pathlib import Path, PurePosixPath
@@ -44,12 +44,12 @@ class Place:
             self._known[metric] = {point.step: (point.timestamp, float(point.value)) for point in history}
         return self._known[metric]
 
-    def is_near(self, metric: str, step: int, value: float) -> bool:
-        """Return whether the store has about this value for a step."""
+    def is_near(self, metric: str, step: int, value: float, *, within: float = _NEAR) -> bool:
+        """Return whether the store has this value for a step, relatively `within`."""
         _, standing = self.newest(metric).get(step, (0, None))
         if standing is None or isnan(value):
             return standing is not None and isnan(standing)
-        return isclose(standing, min(max(value, -_LARGEST), _LARGEST), rel_tol=_NEAR)
+        return isclose(standing, min(max(value, -_LARGEST), _LARGEST), rel_tol=within)
 
     def note(self, metric: str, step: int, stamp_ms: int, value: float) -> None:
         """Take down what was sent."""
@@ -117,11 +117,13 @@ class Point:
 
 
 def metrics_record(metrics: Mapping[str, float], step: int, timestamp_s: float | None) -> Record:
-    """Return the figures of one step; those that the run holds already are not sent once more."""
+    """Return the figures of one step, which no earlier process has sent."""
     return points_record([Point(step, metrics, timestamp_s or 0.0)])
 
 
-def points_record(points: Sequence[Point], *, may_stand: bool = False, told_by: str = "") -> Record:
+def points_record(
+    points: Sequence[Point], *, may_stand: bool = False, told_by: str = "", exact: Collection[str] = ()
+) -> Record:
     """Return the figures of several steps as one record; those that the run holds already are not sent once more.
 
     Args:
@@ -130,6 +132,7 @@ def points_record(points: Sequence[Point], *, may_stand: bool = False, told_by: 
         told_by: the figure by which tries are told apart, such as a loss. Where the run holds quite another one for a
             step, it is of a try that was gone back behind: all of the new one's are added, and are what MLflow shows.
             Times and speeds of the same work done twice differ always.
+        exact: figures that stand only with this very value: what weights are chosen by.
     """
     now_s = time.time()
     values = [
@@ -140,19 +143,17 @@ def points_record(points: Sequence[Point], *, may_stand: bool = False, told_by: 
 
     tries = {point.step: point.figures[told_by] for point in points if told_by in point.figures}
 
-    def is_same_try(place: Place, step: int) -> bool:
-        return step not in tries or place.is_near(told_by, step, float(tries[step]))
+    def stands(place: Place, name: str, value: float, step: int) -> bool:
+        if step in tries and not place.is_near(told_by, step, float(tries[step])):
+            return False
+        return place.is_near(name, step, value, within=0.0) if name in exact else step in place.newest(name)
 
     def send(place: Place, tried: bool) -> None:
         from mlflow.entities import Metric
 
         due = values
         if tried:  # an earlier process, or an attempt whose answer was lost, may have written these
-            due = [
-                value
-                for value in values
-                if value[3] not in place.newest(value[0]) or (told_by and not is_same_try(place, value[3]))
-            ]
+            due = [each for each in values if not stands(place, each[0], each[1], each[3])]
         for start in range(0, len(due), _METRIC_BATCH):
             batch = due[start : start + _METRIC_BATCH]
             place.client.log_batch(place.run_id, metrics=[Metric(*value) for value in batch], synchronous=True)

@@ -22,7 +22,7 @@ class Batch:
     global_rows: int
     """Rows of the whole batch over all workers."""
     trace: int = 0
-    """Id trace of these rows."""
+    """Id trace of the rows of a whole share; 0 for a part of one, of which nobody asks."""
     ghost_rows: tuple[int, ...] = ()
     """Rows of each ghost that the share holds, which follow each other; of a short batch unequal, some perhaps none.
     Empty without ghost batches."""
@@ -38,6 +38,7 @@ class Batch:
             pixels=self.pixels[rows],
             targets=self.targets[rows],
             hashes=self.hashes[rows],
+            trace=0,
             ghost_rows=(),
             partner_pixels=None if self.partner_pixels is None else self.partner_pixels[rows],
             partner_targets=None if self.partner_targets is None else self.partner_targets[rows],

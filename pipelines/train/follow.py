@@ -136,4 +136,5 @@ def is_same(standing: EpochRecord | None, handed: EpochRecord) -> bool:
     """Return whether a record says what was handed on; one that a replaced worker wrote again has other times."""
     if standing is None:
         return False
-    return standing.lr == handed.lr and math.isclose(standing.train_loss, handed.train_loss, rel_tol=1e-3)
+    are_near = math.isclose(standing.train_loss, handed.train_loss, rel_tol=1e-3)
+    return are_near and standing.lr == handed.lr and standing.val_figures() == handed.val_figures()

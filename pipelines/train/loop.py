@@ -235,6 +235,7 @@ class _Loop:
         cursor.rollbacks, cursor.rate_scale = before.rollbacks + 1, before.rate_scale * config.rate_factor
         self._local.clear()
         self._shares.clear()
+        self._wait_s = 0.0
         if self.world.rank == 0:
             _LOGGER.warning(
                 "%s: back to step %d (%d of %d times), the rate from now on times %g",

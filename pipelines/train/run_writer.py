@@ -60,8 +60,8 @@ class RunWriter:
 
     Args:
         run: storage of the run.
-        owner: token of the command that trains (`claim_run`): once another has the run, nothing is written any more
-            but what is under way. Empty: nobody else is looked for.
+        owner: token of the command that trains (`claim_run`): once another has the run, no record or checkpoint is
+            written any more but what is under way. Empty: nobody else is looked for.
     """
 
     def __init__(self, run: Storage, owner: str = "") -> None:
@@ -272,12 +272,14 @@ class RunWriter:
         try:
             self._check_owner()
             save_checkpoint(self._run, job.snapshot.step, job.snapshot.to_files())
-            # Whoever claimed the run meanwhile may have begun below this one, and is not to lose what stands there.
-            self._check_owner()
         except (StorageError, Superseded) as failure:
             return failure
         try:
+            # Whoever claimed the run meanwhile may have begun below this one, and is not to lose what stands there.
+            self._check_owner()
             prune_checkpoints(self._run, job.snapshot.step, keep=job.keep)
+        except Superseded as failure:
+            return failure
         except StorageError as failure:  # the checkpoint stands; older ones go the next time
             _LOGGER.warning("old checkpoints could not be deleted: %s", failure)
         return None

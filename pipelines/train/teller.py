@@ -105,7 +105,7 @@ class Teller:
     def tell_start(self) -> None:
         """Tell the settings and the data."""
         values = self._config.model_dump(mode="json", exclude={"tracking", "ray"})
-        self._log.log_params(values)
+        self._log.log_params({name: value for name, value in values.items() if name != "out"})  # a tag says where
         self._log.log_file("config.yaml", yaml.safe_dump(values, sort_keys=False).encode())
         self._log.log_dataset(self._dataset, self._dataset_uri, self._fingerprint, "training")
 
@@ -130,7 +130,8 @@ class Teller:
         is_new = record.epoch not in self._told_before
         # Those that stand are held against: an earlier command may have told a try that the run went back behind.
         point = Point(record.epoch, record.metrics())
-        self._log.put(points_record([point], may_stand=not is_new, told_by="train_loss"))
+        decisive = record.val_figures()
+        self._log.put(points_record([point], may_stand=not is_new, told_by="train_loss", exact=decisive))
         with self._changed:  # last: a model of this epoch takes its figures from those that stand in the run
             self._due[record.epoch] = _Due(may_stand=record.epoch not in self._handed)
             self._handed.add(record.epoch)
@@ -148,7 +149,8 @@ class Teller:
         """Tell which epoch's weights are kept."""
         deciding = find_deciding(best, "val_")
         figures = {f"best_{deciding}": best[deciding], "best_epoch": best["epoch"]}
-        self._log.put(points_record([Point(step, figures)], may_stand=True))  # of a command killed before the catalog
+        # Those of a command killed before the catalog may stand; it may have kept another epoch, damaged since.
+        self._log.put(points_record([Point(step, figures)], may_stand=True, exact=figures))
         self._log.log_tags({"weights_sha256": weights_sha256})
 
     def tell_rest(self, *, are_models_final: bool = True) -> None:

@@ -131,11 +131,14 @@ class TuneConfig(StrictModel):
 
 
 def tunable_paths(base: TrainConfig) -> list[str]:
-    """Return the dotted paths of the fields that decide what a training comes to, epochs left to the scheduler."""
+    """Return the dotted paths of the fields that decide what a training comes to.
+
+    Epochs are the scheduler's, and no trial goes back by itself (`divergence`): they are compared epoch by epoch.
+    """
     paths = []
     values = base.model_dump(mode="json")
     for name, field in TrainConfig.model_fields.items():
-        if is_runtime(field) or name in ("tracking", "ray", "epochs", *_ONE_TRAINING):
+        if is_runtime(field) or name in ("tracking", "ray", "epochs", "divergence", *_ONE_TRAINING):
             continue
         if isinstance(values[name], dict):
             paths += [f"{name}.{key}" for key in values[name] if key not in _GIVEN]

@@ -22,6 +22,7 @@ from pipelines.ray_runtime import ray_session
 from pipelines.stage_output import RUN, StageResult, open_run, publish_catalog, read_catalog
 from pipelines.storage import Storage
 from pipelines.tracking import RUN_KEY_TAG, RunLog, TrackingConfig, refuse_local_store, resolve_uri
+from pipelines.tracking_records import Point, points_record
 from pipelines.train.environment import write_environment
 from pipelines.train.initial import INIT, keep_copy, starting_spec
 from pipelines.tune.config import TuneConfig
@@ -75,7 +76,7 @@ def run(config: TuneConfig) -> TuneResult:
                 max_epochs=config.train.epochs,
             )
         started_s = float(standing.get("started_s", 0.0))  # an earlier release wrote none
-        told = SweepLog(config.tracking, log.run_id, f"{plan.key}-{place}", plan.dataset, plan.inputs, started_s)
+        told = SweepLog(config.tracking, log.reach, f"{plan.key}-{place}", plan.dataset, plan.inputs, started_s)
         sweep = Sweep(trials, store, asha, told)
         if sweep.unfinished():
             _run_trials(config, sweep, plan.dataset, store)
@@ -161,7 +162,8 @@ def _publish(
     log.log_file("trials.json", json.dumps(board, indent=1).encode())
     # of the best epoch, or of the last where the best one's checkpoint is damaged
     kept = description["metrics"] or asdict(best)
-    log.log_metrics({"best_val_top1": kept["val_top1"], "best_epoch": kept["epoch"]}, step=0)
+    figures = {"best_val_top1": kept["val_top1"], "best_epoch": kept["epoch"]}
+    log.put(points_record([Point(0, figures)], may_stand=True, exact=figures))  # of a sweep killed before the catalog
     log.log_params({"best": {"trial": winner["id"], **winner["params"]}})
     log.log_tags({"weights_sha256": description["weights_sha256"], "best_trial": winner["id"]})
     sweep.settle_models(winner["id"])

@@ -7,7 +7,7 @@ the sweep tells it, of whatever command.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipelines.errors import NotFound, StorageError
@@ -34,7 +34,8 @@ class SweepLog:
     """Where trials are recorded in MLflow: below the sweep's own run."""
 
     tracking: TrackingConfig
-    parent_run_id: str
+    parent: Callable[[], str]
+    """Gives the id of the sweep's run: empty while MLflow has been away from the start."""
     key: str
     """Key of the sweep at its place; with the trial's name it finds the trial's run again."""
     dataset: str = ""
@@ -61,7 +62,7 @@ class SweepLog:
             self.tracking,
             run_name=f"trial {entry.trial}",
             run_id=entry.mlflow_run_id,
-            parent_run_id="" if attach else self.parent_run_id,
+            parent_run_id=self.parent(),  # attached too: it may have been begun when the sweep had no run yet
             tags=key_tag if attach else {**key_tag, "stage": "trial", "trial": entry.trial, "sampled": sampled},
             attach=attach,
             is_background=not attach,

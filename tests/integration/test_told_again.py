@@ -76,3 +76,24 @@ def test_epochs_gone_back_behind_before_the_driver_died_are_told_anew(tmp_path: 
     assert history(config.tracking.uri, run_id, "val_top1") == [(1, RECORD.val_top1), (2, 0.1), (2, 0.9)]
     assert [step for step, _ in history(config.tracking.uri, run_id, "train_loss")] == [1, 2, 2]
     assert open_client(config.tracking.uri).get_run(run_id).data.metrics["val_top1"] == 0.9
+
+
+def test_figures_on_val_of_an_epoch_done_again_replace_those_that_were_told(
+    tmp_path: Path, tracking: dict[str, Any]
+) -> None:
+    dataset = write_dataset(tmp_path / "dataset")
+    config = make_config(dataset, epochs=3, out=str(tmp_path / "run"), tracking=tracking)
+    assert RECORD.val_top1 is not None
+    again = replace(
+        RECORD, val_top1=RECORD.val_top1 + 1e-3, train_loss=RECORD.train_loss * (1 + 1e-6), images_per_s=99.0
+    )
+    run_id = tell(config, [RECORD])
+    for _ in range(2):
+        tell(config, [again], run_id)
+    assert history(config.tracking.uri, run_id, "val_top1") == [(1, RECORD.val_top1), (1, again.val_top1)]
+    for figure in (
+        "train_loss",
+        "images_per_s",
+        "val_loss",
+    ):  # as near as makes no difference, a time, and the same value
+        assert history(config.tracking.uri, run_id, figure) == [(1, getattr(RECORD, figure))], figure

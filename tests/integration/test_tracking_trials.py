@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def test_a_trial_that_ends_while_mlflow_is_away_is_told_later(
     store = Storage.open(tmp_path)
     tracking = TrackingConfig(uri=mlflow_uri, experiment=f"untold-{is_killed}")
     with RunLog.open(tracking, run_name="tune") as parent:
-        log = SweepLog(tracking, parent.run_id, f"key-{is_killed}", "/data/d@v1", {"dataset": "f" * 64}, 0.0)
+        log = SweepLog(tracking, parent.reach, f"key-{is_killed}", "/data/d@v1", {"dataset": "f" * 64}, 0.0)
         sweep = open_sweep(store, log)
         for trial in ("0001", "0002"):
             write_trial(store, trial, [0.2, 0.6])
@@ -82,3 +83,33 @@ def test_a_trial_that_ends_while_mlflow_is_away_is_told_later(
         (by_trial["0001"].info.run_id, "epoch-0002", "1"),
     ]
     assert len(by_trial["0001"].outputs.model_outputs) == 2
+
+
+def test_trials_begun_before_the_sweep_has_a_run_are_put_below_it(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Storage.open(tmp_path)
+    tracking = TrackingConfig(uri=mlflow_uri, experiment="early-trials")
+    create_run = MlflowClient.create_run
+
+    def be_away_for_the_sweep(self: Any, *arguments: Any, **options: Any) -> Any:
+        if options["run_name"] == "tune":
+            raise ConnectionError("away")
+        return create_run(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "create_run", be_away_for_the_sweep)
+        parent = RunLog.open(
+            tracking, run_name="tune", is_deferred=True
+        )  # a database that fails at the start is refused
+        sweep = open_sweep(store, SweepLog(tracking, parent.reach, "early", "/data/d@v1", {"dataset": "f" * 64}, 0.0))
+        write_trial(store, "0001", [0.2, 0.6])
+        sweep.end("0001", "finished")
+    monkeypatch.setattr("pipelines.tracking.time.monotonic", lambda clock=time.monotonic: clock() + 3600)
+    write_trial(store, "0002", [0.4])
+    sweep.end("0002", "finished")
+    assert parent.run_id
+    sweep.settle_models("0001")
+    parent.end()
+    runs = open_client(mlflow_uri).search_runs([parent.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.run_id}'")
+    assert sorted(run.data.tags["trial"] for run in runs) == ["0001", "0002"]

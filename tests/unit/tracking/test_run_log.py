@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from pipelines import tracking
-from pipelines.errors import RegistryError
+from pipelines.errors import RegistryError, Superseded
 from pipelines.tracking import RUN_KEY_TAG, RunLog, TrackingConfig
 from pipelines.tracking_answers import NotOfferedError
 from pipelines.tracking_records import Place, Record
@@ -251,7 +251,13 @@ def test_secrets_are_redacted_in_params_tags_and_name(store: FakeStore, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(None, "FINISHED"), (ValueError("x"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+    ("error", "status"),
+    [
+        (None, "FINISHED"),
+        (ValueError("x"), "FAILED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (Superseded("another command trains"), "RUNNING"),
+    ],
 )
 def test_context_manager_ends_the_run(store: FakeStore, error: BaseException | None, status: str) -> None:
     log = open_log()
@@ -259,7 +265,7 @@ def test_context_manager_ends_the_run(store: FakeStore, error: BaseException | N
         with log:
             if error is not None:
                 raise error
-    except (ValueError, KeyboardInterrupt):
+    except (ValueError, KeyboardInterrupt, Superseded):
         pass
     assert store.runs[log.run_id].info.status == status
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from typing_extensions import override
 
-from pipelines.errors import ClusterError, Superseded
+from pipelines.errors import ClusterError, StorageError, Superseded
 from pipelines.storage import LocalStorage, Storage
 from pipelines.train.checkpoint import committed_steps, load_latest
 from pipelines.train.loop import fit, fit_local
@@ -163,6 +163,38 @@ def test_claimed_while_a_checkpoint_is_written_nothing_is_pruned_and_the_run_sto
     with pytest.raises(Superseded):
         fit_local(make_config(dataset, epochs=5), Watched(tmp_path, claim), device="cpu")
     assert {4, 8, 12} <= set(committed_steps(Storage.open(tmp_path)))
+
+
+class Blinking(Watched):
+    """A folder whose note cannot be read for once after each checkpoint that stands."""
+
+    is_shut = False
+
+    @override
+    def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
+        if path == OWNER and self.is_shut:
+            self.is_shut = False
+            raise StorageError("the store answers 503")
+        return super().read(path, offset, length)
+
+
+def test_a_look_that_fails_behind_a_whole_checkpoint_does_not_make_it_a_lost_one(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await_writes(monkeypatch)
+    commits: list[str] = []
+
+    def shut(path: str) -> None:
+        if path.endswith("/COMMIT"):
+            commits.append(path)
+            run.is_shut = True
+
+    run = Blinking(tmp_path, shut)
+    outcome = fit_local(make_config(dataset, epochs=3), run, device="cpu")
+    assert len(commits) == len(set(commits)) == 3
+    assert outcome.best.step in committed_steps(run)
+    assert "old checkpoints could not be deleted: StorageError: the store answers 503" in caplog.text
+    assert "could not be written" not in caplog.text
 
 
 def test_a_worker_that_ray_replaces_does_not_take_the_run_back(dataset: str, tmp_path: Path) -> None:

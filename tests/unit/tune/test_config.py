@@ -83,6 +83,11 @@ def test_values_keep_their_types() -> None:
             "did you mean global_batch_size?",
         ),
         (
+            "space={divergence.rollbacks: {choice: [0, 3]}}",
+            "space names divergence.rollbacks, which is nothing that a training can vary",
+            "one of model.block, ",
+        ),
+        (
             "grace_epochs=31",
             "grace_epochs is 31 and train.epochs is 30",
             "lower grace_epochs, or use scheduler=none",

@@ -18,7 +18,7 @@ from pipelines.tune.space import TrialPlan
 from pipelines.tune.sweep import Sweep, best_record, trial_job
 from pipelines.tune.telling import SweepLog
 
-LOG = SweepLog(TrackingConfig(enabled=False), "", "key")
+LOG = SweepLog(TrackingConfig(enabled=False), lambda: "", "key")
 
 
 @pytest.fixture
