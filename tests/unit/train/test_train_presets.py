@@ -16,7 +16,7 @@ from pipelines.train.schedule import side_at
 from resnet_models.layers import trace_layers
 from resnet_models.resnet import build
 
-SIDES = {"cifar-fast": 32, "default": 32, "digits": 8, "finetune": 32, "imagenet": 224}
+SIDES = {"cifar": 32, "cifar-fast": 32, "default": 32, "digits": 8, "finetune": 32, "imagenet": 224}
 
 
 def preset(name: str) -> TrainConfig:
@@ -40,22 +40,24 @@ def test_a_recipe_builds_a_network_for_each_side_it_trains_at(name: str) -> None
         assert network(torch.zeros(1, 3, side, side)).shape == (1, 10)
 
 
-def test_the_cost_that_the_cifar_recipe_states_is_its_networks() -> None:
+@pytest.mark.parametrize("name", ["cifar", "cifar-fast"])
+def test_the_cost_that_a_cifar_recipe_states_is_its_networks(name: str) -> None:
     """The preset's comment gives millions of multiply-adds an image; they decide what fits into its time."""
-    spec = preset("cifar-fast").model.for_images(image_size_px=32, num_classes=10)
+    spec = preset(name).model.for_images(image_size_px=32, num_classes=10)
     millions = sum(layer.macs for layer in trace_layers(spec, image_size_px=32)) / 1e6
-    path = find_preset("train", "cifar-fast")
+    path = find_preset("train", name)
     assert path is not None
     assert f"{millions:.0f} million multiply-adds" in path.read_text()
 
 
-def test_small_images_come_first_for_as_many_epochs_as_the_cifar_recipe_says() -> None:
-    config = preset("cifar-fast")
+@pytest.mark.parametrize(("name", "epochs"), [("cifar", {16: 4, 24: 7, 32: 6}), ("cifar-fast", {16: 3, 24: 6, 32: 5})])
+def test_small_images_come_first_for_as_many_epochs_as_a_cifar_recipe_says(name: str, epochs: dict[int, int]) -> None:
+    config = preset(name)
     sides = [
         side_at(config.progressive, side_px=32, epoch=epoch, epochs=config.epochs)
         for epoch in range(1, config.epochs + 1)
     ]
-    assert Counter(sides) == {16: 3, 24: 6, 32: 5}
+    assert Counter(sides) == epochs
     assert sides == sorted(sides)
 
 
