@@ -33,7 +33,7 @@ def keep_freed_memory() -> None:
     """Have glibc keep up to 1 GiB of freed memory for what is allocated next, instead of giving it back to the system.
 
     Each step of a training allocates and frees the same maps. Given back, every page of them is fetched and zeroed by
-    the kernel again (29,000 page faults a step of 128 images, 6% of its time in a virtual machine). Peak memory stays
+    the kernel again (up to 29,000 a step of 128 images, a tenth of its time in a virtual machine). Peak memory stays
     as it is. Other C libraries are left alone.
     """
     with contextlib.suppress(AttributeError, OSError):  # no glibc
