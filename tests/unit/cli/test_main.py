@@ -30,7 +30,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
     """Put a command `fail` into the group that raises what stands in the returned list."""
     raised: list[BaseException] = []
 
-    @click.command("fail")
+    @click.command("fail", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
     @click.option("--json", "as_json", is_flag=True)
     def fail(as_json: bool) -> None:
         raise raised[0]
@@ -135,6 +135,20 @@ def test_a_signal_ends_with_its_code_and_says_how_to_go_on(
     error = capsys.readouterr().err
     assert f"{word}: finished units stay; the same command goes on from here" in error
     assert error.endswith("next:\n  resnet fail\n")
+
+
+@pytest.mark.parametrize("flags", [["--find-lr", "range.png"], ["--find-lr=range.png"], ["--smoke"]])
+def test_a_signal_in_a_look_that_keeps_nothing_promises_nothing(
+    failing: list[BaseException], capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    failing.append(KeyboardInterrupt())
+    assert main.run_command(["fail", *flags]) == 130
+    said = [
+        "interrupted: nothing is kept; the same command starts anew",
+        "next:",
+        f"  resnet fail {' '.join(flags)}",
+    ]
+    assert capsys.readouterr().err.strip().splitlines() == said
 
 
 def test_sigterm_ends_a_real_process_with_143(tmp_path: Path) -> None:
