@@ -55,7 +55,7 @@ def whiten_stem(network: nn.Module, images: Tensor, *, damping: float = 1e-2) ->
             f"images have shape {list(images.shape)}; "
             f"give (N, {layer.in_channels}, H, W) with sides of at least {_SIDE}"
         )
-    patches = F.unfold(images.detach().to(torch.float64).cpu(), _SIDE).transpose(1, 2).flatten(0, 1)
+    patches = F.unfold(images.detach().cpu().to(torch.float64), _SIDE).transpose(1, 2).flatten(0, 1)
     centred = patches - patches.mean(dim=0)
     variances, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
     vectors = vectors * torch.sign(vectors.sum(dim=0) + 1e-12)  # an eigenvector's sign is arbitrary: the sum is >= 0

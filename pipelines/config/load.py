@@ -89,9 +89,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
     if len(raw) > _MAX_FILE_BYTES:
         raise ConfigError(f"config file {path} is larger than 1 MiB", mend="give a config, not data")
     try:
-        node = _compose(raw.decode("utf-8-sig"))
         lines: dict[tuple[str, ...], int] = {}
-        value = _plain(node, (), lines) if node is not None else {}
+        value = _parse(raw.decode("utf-8-sig"), lines, empty={})
     except UnicodeDecodeError as error:
         raise ConfigError(f"config file {path} is not UTF-8 at byte {error.start}", mend="save it as UTF-8") from None
     except yaml.MarkedYAMLError as error:
@@ -121,8 +120,7 @@ def parse_override(text: str) -> tuple[str, object]:
     if value.strip() in ("|", ">", ","):
         return key, value.strip()  # a separator is meant; as YAML it would be the beginning of something, or nothing
     try:
-        node = _compose(value)
-        return key, "" if node is None else _plain(node, (), {})
+        return key, _parse(value, {}, empty="")
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or error
         raise ConfigError(f"value of {key} is not YAML: {problem}", where=_COMMAND_LINE, mend="quote it") from None
@@ -147,10 +145,14 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _compose(text: str) -> yaml.Node | None:
+def _parse(text: str, lines: dict[tuple[str, ...], int], *, empty: object) -> Any:
+    """Return YAML as plain data, `empty` where there is none, and note in `lines` where its keys stand."""
     loader = _Loader(text)
     try:
-        return loader.get_single_node()
+        node = loader.get_single_node()
+        return empty if node is None else _plain(node, (), lines)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
     finally:
         loader.dispose()
 

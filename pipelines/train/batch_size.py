@@ -205,20 +205,14 @@ def _measure(config: TrainConfig, answers: Connection) -> str:
     """Send what each size does; return why the next one is not tried."""
     import torch
 
-    from pipelines.train.feed import SplitRows
+    from pipelines.train.feed import SplitRows, opened_once
     from pipelines.train.memory import MemoryShortage, free_bytes, is_out_of_memory
     from pipelines.train.precision import resolve_device
 
     device = resolve_device("cpu" if config.use_gpu is False else "auto")
     cpus = config.ray.num_cpus or capacity.available_cpus()
     torch.set_num_threads(capacity.cpus_per_worker(config.num_workers, cpus, requested=config.cpus_per_worker))
-    kept: dict[str, SplitRows] = {}
-
-    def open_once(dataset: Any, split: str, **how: Any) -> SplitRows:
-        if split not in kept:
-            kept[split] = SplitRows(dataset, split, **how)
-        return kept[split]
-
+    open_once = opened_once(SplitRows)
     size, last = config.global_batch_size, 0.0
     while True:
         try:

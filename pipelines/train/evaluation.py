@@ -104,7 +104,9 @@ def _of_all_rows(answers: list[Tensor], rows: SplitRows, world: World, device: t
 
     A worker's rows lie where `evaluation_batches` takes them from; to the others it adds zeros.
     """
-    own = torch.cat(answers) if answers else torch.zeros(0, rows.targets.shape[1], device=device)
+    if device.type == "mps":  # which has no float64, nor a second worker to send anything to
+        device = torch.device("cpu")
+    own = torch.cat(answers).to(device) if answers else torch.zeros(0, rows.targets.shape[1], device=device)
     everything = torch.zeros(rows.targets.shape, device=device, dtype=torch.float64)
     first = rows.num_rows * world.rank // world.size
     everything[first : first + len(own)] = own.double()

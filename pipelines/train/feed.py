@@ -317,6 +317,18 @@ OpenRows = Callable[..., SplitRows]
 """`SplitRows`, or what stands in for it: a sweep keeps decoded splits from one trial to the next."""
 
 
+def opened_once(open_rows: OpenRows) -> OpenRows:
+    """Return what opens each split once and then hands out the same rows again, whatever it is asked for."""
+    kept: dict[str, SplitRows] = {}
+
+    def open_once(dataset: Dataset, split: str, **how: Any) -> SplitRows:
+        if split not in kept:
+            kept[split] = open_rows(dataset, split, **how)
+        return kept[split]
+
+    return open_once
+
+
 def open_splits(
     dataset: Dataset, config: TrainConfig, world: World, open_rows: OpenRows = SplitRows
 ) -> tuple[SplitRows, SplitRows]:

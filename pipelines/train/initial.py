@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from pipelines.package.describe import DESCRIPTION_FILE, WEIGHTS_FILE
 from pipelines.package.resolve import REGISTRY_SCHEME, ResolvedPackage, read_artifact, read_description, resolve_ref
 from pipelines.stage_output import canonical_json
 from pipelines.storage import Storage
+from pipelines.train.network_spec import settle_spec
+from pipelines.train.schedule import side_at
 from resnet_models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -113,6 +116,29 @@ def starting_spec(config: TrainConfig, initial: Initial | None) -> ModelSpec:
         raise ConfigError(
             f"init.freeze_until is {until}; the network has {spec.num_stages} stages",
             mend=f"use one of {', '.join(choices)}, head",
+        )
+    return spec
+
+
+def fitted_spec(
+    config: TrainConfig, initial: Initial | None, classes: Sequence[str], image_shape: tuple[int, int]
+) -> ModelSpec:
+    """Return the network to train, its stem and number of classes filled in from the data.
+
+    Raises:
+        InputError: as `settle_spec`.
+        ConfigError: as `starting_spec` and `settle_spec`, or progressive images begin smaller than the network takes.
+    """
+    spec = settle_spec(starting_spec(config, initial), classes, image_shape)
+    progressive, full_px = config.progressive, min(image_shape)
+    side_px = side_at(progressive, side_px=full_px, epoch=1, epochs=config.epochs)
+    if side_px < spec.min_image_px:
+        fitting_px = math.ceil(spec.min_image_px / progressive.multiple_px) * progressive.multiple_px
+        fraction = min(1.0, math.ceil(100 * fitting_px / full_px) / 100)
+        raise ConfigError(
+            f"images of the first epoch have {side_px} px a side, and the network takes {spec.min_image_px} or more",
+            where="progressive.start_fraction",
+            mend=f"progressive.start_fraction={fraction:g}, or smaller model.strides",
         )
     return spec
 

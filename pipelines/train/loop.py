@@ -25,7 +25,7 @@ from pipelines.train.checkpoint import Checkpoint, load_checkpoint, load_latest
 from pipelines.train.collectives import World, join_trace, split_trace
 from pipelines.train.config import TrainConfig
 from pipelines.train.evaluation import evaluate, train_figures
-from pipelines.train.feed import OpenRows, SplitRows
+from pipelines.train.feed import OpenRows, SplitRows, opened_once
 from pipelines.train.keeper import Keeper
 from pipelines.train.notice import Notice
 from pipelines.train.outcome import FitOutcome, is_over, outcome_of
@@ -163,7 +163,7 @@ class _Loop:
         self.config, self.run, self.world, self.device = config, run, world, device
         self._ends_at_s, self._notice = ends_at_s, notice
         self.keeper = Keeper(run, world, device, owner)
-        self._open_rows = open_rows
+        self._open_rows = opened_once(open_rows)  # going back to the start takes the same rows
         self._assemble(newest)
         # Of this worker's steps since the last sync: sum of losses and right answers; rows, those of all, id trace.
         self._local: list[Tensor] = []
@@ -285,7 +285,7 @@ class _Loop:
 
     def _sync(self) -> bool:
         """Add up figures over workers, check them, note progress; return whether rank 0 wants a checkpoint."""
-        local = torch.stack(self._local).double().cpu()  # waits for the device
+        local = torch.stack(self._local).cpu().double()  # waits for the device; Apple's GPUs have no float64
         loss, right = add_exactly(local)
         now_s = time.perf_counter()
         spent_s, self._mark_s = now_s - self._mark_s, now_s

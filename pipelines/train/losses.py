@@ -62,7 +62,9 @@ class RowLoss:
         losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=self._smoothing)
         if self._config.name == "focal":
             right = torch.softmax(logits, 1).gather(1, targets[:, None])[:, 0]
-            losses = (1.0 - right) ** self._config.focal_gamma * losses
+            # Exponents below 1 have an infinite slope at 0, where a sure row gets; clamping passes none on.
+            wrong = (1.0 - right).clamp_min(torch.finfo(right.dtype).tiny)
+            losses = wrong**self._config.focal_gamma * losses
         return losses
 
 

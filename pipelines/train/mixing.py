@@ -18,6 +18,8 @@ from pipelines.train.config import AugmentConfig
 from pipelines.train.streams import CUTMIX_SHARE, CUTMIX_X, CUTMIX_Y, MIX_KIND, MIXUP_SHARE
 
 _TABLE_SIZE = 4096
+_LARGE_ALPHA = 4.0
+"""Above it a Beta distribution is tabulated about 1/2."""
 
 
 def mixup_shares(hashes: Hashes, alpha: float, *, seed: int, epoch: int) -> Tensor:
@@ -93,10 +95,16 @@ def _lower_half(alpha: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.f
     """Return probabilities in [0, 1/2] and the quantiles in [0, 1/2] that belong to them.
 
     With z = x^alpha the density x^(alpha-1) (1-x)^(alpha-1) dx becomes (1 - z^(1/alpha))^(alpha-1) dz / alpha, which
-    has no pole on the lower half, so that the trapezoid rule is exact to five digits.
+    has no pole on the lower half, so that the trapezoid rule is exact to five digits. A large alpha has no pole
+    either way, and its steps of z would be few where the density lies: there x is spaced evenly, 12 standard deviations
+    below 1/2.
     """
-    z = np.linspace(0.0, 0.5**alpha, _TABLE_SIZE)
-    values = z ** (1.0 / alpha)
-    density = (1.0 - values) ** (alpha - 1.0)
+    if alpha <= _LARGE_ALPHA:
+        z = np.linspace(0.0, 0.5**alpha, _TABLE_SIZE)
+        values = z ** (1.0 / alpha)
+        density = (1.0 - values) ** (alpha - 1.0)
+    else:
+        values = np.linspace(max(0.0, 0.5 - 6.0 / np.sqrt(2.0 * alpha + 1.0)), 0.5, _TABLE_SIZE)
+        density = (4.0 * values * (1.0 - values)) ** (alpha - 1.0)
     areas = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
     return 0.5 * areas / areas[-1], values

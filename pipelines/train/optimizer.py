@@ -101,11 +101,12 @@ def state_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
 
 def load_state_tensors(network: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `state_tensors` gave.
+    """Put back what `state_tensors` gave, and nothing else: at its start a run has no momentum.
 
     Raises:
         DataError: a tensor belongs to no parameter of this network; the first is named.
     """
+    optimizer.state.clear()
     parameters = dict(_trained(network))
     for key, tensor in tensors.items():
         name, _, slot = key.rpartition("/")

@@ -25,7 +25,8 @@ from pipelines.train import startup
 from pipelines.train.batch_size import settle_batch_size
 from pipelines.train.config import TrainConfig
 from pipelines.train.environment import write_environment
-from pipelines.train.initial import ghost_size_of, keep_copy, starting_spec
+from pipelines.train.idle import idle_settings
+from pipelines.train.initial import fitted_spec, ghost_size_of, keep_copy
 from pipelines.train.plan import STAGE, TrainPlan
 from pipelines.train.plan import plan as make_plan
 from pipelines.train.records import EpochRecord
@@ -226,19 +227,20 @@ def _refuse_early(config: TrainConfig, plan: TrainPlan) -> None:
         check_alone(config)
     if config.use_gpu is True and not (config.ray.address or os.environ.get("RAY_ADDRESS")):
         capacity.check_gpu(use_gpu=True)
+    for remark in idle_settings(config):
+        _LOGGER.warning("%s", remark)
     from pipelines.dataset.reader import open_dataset
-    from pipelines.train.network_spec import settle_spec
     from pipelines.train.pixels import input_shape
 
     dataset = open_dataset(plan.dataset)
-    settle_spec(starting_spec(config, plan.initial), dataset.classes, input_shape(dataset))
+    spec = fitted_spec(config, plan.initial, dataset.classes, input_shape(dataset))
     if plan.initial:
         from pipelines.train.transfer import refuse_misfit
 
         refuse_misfit(config, plan.initial, dataset)
     from pipelines.dataset.order import make_lanes, sharing_efficiency
 
-    lanes, ghosts = make_lanes(config.global_batch_size, ghost_size_of(starting_spec(config, plan.initial)))
+    lanes, ghosts = make_lanes(config.global_batch_size, ghost_size_of(spec))
     most = ghosts or lanes
     if config.num_workers > most:
         raise ConfigError(

@@ -16,9 +16,8 @@ from pipelines.package.load import load_resolved
 from pipelines.tracking import TrackingConfig
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
-from pipelines.train.initial import Initial, find_initial, starting_spec
+from pipelines.train.initial import Initial, find_initial, fitted_spec
 from pipelines.train.network import make_network
-from pipelines.train.network_spec import settle_spec
 from pipelines.train.pixels import input_shape
 from resnet_models.errors import SpecError
 from resnet_models.growth.grow import grow
@@ -57,7 +56,7 @@ def start_network(
     """Return the network of a run at its start, or, where it `resumes`, one that a checkpoint will fill.
 
     Raises:
-        ConfigError, InputError: as `settle_spec`, `find_initial` and `load_initial`.
+        ConfigError, InputError: as `fitted_spec`, `find_initial` and `load_initial`.
     """
     initial = find_initial(config)
     if initial is None and config.init.lr_decay_by_depth < 1 and world.rank == 0:
@@ -66,7 +65,7 @@ def start_network(
             " learn slowest; mend: name a network with init.from=..., or set init.lr_decay_by_depth=1",
             config.init.lr_decay_by_depth,
         )
-    spec = settle_spec(starting_spec(config, initial), classes, image_shape)
+    spec = fitted_spec(config, initial, classes, image_shape)
 
     def load(network: ResNet) -> None:
         if initial and not resumes:
@@ -132,7 +131,7 @@ def refuse_misfit(config: TrainConfig, initial: Initial, dataset: Dataset) -> No
     Raises:
         ConfigError: as `load_initial`, or the network does not fit the data.
     """
-    here = settle_spec(starting_spec(config, initial), dataset.classes, input_shape(dataset))
+    here = fitted_spec(config, initial, dataset.classes, input_shape(dataset))
     if config.init.grow:
         _grown(ResNet(initial.spec), here, seed=0)
         return
@@ -174,6 +173,9 @@ def _settled(spec: ModelSpec) -> dict[str, Any]:
         "width": 1.0,
         "strides": list(spec.stage_strides),
         "stem_channels": spec.stem_width,
+        "stem_pool": spec.settled_stem_pool,
+        "ordering": spec.settled_ordering,
+        "norm_size": spec.settled_norm_size,
     }
     return {field.name: values[field.name] for field in fields(spec) if not _is_own(field.name)}
 

@@ -103,6 +103,12 @@ def test_yaml_that_is_refused(tmp_path: Path, text: str, what: str) -> None:
     assert what in message(write(tmp_path, text))
 
 
+def test_yaml_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    deep = 2_000 * "["
+    assert "is not YAML: it is nested too deeply" in message(write(tmp_path, f"name: {deep}"))
+    assert "value of name is not YAML: it is nested too deeply" in message(None, f"name={deep}")
+
+
 def test_missing_file_and_bad_encoding(tmp_path: Path) -> None:
     assert "cannot be read" in message(tmp_path / "none.yaml")
     path = tmp_path / "latin.yaml"

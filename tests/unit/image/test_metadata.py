@@ -114,7 +114,7 @@ def test_other_formats_are_not_told_apart() -> None:
         assert list_blocks(data, image_format) == (Block("unlisted", 0),)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(place=st.floats(0, 1), progressive=st.booleans(), marker=st.sampled_from([None, 0xE5, 0xFE, 0xBF, 0xF0]))
 def test_a_secret_put_anywhere_into_a_jpeg_is_not_stored(place: float, progressive: bool, marker: int | None) -> None:
     data = factories.make_jpeg(2, 48, 40, progressive=progressive)
@@ -123,7 +123,7 @@ def test_a_secret_put_anywhere_into_a_jpeg_is_not_stored(place: float, progressi
     _assert_not_stored(data[:at] + block + data[at:])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(place=st.floats(0, 1), kind=st.sampled_from([None, b"prVt", b"PRVT", b"tEXt", b"IDAT"]))
 def test_a_secret_put_anywhere_into_a_png_is_not_stored(place: float, kind: bytes | None) -> None:
     data = factories.make_png(2, 24, 20)

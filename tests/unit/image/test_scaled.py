@@ -49,7 +49,7 @@ def test_the_rule(geometry: Geometry, size: tuple[int, int], divisor: int) -> No
     assert geometry.divisor(*size) == geometry.divisor(size[1], size[0]) == divisor
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     mode=st.sampled_from(["fit", "crop", "pad", "squash"]),
     size=st.integers(1, 300),

@@ -14,14 +14,19 @@ from pipelines.train.config import LossConfig
 from pipelines.train.losses import RowLoss, class_weights
 
 
-def row_loss(smoothing: float = 0.0, counts: tuple[int, ...] = (1, 1, 1, 1), **config: Any) -> RowLoss:
+def row_loss(
+    smoothing: float = 0.0,
+    counts: tuple[int, ...] = (1, 1, 1, 1),
+    dtype: torch.dtype = torch.float64,
+    **config: Any,
+) -> RowLoss:
     return RowLoss(
         LossConfig(**config),
         smoothing=smoothing,
         targets=np.repeat(np.arange(len(counts)), counts),
         num_classes=len(counts),
         device=torch.device("cpu"),
-        dtype=torch.float64,
+        dtype=dtype,
     )
 
 
@@ -50,6 +55,17 @@ def test_focal_counts_what_is_known_less(seed: int, gamma: float) -> None:
     losses = row_loss(name="focal", focal_gamma=gamma)(logits, targets)
     torch.testing.assert_close(losses, expected)
     assert (losses <= F.cross_entropy(logits, targets, reduction="none") + 1e-12).all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_a_surely_right_row_gives_focal_a_gradient_that_is_a_number(gamma: float, smoothing: float) -> None:
+    logits = torch.tensor([[60.0, 0.0], [1.0, 0.0]], requires_grad=True)
+    loss = row_loss(smoothing, (1, 1), torch.float32, name="focal", focal_gamma=gamma)
+    loss(logits, torch.tensor([0, 0])).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert logits.grad[1].abs().min() > 0.01
 
 
 def test_focal_without_an_exponent_is_cross_entropy() -> None:

@@ -1,6 +1,7 @@
 """Networks are kept channels-last only where torch can train them so."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from pipelines.errors import ConfigError
 from pipelines.storage import Storage
 from pipelines.train.batch_norm import GlobalBatchNorm2d, has_global_norms
 from pipelines.train.collectives import World
+from pipelines.train.config import ProgressiveConfig, TrainConfig
+from pipelines.train.initial import fitted_spec
 from pipelines.train.loop import fit, fit_local
 from pipelines.train.memory import MemoryShortage
 from pipelines.train.network import is_channels_last_safe, make_network
@@ -39,6 +42,25 @@ def test_images_too_small_for_the_networks_strides_are_refused() -> None:
         ConfigError, match=r"the images' shorter side is 16: the network strides over 32 pixels \(stem 4, stages 1 x 2 "
     ):
         settle_spec(spec, ("a", "b"), (16, 40))
+
+
+@pytest.mark.parametrize(
+    ("progressive", "mend"),
+    [
+        ({"start_fraction": 0.1, "multiple_px": 4}, "progressive.start_fraction=0.25"),
+        ({"start_fraction": 0.1, "multiple_px": 1}, "progressive.start_fraction=0.16"),
+    ],
+)
+def test_progressive_images_that_begin_too_small_are_refused_with_what_fits(
+    progressive: dict[str, Any], mend: str
+) -> None:
+    model = ModelSpec(depths=(1, 1, 1), channels=(8, 8, 8), strides=(2, 2, 2), stem="cifar")
+    config = TrainConfig.model_validate({"model": model, "epochs": 5, "progressive": progressive})
+    with pytest.raises(ConfigError, match="px a side, and the network takes 5 or more") as refused:
+        fitted_spec(config, None, ("a", "b"), (40, 32))
+    assert refused.value.mend == f"{mend}, or smaller model.strides"
+    mended = progressive | {"start_fraction": float(mend.partition("=")[2])}
+    fitted_spec(config.model_copy(update={"progressive": ProgressiveConfig(**mended)}), None, ("a", "b"), (40, 32))
 
 
 def _count(network: nn.Module, kind: type[nn.Module]) -> int:

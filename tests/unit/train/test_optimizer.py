@@ -55,6 +55,15 @@ def test_biases_of_norms_alone_hurry_and_a_step_decays_them_as_it_does_the_weigh
     torch.testing.assert_close(net[0].weight.detach(), before * (1 - 0.005 * 0.5))
 
 
+def test_the_state_of_a_start_leaves_no_momentum_behind() -> None:
+    net = make_net()
+    optimizer = make_optimizer(net, OptimizerConfig(lr=0.01))
+    train_step(net, optimizer, seed=0)
+    assert state_tensors(net, optimizer)
+    load_state_tensors(net, optimizer, {})
+    assert state_tensors(net, optimizer) == {}
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_state_survives_as_named_tensors(name: str) -> None:
     config = OptimizerConfig(name=name, lr=0.01)

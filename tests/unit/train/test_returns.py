@@ -15,6 +15,8 @@ from pipelines.errors import StorageError
 from pipelines.storage import LocalStorage, Storage
 from pipelines.train import run_writer
 from pipelines.train.checkpoint import commit_path, committed_steps, load_latest
+from pipelines.train.collectives import World
+from pipelines.train.feed import SplitRows
 from pipelines.train.keeper import Keeper
 from pipelines.train.loop import fit, fit_local
 from pipelines.train.state import OPTIMIZER, WEIGHTS, Cursor, read_cursor
@@ -142,3 +144,20 @@ def test_killed_when_it_has_gone_back_a_run_goes_on_as_if_it_had_not_been(
     assert ours is not None
     assert theirs is not None
     assert [ours.files[name] for name in (WEIGHTS, OPTIMIZER)] == [theirs.files[name] for name in (WEIGHTS, OPTIMIZER)]
+
+
+def test_going_back_to_the_start_opens_no_rows_anew(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def open_rows(dataset: Any, split: str, **how: Any) -> SplitRows:
+        opened.append(split)
+        return SplitRows(dataset, split, **how)
+
+    poison(monkeypatch, at_step=2, times=1)
+    run = Storage.open(tmp_path / "run")
+    config = make_config(dataset, epochs=2, divergence={"rollbacks": 1})
+    outcome = fit(config, run, world=World(), device=torch.device("cpu"), open_rows=open_rows)
+    assert (outcome.epochs, newest_cursor(run).rollbacks) == (2, 1)
+    assert opened == ["train", "val"]

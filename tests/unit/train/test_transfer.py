@@ -145,6 +145,8 @@ def test_one_network_has_one_spelling() -> None:
     by_depth = ModelSpec(stem="cifar", depth=8, num_classes=3, drop_path_rate=0.1)
     listed = ModelSpec(stem="cifar", depths=(1, 1, 1), channels=(16, 32, 64), num_classes=7)
     assert differences(by_depth, listed) == {}
+    spelled = ModelSpec(ordering="original", stem_pool="max", norm="group", norm_size=32)
+    assert differences(spelled, ModelSpec(norm="group")) == {}
     assert differences(named_spec("resnet50"), named_spec("resnet50_v1")) == {"stride_placement": ("v1.5", "v1")}
 
 

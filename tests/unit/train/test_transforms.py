@@ -111,7 +111,7 @@ def test_a_channel_that_never_varies_is_divided_by_one() -> None:
     assert usable_std((0.2, 0.0, 0.1)) == (0.2, 1.0, 0.1)
 
 
-@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0, 4.1, 8.0, 32.0, 1000.0])
 def test_beta_quantiles_have_the_moments_of_the_beta_distribution(alpha: float) -> None:
     draws = beta_quantile((np.arange(100_000) + 0.5) / 100_000, alpha)
     assert draws.mean() == pytest.approx(0.5, abs=1e-6)

@@ -45,7 +45,7 @@ def test_the_first_samples_are_pinned() -> None:
     ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 2**62),
     st.integers(1, 64),

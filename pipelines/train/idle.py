@@ -1,0 +1,42 @@
+"""Settings that change nothing, because the setting that they belong to has another value."""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any
+
+from pipelines.train.config import TrainConfig
+
+_BELONGS_TO = (
+    ("loss.focal_gamma", "loss.name", "focal"),
+    ("loss.effective_beta", "loss.class_weights", "effective"),
+    ("augment.rand_operations", "augment.policy", "rand"),
+    ("augment.rand_strength", "augment.policy", "rand"),
+    ("optimizer.beta2", "optimizer.name", "adamw"),
+    ("divergence.rate_factor", "divergence.rollbacks", None),
+    ("progressive.full_at", "progressive.start_fraction", None),
+    ("progressive.multiple_px", "progressive.start_fraction", None),
+    ("init.grow", "model", None),
+)
+"""A setting, the one it belongs to, and the value of that one with which it counts; None: any but the default."""
+
+
+def idle_settings(config: TrainConfig) -> list[str]:
+    """Return a remark for each setting that was given and has no effect.
+
+    They are no error: who sets `progressive.start_fraction=1` on a preset need not take back the rest of it.
+    """
+    usual = TrainConfig()
+    remarks = []
+    for setting, owner, value in _BELONGS_TO:
+        given, there = _at(config, setting), _at(config, owner)
+        counts = there != _at(usual, owner) if value is None else there == value
+        if counts or given == _at(usual, setting):
+            continue
+        why = f"{owner} is not set" if value is None else f"{owner} is {there}, not {value}"
+        remarks.append(f"{setting} is {given} and changes nothing: {why}")
+    return remarks
+
+
+def _at(config: TrainConfig, path: str) -> Any:
+    return reduce(getattr, path.split("."), config)
