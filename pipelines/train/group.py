@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 import shutil
 import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from pipelines import capacity
@@ -22,7 +24,7 @@ from pipelines.train.checkpoint import committed_steps
 from pipelines.train.config import TrainConfig
 from pipelines.train.follow import Follower
 from pipelines.train.notice import DRIVER_POLL_S, NOTICE, catching_sigterm
-from pipelines.train.owner import claim_run
+from pipelines.train.owner import claim_run, leave_note, read_note
 from pipelines.train.records import EpochRecord
 from pipelines.train.worker import FAILURE, STOP, read_failure, rebuild_failure, train_worker
 
@@ -48,6 +50,7 @@ def train_in_workers(
     meanwhile: Callable[[], object] = lambda: None,
     inside_tune: bool = False,
     ends_at_s: float = math.inf,
+    owner: str = "",
     window: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Train in `config.num_workers` Ray Train workers until all epochs are done; return what rank 0 returned.
@@ -63,6 +66,8 @@ def train_in_workers(
         meanwhile: done in a thread while the workers come up, before any `on_epoch`; what it raises ends the run.
         inside_tune: ask for a little less than whole CPUs, so that the trial's driver fits beside its workers.
         ends_at_s: Unix time at which the run leaves a checkpoint and stops.
+        owner: token of the command, where it has claimed the run already (`claim_run`): word that it has left for the
+            workers stands then, from an attempt before.
         window: which steps to do once more, instead of training (`loop.replay`).
 
     Raises:
@@ -86,23 +91,22 @@ def train_in_workers(
         cpus=resources["CPU"],
         node_cpus=session.node_cpus,
     )
-    for note in (STOP, FAILURE, NOTICE):
-        run.delete(note)
+    # Claimed here and not in a worker: those that Ray replaces are of this command.
+    owner = owner or (secrets.token_hex(16) if window else claim_run(run))
     settings: dict[str, Any] = {
         "config": config.model_dump_json(),
         "run": run.uri,
         "threads": cpus,
         "use_gpu": use_gpu,
         "ends_at_s": ends_at_s,
+        "owner": owner,
     }
     if window:
         settings["window"] = dict(window)
-    else:
-        settings["owner"] = claim_run(run)  # here and not in a worker: those that Ray replaces are of this command
 
     def on_record(record: EpochRecord) -> None:
         if on_epoch is not None and not on_epoch(record):
-            run.put(STOP, b"{}")
+            leave_note(run, STOP, owner)
 
     # Ray writes its own notes where the driver is and nowhere else as long as nothing is reported to it (its storage
     # is checked by the driver and by uploads of checkpoints only), so a folder here serves for any number of nodes.
@@ -113,27 +117,30 @@ def train_in_workers(
         fitting = _Fitting(
             lambda: _make_trainer((least, config.num_workers), resources, settings, scratch),
             run,
+            owner,
         )
         is_passed_on = False
-        with catching_sigterm() as told, ThreadPoolExecutor(1) as beside, Follower(run, on_record) as follower:
+        # A replay leaves no checkpoint, and so nothing is gained by letting it go on.
+        catching = nullcontext(threading.Event()) if window else catching_sigterm()
+        with catching as told, ThreadPoolExecutor(1) as beside, Follower(run, on_record) as follower:
             doing = beside.submit(meanwhile)
             while not fitting.is_done(_POLL_S):
                 if doing.done():
                     doing.result()
                     follower.poll()
                 if told.is_set() and not is_passed_on:
-                    is_passed_on = _pass_on(run)
+                    is_passed_on = _pass_on(run, owner)
             doing.result()
-        _raise_failure(run, fitting)
+        _raise_failure(run, owner, fitting)
         return fitting.returned
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _pass_on(run: Storage) -> bool:
+def _pass_on(run: Storage, owner: str) -> bool:
     """Leave the workers word that they are to end; return whether it is there, else it is tried again."""
     try:
-        run.put(NOTICE, b"{}")
+        leave_note(run, NOTICE, owner)
     except StorageError as error:
         _LOGGER.warning("the workers cannot be told to end yet; trying again: %s", error)
         return False
@@ -194,12 +201,13 @@ class _Fitting:
     Args:
         make_trainer: makes Ray's trainer, anew for every time that it is fitted.
         run: storage of the run.
+        owner: token of the command.
     """
 
-    def __init__(self, make_trainer: Callable[[], DataParallelTrainer], run: Storage) -> None:
+    def __init__(self, make_trainer: Callable[[], DataParallelTrainer], run: Storage, owner: str) -> None:
         self.returned: dict[str, Any] = {}
         self.error: BaseException | None = None
-        self._make_trainer, self._run_storage = make_trainer, run
+        self._make_trainer, self._run_storage, self._owner = make_trainer, run, owner
         trainer = make_trainer()
         # A daemon: after an interrupt nobody waits for it, and Ray's shutdown ends what it waits for.
         self._thread = threading.Thread(target=self._run, args=(trainer,), name="trainer", daemon=True)
@@ -217,7 +225,7 @@ class _Fitting:
                     self.returned = trainer.fit().return_value or {}
                     return
                 except Exception as error:
-                    reached = _step_to_go_on_from(self._run_storage, error)
+                    reached = _step_to_go_on_from(self._run_storage, self._owner, error)
                     if reached <= safe_step:
                         raise
                     _LOGGER.warning(
@@ -234,13 +242,13 @@ def _safe_step(run: Storage) -> int:
     return max(committed_steps(run), default=-1)
 
 
-def _step_to_go_on_from(run: Storage, error: Exception) -> int:
+def _step_to_go_on_from(run: Storage, owner: str, error: Exception) -> int:
     """Return the step of the newest checkpoint where workers only died, or were told to end; else -1."""
     causes = [_cause(failure) for failure in getattr(error, "worker_failures", {}).values()]
     if not causes or any(isinstance(cause, PipelineError) and not isinstance(cause, Unfinished) for cause in causes):
         return -1  # something is wrong with the run
     try:
-        is_called_off = any(run.exists(note) for note in (STOP, FAILURE, NOTICE))
+        is_called_off = any(read_note(run, note, owner) is not None for note in (STOP, FAILURE, NOTICE))
         return -1 if is_called_off else _safe_step(run)
     except StorageError:  # the error that ended the workers says more
         return -1
@@ -280,9 +288,9 @@ def _make_trainer(
     )
 
 
-def _raise_failure(run: Storage, fitting: _Fitting) -> None:
+def _raise_failure(run: Storage, owner: str, fitting: _Fitting) -> None:
     """Raise what ended the training, in our own words where it is ours."""
-    failure = fitting.returned.get("failure") or (read_failure(run) if fitting.error else None)
+    failure = fitting.returned.get("failure") or (read_failure(run, owner) if fitting.error else None)
     if failure:
         raise rebuild_failure(failure) from fitting.error
     if fitting.error is None:

@@ -150,7 +150,8 @@ class Keeper:
         self._best_in_flight = state.cursor.best
         if self._writer is not None:
             snapshot = state.snapshot(identity, into=self._writer.spare)
-            self._writer.start(snapshot, keep=(state.cursor.best.step,))
+            # The best epoch of the checkpoint before as well: a run that diverges may go back to that one.
+            self._writer.start(snapshot, keep=(state.cursor.best.step, self._safe_best.step))
 
     def leave_out(self, step: int) -> None:
         """Say that no checkpoint is taken of a step, as storage is slow."""

@@ -56,6 +56,7 @@ def fit_local(
     on_epoch: OnEpoch | None = None,
     device: str = "auto",
     open_rows: OpenRows = SplitRows,
+    owner: str = "",
 ) -> FitOutcome:
     """Train in this process alone, from the newest checkpoint in `run` if there is one.
 
@@ -65,13 +66,15 @@ def fit_local(
         on_epoch: called after each epoch; False ends the run.
         device: `auto`, `cpu`, `cuda` or another torch name.
         open_rows: opens a split, given what `SplitRows` is given.
+        owner: as `fit`.
 
     Raises:
         InputError: the dataset cannot be trained on.
         DataError: the loss stopped being a number, an image cannot be decoded, or the checkpoints are of another run.
     """
     startup.begin()
-    return fit(config, run, world=World(), device=resolve_device(device), on_epoch=on_epoch, open_rows=open_rows)
+    here = resolve_device(device)
+    return fit(config, run, world=World(), device=here, on_epoch=on_epoch, open_rows=open_rows, owner=owner)
 
 
 def fit(

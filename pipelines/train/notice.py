@@ -20,6 +20,7 @@ from typing import Any
 
 from pipelines.errors import StorageError
 from pipelines.storage import Storage
+from pipelines.train.owner import read_note
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -71,14 +72,17 @@ def catching_sigterm() -> Iterator[threading.Event]:
 
 
 @contextlib.contextmanager
-def noted_in(run: Storage) -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether the driver has left a notice; a thread looks, so that no step waits for it."""
+def noted_in(run: Storage, token: str) -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether the driver, by its token, has left a notice.
+
+    A thread looks, so that no step waits for it.
+    """
     found, ended = threading.Event(), threading.Event()
 
     def look() -> None:
         while not found.is_set() and not ended.wait(_POLL_S):
             with contextlib.suppress(StorageError):
-                if run.exists(NOTICE):
+                if read_note(run, NOTICE, token) is not None:
                     found.set()
 
     threading.Thread(target=look, name="notice", daemon=True).start()

@@ -3,7 +3,8 @@
 No lock: a command that was killed could not release it. Whoever begins writes a note with a token of its own over the
 one that stands, and looks at it before it writes and once more when it has written: a command that finds another's
 token there stops. Order is that of the writes, so clocks do not matter. Workers that Ray replaces carry the token of
-their driver, and so never take a run back from a newer command.
+their driver, and so never take a run back from a newer command. What else a driver and its workers leave each other in
+the folder carries the token too, so that no command ends by the word of another.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -54,6 +56,28 @@ def check_owner(run: Storage, token: str) -> None:
             raise superseded(run, _describe(note))
     except (NotFound, ValueError, KeyError, TypeError, OverflowError):
         return
+
+
+def leave_note(run: Storage, path: str, token: str, content: Mapping[str, Any] | None = None) -> None:
+    """Leave word in a run's folder for those of the command whose token it is.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    run.put(path, json.dumps({**(content or {}), "owner": token}).encode())
+
+
+def read_note(run: Storage, path: str, token: str) -> dict[str, Any] | None:
+    """Return what `leave_note` left for this command; None where there is nothing, another's, or what is damaged.
+
+    Raises:
+        StorageError: it cannot be known.
+    """
+    try:
+        note = json.loads(run.read(path))
+    except (NotFound, ValueError, RecursionError):
+        return None
+    return note if isinstance(note, dict) and note.get("owner", "") == token else None
 
 
 def superseded(run: Storage, by: str = "started later") -> Superseded:

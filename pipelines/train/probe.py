@@ -19,7 +19,6 @@ from pipelines.errors import DataError
 from pipelines.progress import Progress
 from pipelines.stage_output import StageResult
 from pipelines.storage import Storage
-from pipelines.tracking import TrackingConfig
 from pipelines.train.assemble import Parts, assemble
 from pipelines.train.batch import Batch
 from pipelines.train.checkpoint import load_checkpoint, save_checkpoint
@@ -185,9 +184,8 @@ def suggested_rate(points: list[RangePoint]) -> float:
 
 def _pinned(config: TrainConfig) -> TrainConfig:
     plan = make_plan(config)
-    return config.model_copy(
-        update={"dataset": plan.dataset, "tracking": TrackingConfig(enabled=False), "find_batch_size": False}
-    )
+    untold = config.tracking.model_copy(update={"enabled": False})  # its store is still where init.from is looked up
+    return config.model_copy(update={"dataset": plan.dataset, "tracking": untold, "find_batch_size": False})
 
 
 def _open(config: TrainConfig) -> tuple[Parts, str]:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+CERTIFICATES = "replay"
+"""Folder of a run that holds what its replays found."""
 
 TOLERANCES = {"float64": 1e-8, "float32": 1e-3, "fp16": 5e-2, "bf16": 5e-2}
 """Largest relative difference of a step's loss at another number of workers: sums are then taken in another order, and
@@ -98,10 +100,10 @@ def run(config: ReplayConfig) -> StageResult:
         workers_then=int(catalog["config"]["num_workers"]),
         tolerance=config.tolerance or TOLERANCES[repeated.precision],
     )
-    path = f"replay/steps-{first:08d}-{last:08d}-workers-{certificate.workers}.json"
+    path = f"{CERTIFICATES}/steps-{first:08d}-{last:08d}-workers-{certificate.workers}.json"
     data = json.dumps(certificate.to_json(), indent=1).encode()
     store.put(path, data)
-    _record(config, catalog, path, data, certificate)
+    _record(config, store, catalog, path, data)
     if not certificate.agrees:
         raise _disagreement(certificate, store.address(path))
     figures: dict[str, float | int | str] = {
@@ -203,15 +205,22 @@ def _compare(
     )
 
 
-def _record(config: ReplayConfig, catalog: dict[str, Any], path: str, data: bytes, certificate: Certificate) -> None:
+def _record(config: ReplayConfig, store: Storage, catalog: dict[str, Any], path: str, data: bytes) -> None:
     """Add the certificate to the MLflow run, where there is one."""
-    if not catalog["mlflow_run_id"]:
+    # The catalog has none where MLflow was away until the end; `resnet track` notes the run it begins beside it.
+    run_id = catalog["mlflow_run_id"] or str(json.loads(store.read(RUN)).get("mlflow_run_id", ""))
+    if not run_id:
         return
-    with RunLog.open(config.tracking, run_name="", run_id=catalog["mlflow_run_id"], attach=True) as log:
-        log.log_file(path, data)
-        log.log_tags(
-            {"replay": f"{'agrees' if certificate.agrees else 'DISAGREES'} with {certificate.workers} workers"}
-        )
+    with RunLog.open(config.tracking, run_name="", run_id=run_id, attach=True) as log:
+        tell_certificate(log, path, data)
+
+
+def tell_certificate(log: RunLog, path: str, data: bytes) -> None:
+    """Add a certificate to an MLflow run, and its verdict as a tag."""
+    certificate = json.loads(data)
+    log.log_file(path, data)
+    verdict = "agrees" if certificate["agrees"] else "DISAGREES"
+    log.log_tags({"replay": f"{verdict} with {certificate['workers']} workers"})
 
 
 def _disagreement(certificate: Certificate, address: str) -> DataError:

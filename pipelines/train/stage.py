@@ -27,9 +27,11 @@ from pipelines.train.config import TrainConfig
 from pipelines.train.environment import write_environment
 from pipelines.train.idle import idle_settings
 from pipelines.train.initial import fitted_spec, ghost_size_of, keep_copy
+from pipelines.train.owner import claim_run, read_note
 from pipelines.train.plan import STAGE, TrainPlan
 from pipelines.train.plan import plan as make_plan
 from pipelines.train.records import EpochRecord
+from pipelines.train.replay import CERTIFICATES, tell_certificate
 from pipelines.train.resume import finished_catalog, finished_config, kept_config
 from pipelines.train.teller import Teller, run_tags
 
@@ -188,8 +190,9 @@ def _train_in_ray(
         places = {"--dataset": parse_ref(config.dataset)[0], "--out": f"{store.uri}/{RUN}"}
         check_nodes_see(session.num_nodes, places)
         # MLflow is imported and its run opened while the workers come up.
-        train_in_workers(config, store, session, on_epoch=on_epoch, meanwhile=start, ends_at_s=ends_at_s)
-    return store.exists(NOTICE)
+        owner = claim_run(store)
+        train_in_workers(config, store, session, on_epoch=on_epoch, meanwhile=start, ends_at_s=ends_at_s, owner=owner)
+    return read_note(store, NOTICE, owner) is not None
 
 
 def _unfinished(
@@ -342,6 +345,8 @@ def deliver(uri: str, tracking: TrackingConfig) -> StageResult:
         new = sum(teller.tell_epoch(EpochRecord.from_json(record)) for record in catalog["records"])
         for file in store.list("figures"):
             log.log_file(file.path, store.read(file.path))
+        for file in sorted(store.list(CERTIFICATES), key=lambda file: file.modified):
+            tell_certificate(log, file.path, store.read(file.path))
         teller.tell_best(catalog["best"], catalog["model"]["weights_sha256"], step=len(catalog["records"]))
         teller.tell_rest()
     _keep_run_id(store, log)

@@ -6,17 +6,17 @@ and its snapshot file is not atomic, so it is never what a run resumes from.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from contextlib import nullcontext
 from typing import Any
 
 from pipelines import errors
-from pipelines.errors import ConfigError, DataError, InputError, NotFound, PipelineError, StorageError, Unfinished
+from pipelines.errors import ConfigError, DataError, InputError, PipelineError, StorageError, Unfinished
 from pipelines.storage import Storage
 from pipelines.train import notice, startup
 from pipelines.train.config import TrainConfig
+from pipelines.train.owner import leave_note, read_note
 from pipelines.train.process_memory import keep_freed_memory
 
 STOP = "_work/stop.json"
@@ -61,8 +61,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     run = Storage.open(settings["run"])
     torch.set_num_threads(settings["threads"])
     keep_freed_memory()
-    world = World.current()
-    if failure := read_failure(run):
+    world, owner = World.current(), settings.get("owner", "")
+    if failure := read_failure(run, owner):
         return {"failure": failure}
     try:
         device = resolve_device("auto" if settings["use_gpu"] else "cpu")
@@ -71,21 +71,21 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             # What a certificate says of a replay is what those know who did it, not the driver.
             precision = resolve_precision(config.precision, device).name
             return {"steps": steps, "workers": world.size, "device": device.type, "precision": precision}
-        noting = notice.noted_in(run) if world.rank == 0 else nullcontext(notice.is_terminated)
+        noting = notice.noted_in(run, owner) if world.rank == 0 else nullcontext(notice.is_terminated)
         with noting as is_noted, MachineUse(run, world.rank, device):
             outcome = fit(
                 config,
                 run,
                 world=world,
                 device=device,
-                on_epoch=lambda _: not _stands(run, STOP),
+                on_epoch=lambda _: not _stands(run, STOP, owner),
                 ends_at_s=settings.get("ends_at_s", math.inf),
                 notice=notice.Notice(lambda: notice.is_terminated() or is_noted(), _is_draining),
-                owner=settings.get("owner", ""),
+                owner=owner,
             )
         if outcome.stopped:
             world.sum_values([0.0], device)  # whoever leaves ends the group: not before rank 0's checkpoint is safe
-            if notice.is_terminated() and not _is_over(run, settings.get("ends_at_s", math.inf)):
+            if notice.is_terminated() and not _is_over(run, owner, settings.get("ends_at_s", math.inf)):
                 raise Unfinished(
                     "workers were told to end (SIGTERM) more often than they are replaced",
                     where=run.uri,
@@ -99,28 +99,28 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             return {"failure": failure}
         # The others may be waiting for this worker, so it has to die for Ray to end them; the next attempt of the
         # group finds the note and ends at once, all together.
-        run.put(FAILURE, json.dumps(failure).encode())
+        leave_note(run, FAILURE, owner, failure)
         raise
     return {}
 
 
-def _is_over(run: Storage, ends_at_s: float) -> bool:
+def _is_over(run: Storage, owner: str, ends_at_s: float) -> bool:
     """Return whether the run has ended for all: by the driver's note, which is waited for a moment, or by its time.
 
     The driver may have been told together with this worker, and then sees it a little later.
     """
     until_s = time.monotonic() + _DRIVER_S
-    while not (time.time() >= ends_at_s or _stands(run, notice.NOTICE) or _stands(run, STOP)):
+    while not (time.time() >= ends_at_s or any(_stands(run, note, owner) for note in (notice.NOTICE, STOP))):
         if time.monotonic() >= until_s:
             return False
         time.sleep(_LOOK_S)
     return True
 
 
-def _stands(run: Storage, note: str) -> bool:
+def _stands(run: Storage, note: str, owner: str) -> bool:
     """Return whether the driver has left a note; storage that is away says nothing."""
     try:
-        return run.exists(note)
+        return read_note(run, note, owner) is not None
     except StorageError:
         return False
 
@@ -151,14 +151,11 @@ def rebuild_failure(failure: dict[str, str]) -> PipelineError:
     return error
 
 
-def read_failure(run: Storage) -> dict[str, str] | None:
-    """Return the note of an error that ended the run; None without one, or where it is damaged.
+def read_failure(run: Storage, owner: str) -> dict[str, str] | None:
+    """Return a worker's note of the error that ended this command's run; None without one, or where it is damaged.
 
     Without it an attempt meets the error itself, and the driver has it from Ray.
     """
-    try:
-        failure = json.loads(run.read(FAILURE))
-    except (NotFound, ValueError):
-        return None
-    is_whole = isinstance(failure, dict) and all(isinstance(failure.get(part), str) for part in _FAILURE_PARTS)
-    return failure if is_whole else None
+    note = read_note(run, FAILURE, owner) or {}
+    failure = {part: said for part in _FAILURE_PARTS if isinstance(said := note.get(part), str)}
+    return failure if len(failure) == len(_FAILURE_PARTS) else None

@@ -20,10 +20,12 @@ from ray.tune.execution import class_cache
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from pipelines import capacity
+from pipelines.errors import Superseded
 from pipelines.progress import Progress
 from pipelines.ray_runtime import RaySession
 from pipelines.redact import is_secret_name
 from pipelines.train.group import choose_gpu
+from pipelines.train.worker import rebuild_failure
 from pipelines.tune.config import TuneConfig
 from pipelines.tune.sweep import Sweep, trial_job
 from pipelines.tune.trial import JOB, TrialActor, make_driver
@@ -51,6 +53,7 @@ def run_trials(config: TuneConfig, sweep: Sweep, session: RaySession) -> None:
 
     Raises:
         ClusterError: not even one trial fits the cluster.
+        Superseded: another sweep runs in the folder now.
         PipelineError: journal or tracking store refused; the sweep can be resumed.
     """
     for name, value in _QUIET.items():
@@ -61,6 +64,7 @@ def run_trials(config: TuneConfig, sweep: Sweep, session: RaySession) -> None:
         trial_job(
             plan,
             sweep.run_of(plan.trial),
+            owner=sweep.claim(plan.trial),
             workers=config.workers_per_trial,
             cpus=share.cpus,
             use_gpu=share.use_gpu,
@@ -78,7 +82,8 @@ def run_trials(config: TuneConfig, sweep: Sweep, session: RaySession) -> None:
         if observer.fault is not None:
             raise observer.fault
     finally:
-        sweep.close()
+        if not isinstance(observer.fault, Superseded):  # else the trials' runs are the newer command's
+            sweep.close()
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -165,6 +170,8 @@ class _Observer(Callback):  # type: ignore[misc]  # Ray is untyped here
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         """Pick up the records behind a report."""
+        if taken := result.get("superseded"):
+            self.fault = self.fault or rebuild_failure(taken)
         self.tell(lambda: self.sweep.follow(_name(trial)))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:

@@ -24,6 +24,8 @@ Params = dict[str, Any]
 _DEFAULT_DEPTHS = 3
 _DRAWS_PER_POINT = 32
 """Draws for each point of a finite space before the points not drawn yet are simply listed."""
+_FRUITLESS = 5_000
+"""Draws in a row without a new point after which a space of numbers between narrow bounds has no more."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,19 @@ def sample_params(config: TuneConfig, space: Mapping[str, Dimension]) -> list[Pa
             mend=f"set num_trials={size}, or widen space",
         )
     found: dict[str, Params] = {}
+    fruitless = 0
     for params in _points(config, space, size):
+        before = len(found)
         found.setdefault(json.dumps(params, sort_keys=True), params)
         if len(found) == config.num_trials:
             break
+        fruitless = 0 if len(found) > before else fruitless + 1
+        if size is None and fruitless == _FRUITLESS:
+            raise ConfigError(
+                f"num_trials is {config.num_trials}, and space holds {len(found)} different points, as values have four"
+                " digits",
+                mend=f"set num_trials={len(found)}, or widen space",
+            )
     return list(found.values())
 
 
@@ -172,14 +183,15 @@ def _value(dimension: Dimension, unit: float) -> Any:
         return low + int(unit * (high - low + 1))
     if dimension.loguniform:
         low_log, high_log = (math.log(bound) for bound in dimension.loguniform)
-        return _rounded(math.exp(low_log + unit * (high_log - low_log)))
+        return _rounded(math.exp(low_log + unit * (high_log - low_log)), dimension.loguniform)
     assert dimension.uniform, "checked on construction"
-    return _rounded(dimension.uniform[0] + unit * (dimension.uniform[1] - dimension.uniform[0]))
+    lowest, highest = dimension.uniform
+    return _rounded(lowest + unit * (highest - lowest), dimension.uniform)
 
 
-def _rounded(value: float) -> float:
+def _rounded(value: float, bounds: tuple[float, float]) -> float:
     """Four significant digits: no training can tell more apart, and people have to read and retype them."""
-    return float(f"{value:.4g}")
+    return min(max(float(f"{value:.4g}"), bounds[0]), bounds[1])
 
 
 def _size(dimension: Dimension) -> int | None:

@@ -25,12 +25,13 @@ from pipelines.tracking import RUN_KEY_TAG, RunLog, TrackingConfig, refuse_local
 from pipelines.tracking_records import Point, points_record
 from pipelines.train.environment import write_environment
 from pipelines.train.initial import INIT, keep_copy, starting_spec
+from pipelines.train.owner import check_owner, claim_run
 from pipelines.tune.config import TuneConfig
 from pipelines.tune.plan import STAGE, TunePlan
 from pipelines.tune.plan import plan as make_plan
 from pipelines.tune.search import Asha
 from pipelines.tune.space import TrialPlan, make_trials
-from pipelines.tune.sweep import TRIALS, Sweep, best_record
+from pipelines.tune.sweep import TRIALS, Sweep
 from pipelines.tune.telling import SweepLog
 
 if TYPE_CHECKING:
@@ -55,14 +56,17 @@ def run(config: TuneConfig) -> TuneResult:
         InputError: there is no dataset, it cannot be trained on, or `out` holds something else.
         DataError: every trial failed.
         ClusterError: not even one trial fits the cluster.
+        Superseded: the same command was given again elsewhere, and goes on with this sweep.
     """
     plan = make_plan(config)
     store = Storage.open(plan.out)
     catalog = read_catalog(store)
     if catalog is not None and catalog["key"] == plan.key:
+        _drop_losers(store, catalog)  # a sweep that was killed behind its catalog left some
         return _result(plan, store, catalog, skipped=True)
     trials = _plan_trials(config, plan, store)
     standing = open_run(store, STAGE, plan.key, {"dataset": plan.dataset, "started_s": round(time.time(), 3)})
+    owner = claim_run(store)
     if plan.initial:
         keep_copy(plan.initial, store, config.tracking)
     place = hashlib.sha256(store.uri.encode()).hexdigest()[:16]
@@ -80,6 +84,7 @@ def run(config: TuneConfig) -> TuneResult:
         sweep = Sweep(trials, store, asha, told)
         if sweep.unfinished():
             _run_trials(config, sweep, plan.dataset, store)
+        check_owner(store, owner)
         catalog = _publish(config, plan, store, sweep, trials, log)
     _drop_losers(store, catalog)
     return _result(plan, store, catalog, skipped=False)
@@ -87,10 +92,11 @@ def run(config: TuneConfig) -> TuneResult:
 
 def _drop_losers(store: Storage, catalog: dict[str, Any]) -> None:
     """Delete the checkpoints of all trials but the best: a sweep of large networks would fill a disk with them."""
-    for trial in catalog["trials"]:
-        if trial["id"] != catalog["best"]["trial"]:
-            for file in store.list(f"{TRIALS}/{trial['id']}/checkpoints"):
-                store.delete(file.path)
+    losers = {trial["id"] for trial in catalog["trials"]} - {catalog["best"]["trial"]}
+    for file in store.list(TRIALS):
+        _, trial, *place = file.path.split("/")
+        if trial in losers and place[0] == "checkpoints":
+            store.delete(file.path)
 
 
 def _run_trials(config: TuneConfig, sweep: Sweep, dataset: str, store: Storage) -> None:
@@ -114,7 +120,7 @@ def _plan_trials(config: TuneConfig, plan: TunePlan, store: Storage) -> list[Tri
     dataset = open_dataset(plan.dataset)
     # A trial records nothing itself: the driver does, from what the trial leaves in its folder.
     update: dict[str, Any] = {"dataset": plan.dataset, "out": "", "tracking": TrackingConfig(enabled=False)}
-    update["num_workers"] = config.workers_per_trial
+    update |= {"num_workers": config.workers_per_trial, "min_workers": 0}
     if plan.initial:  # trials start from the sweep's own copy
         update["init"] = config.train.init.model_copy(update={"from": store.child(INIT).uri})
         update["model"] = starting_spec(config.train, plan.initial)
@@ -151,7 +157,7 @@ def _publish(
             where=store.address("journal"),
             mend="mend the cause and run the same command again: failed trials are then tried again",
         )
-    record = best_record(sweep.records[winner["id"]])
+    record = sweep.best_of(winner["id"])
     training = next(trial.config for trial in trials if trial.trial == winner["id"])
     assert record is not None
     assert training is not None
@@ -199,8 +205,7 @@ def _publish(
 
 def _row(sweep: Sweep, trial: str) -> dict[str, Any]:
     """Return a trial as the catalog lists it."""
-    entry, records = sweep.entries[trial], sweep.records.get(trial, [])
-    best = best_record(records)
+    entry, records, best = sweep.entries[trial], sweep.records.get(trial, []), sweep.best_of(trial)
     return {
         "id": trial,
         "params": entry.params,

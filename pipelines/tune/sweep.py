@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from pipelines.progress import Progress
 from pipelines.storage import Storage
 from pipelines.train.checkpoint import committed_steps
 from pipelines.train.config import TrainConfig
+from pipelines.train.owner import claim_run, leave_note
 from pipelines.train.records import EpochRecord, read_record
 from pipelines.train.worker import STOP
 from pipelines.tune.journal import Journal, Status, TrialEntry
@@ -57,6 +58,7 @@ class Sweep:
         self._open: dict[str, _Trial] = {}
         self._plans = {plan.trial: plan for plan in trials}
         self._stopped: dict[str, str] = {}  # with the reason
+        self._owners: dict[str, str] = {}
         self._storage = storage
         self._journal = Journal(storage)
         self._asha = asha
@@ -70,6 +72,19 @@ class Sweep:
     def run_of(self, trial: str) -> Storage:
         """Return the storage of a trial's run folder."""
         return self._storage.child(f"{TRIALS}/{trial}")
+
+    def best_of(self, trial: str) -> EpochRecord | None:
+        """Return a trial's best epoch: of those whose weights are kept, where any are."""
+        records = self.records.get(trial, [])
+        return best_record(records, committed_steps(self.run_of(trial))) if records else None
+
+    def claim(self, trial: str) -> str:
+        """Make a trial's folder this sweep's, whoever had it; return the token that says so.
+
+        Here and not in the trial's process: those that Tune starts anew are of this sweep.
+        """
+        self._owners[trial] = claim_run(self.run_of(trial))
+        return self._owners[trial]
 
     def unfinished(self) -> list[TrialPlan]:
         """Return the trials that have to be run, in order."""
@@ -93,7 +108,7 @@ class Sweep:
 
     def ask_to_end(self, trial: str) -> None:
         """Have a trial's workers end after the epoch they are at, and so give back what they hold."""
-        self.run_of(trial).put(STOP, b"{}")
+        leave_note(self.run_of(trial), STOP, self._owners[trial])
 
     def follow(self, trial: str) -> None:
         """Pick up the epoch records that a trial has written since the last time."""
@@ -134,8 +149,11 @@ class Sweep:
             reason = reason or self._stopped[trial]
         assert standing.log is not None
         standing.log.end(status_of(status), {"status": status, "reason": reason})
-        entry = with_records(standing.entry, standing.records)
-        self._set(replace(entry, status=status, reason=reason, mlflow_run_id=standing.log.run_id))
+        entry = replace(standing.entry, status=status, reason=reason, mlflow_run_id=standing.log.run_id)
+        if best := self.best_of(trial):
+            epochs = standing.records[-1].epoch
+            entry = replace(entry, epochs=epochs, val_top1=best.val_score, best_epoch=best.epoch)
+        self._set(entry)
         del self._open[trial]
         if status == "failed":
             _LOGGER.warning("trial %s failed: %s", trial, reason)
@@ -233,20 +251,18 @@ class Sweep:
         self.entries[entry.trial] = entry
 
 
-def with_records(entry: TrialEntry, records: Sequence[EpochRecord]) -> TrialEntry:
-    """Return the entry with the epochs done and the best of them; of equal top-1 the lower loss counts."""
-    best = best_record(records)
-    if best is None:
-        return entry
-    return replace(entry, epochs=records[-1].epoch, val_top1=best.val_score, best_epoch=best.epoch)
+def best_record(records: Sequence[EpochRecord], kept_steps: Collection[int] = ()) -> EpochRecord | None:
+    """Return the epoch whose weights a training keeps: highest top-1 on val, then lowest loss, then the first.
+
+    Where checkpoints of epochs stand (`kept_steps`), the best of those: what could not be written is not chosen.
+    """
+    kept = [record for record in records if record.step in kept_steps]
+    return max(kept or records, key=lambda r: (r.val_score, -r.val_loss, -r.epoch), default=None)
 
 
-def best_record(records: Sequence[EpochRecord]) -> EpochRecord | None:
-    """Return the epoch whose weights a training keeps: highest top-1 on val, then lowest loss, then the first."""
-    return max(records, key=lambda r: (r.val_score, -r.val_loss, -r.epoch), default=None)
-
-
-def trial_job(plan: TrialPlan, run: Storage, *, workers: int, cpus: int, use_gpu: bool, timeout_s: float) -> str:
+def trial_job(
+    plan: TrialPlan, run: Storage, *, owner: str, workers: int, cpus: int, use_gpu: bool, timeout_s: float
+) -> str:
     """Return all that a trial's process needs to know, as JSON text."""
     assert isinstance(plan.config, TrainConfig)
     config = plan.config.model_copy(update={"num_workers": workers, "cpus_per_worker": cpus, "out": run.uri})
@@ -255,6 +271,7 @@ def trial_job(plan: TrialPlan, run: Storage, *, workers: int, cpus: int, use_gpu
             "trial": plan.trial,
             "config": config.model_dump(mode="json"),
             "run": run.uri,
+            "owner": owner,
             "cpus": cpus,
             "use_gpu": use_gpu,
             "timeout_s": timeout_s,

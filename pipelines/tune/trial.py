@@ -2,7 +2,8 @@
 
 Either writes the trial's folder through `Storage` and reports `{trial, epoch, val_top1}` to Tune, which is all that
 the stopping rule needs. A fault of the training itself is reported as `failure` and ends the trial; a process that
-dies, or storage that does not answer, is left to Tune to try again.
+dies, or storage that does not answer, is left to Tune to try again. One whose folder a newer command has taken reports
+`superseded`, which ends the sweep.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from typing import Any
 
 from ray import tune
 
-from pipelines.errors import ClusterError, PipelineError, StorageError
+from pipelines.errors import ClusterError, PipelineError, StorageError, Superseded
 from pipelines.ray_runtime import RaySession
 from pipelines.storage import Storage
 from pipelines.train.config import TrainConfig
 from pipelines.train.process_memory import keep_freed_memory
+from pipelines.train.worker import describe_failure
 from pipelines.tune.stepwise import Stalled, StepwiseFit
 
 _LOGGER = logging.getLogger(__name__)
@@ -55,6 +57,8 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]  # Ray is untyped here
         assert self._fit is not None
         try:
             record, _ = self._fit.next(self._job["timeout_s"])
+        except Superseded as error:
+            return {"trial": self._job["trial"], "superseded": describe_failure(error), "done": True}
         except _RETRIED:
             raise
         except Exception as error:
@@ -91,7 +95,9 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]  # Ray is untyped here
                     use.settle()  # before the sweep hears of the epoch, after which it may end the trial
                     return on_epoch(record)
 
-                return fit_local(training, run, on_epoch=after_epoch, device=device, open_rows=self._rows)
+                return fit_local(
+                    training, run, on_epoch=after_epoch, device=device, open_rows=self._rows, owner=self._job["owner"]
+                )
 
         self._fit = StepwiseFit(fit)
 
@@ -132,7 +138,9 @@ def make_driver(session: RaySession) -> Callable[[dict[str, Any]], None]:
             return True  # the sweep's driver tells the workers to stop, through the run folder
 
         try:
-            train_in_workers(training, run, session, on_epoch=on_epoch, inside_tune=True)
+            train_in_workers(training, run, session, on_epoch=on_epoch, inside_tune=True, owner=job["owner"])
+        except Superseded as error:
+            tune.report({"trial": job["trial"], "superseded": describe_failure(error)})
         except _RETRIED:
             raise
         except Exception as error:  # noqa: BLE001 - boundary of the process: the sweep goes on without this trial

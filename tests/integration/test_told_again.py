@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pipelines.storage import Storage
-from pipelines.tracking import RunLog, open_client
-from pipelines.train import stage
-from pipelines.train.config import TrainConfig
+from pipelines.tracking import RunLog, TrackingConfig, open_client
+from pipelines.train import replay, stage
+from pipelines.train.config import ReplayConfig, TrainConfig
 from pipelines.train.plan import plan as make_plan
 from pipelines.train.records import EpochRecord
 from pipelines.train.teller import Teller, run_tags
@@ -97,3 +97,18 @@ def test_figures_on_val_of_an_epoch_done_again_replace_those_that_were_told(
         "val_loss",
     ):  # as near as makes no difference, a time, and the same value
         assert history(config.tracking.uri, run_id, figure) == [(1, getattr(RECORD, figure))], figure
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["replayed, then told", "told, then replayed"])
+def test_a_certificate_reaches_the_run_that_mlflow_was_told_of_late(
+    tmp_path: Path, tracking: dict[str, Any], is_first: bool
+) -> None:
+    dataset, out = write_dataset(tmp_path / "dataset"), str(tmp_path / "run")
+    stage.run(make_config(dataset, epochs=2, local=True, out=out, tracking=tracking | {"enabled": False}))
+    late = TrackingConfig(**tracking)
+    steps = [lambda: replay.run(ReplayConfig(run=out, tracking=late)), lambda: stage.deliver(out, late)]
+    for step in steps if is_first else reversed(steps):
+        step()
+    client, run_id = open_client(tracking["uri"]), json.loads((tmp_path / "run/run.json").read_text())["mlflow_run_id"]
+    assert client.get_run(run_id).data.tags["replay"] == "agrees with 1 workers"
+    assert len(client.list_artifacts(run_id, "replay")) == 1

@@ -183,6 +183,20 @@ print(result.skipped, result.key, [name for name in ("torch", "ray", "mlflow", "
     assert done.stdout.split() == ["True", result.key, "[]"], done.stderr
 
 
+def test_checkpoints_that_a_killed_sweep_left_go_when_it_is_run_again(swept: tuple[TuneConfig, TuneResult]) -> None:
+    config, _ = swept
+    store = Storage.open(config.out)
+    catalog = read_catalog(store)
+    assert catalog is not None
+    left = [f"trials/{trial['id']}/checkpoints/step-00000004/COMMIT" for trial in catalog["trials"]]
+    for path in left:
+        store.put(path, b"{}")
+    assert stage.run(config).skipped
+    assert [store.exists(path) for path in left] == [
+        trial["id"] == catalog["best"]["trial"] for trial in catalog["trials"]
+    ]
+
+
 def test_a_folder_of_another_sweep_is_refused(swept: tuple[TuneConfig, TuneResult]) -> None:
     config, _ = swept
     with pytest.raises(InputError, match="holds another tune"):

@@ -108,7 +108,7 @@ def test_a_note_of_progress_that_cannot_be_read_is_none(tmp_path: Path, data: by
 def test_a_damaged_note_of_a_failure_is_none(tmp_path: Path, data: bytes) -> None:
     run = Storage.open(tmp_path)
     run.put(FAILURE, data)
-    assert read_failure(run) is None
+    assert read_failure(run, "") is None
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{", b"{}", b'{"size": 0}', b'{"size": "8"}'])

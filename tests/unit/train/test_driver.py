@@ -23,11 +23,12 @@ from pipelines.train.checkpoint import load_checkpoint
 from pipelines.train.group import choose_gpu
 from pipelines.train.loop import fit_local
 from pipelines.train.model import write_model
-from pipelines.train.outcome import FitOutcome
+from pipelines.train.outcome import FitOutcome, read_outcome
+from pipelines.train.owner import claim_run, leave_note
 from pipelines.train.pictures import draw_pictures
 from pipelines.train.records import EpochRecord, write_record
 from pipelines.train.state import read_kept_weights
-from pipelines.train.worker import FAILURE, describe_failure, read_failure, rebuild_failure, train_worker
+from pipelines.train.worker import FAILURE, STOP, describe_failure, read_failure, rebuild_failure, train_worker
 from tests.unit.train.notes import make_record
 from tests.unit.train.tiny import make_config, write_dataset
 
@@ -63,9 +64,20 @@ def test_a_noted_error_ends_the_next_attempt_at_once(dataset: str, tmp_path: Pat
     run.put(FAILURE, json.dumps(describe_failure(error)).encode())
     assert train_worker(settings_of(dataset, run)) == {"failure": describe_failure(error)}
     assert not run.exists("records/epoch-000001.json")
-    noted = read_failure(run)
+    noted = read_failure(run, "")
     assert noted is not None
     assert str(rebuild_failure(noted)) == "DataError: a row cannot be decoded\n  where: row 7\n  mend:  verify"
+
+
+def test_what_another_command_noted_ends_nothing(dataset: str, tmp_path: Path) -> None:
+    run = Storage.open(tmp_path)
+    leave_note(run, FAILURE, "older", describe_failure(DataError("a row cannot be decoded")))
+    leave_note(run, STOP, "older")
+    owner = claim_run(run)
+    assert train_worker(settings_of(dataset, run) | {"owner": owner}) == {}
+    last = read_outcome(make_config(dataset), run)
+    assert last is not None
+    assert not last.stopped
 
 
 def test_errors_survive_the_trip_from_the_worker() -> None:

@@ -25,6 +25,7 @@ from pipelines.train.checkpoint import committed_steps
 from pipelines.train.collectives import World
 from pipelines.train.loop import fit, fit_local
 from pipelines.train.notice import NOTICE, Notice, catching_sigterm, noted_in
+from pipelines.train.owner import leave_note
 from pipelines.train.records import EpochRecord
 from pipelines.train.worker import STOP, _is_draining, train_worker
 from tests.unit.train.test_loop import final_files
@@ -99,8 +100,8 @@ def test_a_worker_that_is_told_as_the_run_ends_is_not_replaced(
 ) -> None:
     config, run, stands = make_config(dataset), Storage.open(tmp_path / "run"), worker._stands
 
-    def miss_once(storage: Storage, note: str) -> bool:
-        is_there = stands(storage, note)
+    def miss_once(storage: Storage, note: str, owner: str) -> bool:
+        is_there = stands(storage, note, owner)
         if note == end:
             run.put(note, b"{}")  # the driver was told together with the worker, and is a little later
         return is_there
@@ -203,12 +204,14 @@ def test_a_second_sigterm_goes_to_whoever_was_there_before() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def test_a_drivers_note_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_own_drivers_note_is_found_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notice, "_POLL_S", 0.01)
     run = Storage.open(tmp_path)
-    with noted_in(run) as is_noted:
+    leave_note(run, NOTICE, "older")
+    with noted_in(run, "newer") as is_noted:
+        time.sleep(0.2)
         assert not is_noted()
-        run.put(NOTICE, b"{}")
+        leave_note(run, NOTICE, "newer")
         deadline_s = time.monotonic() + 5
         while not is_noted() and time.monotonic() < deadline_s:
             time.sleep(0.01)
@@ -251,6 +254,22 @@ def test_a_drivers_notice_outlives_storage_that_fails(
     monkeypatch.setattr(group, "_make_trainer", lambda *_: Trainer(run))
     assert group.train_in_workers(make_config(dataset), run, RaySession(2.0, 0.0, 1, (2.0,))) == {"is_told": True}
     assert "the workers cannot be told to end yet; trying again: StorageError: cannot write" in caplog.text
+
+
+def test_a_replay_that_is_told_to_end_ends_at_once(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves nothing to go on from, and no word in a run that is over."""
+    run, usual = Storage.open(tmp_path / "run"), signal.getsignal(signal.SIGTERM)
+
+    def fit() -> Any:
+        return SimpleNamespace(return_value={"handlers": [signal.getsignal(signal.SIGTERM)]})
+
+    monkeypatch.setattr(group, "_make_trainer", lambda *_: SimpleNamespace(fit=fit))
+    monkeypatch.setattr(group, "_POLL_S", 0.01)
+    session, window = RaySession(2.0, 0.0, 1, (2.0,)), {"step": 0, "steps": 2}
+    assert group.train_in_workers(make_config(dataset), run, session, window=window) == {"handlers": [usual]}
+    assert not run.list("_work")
 
 
 def test_a_draining_node_is_seen_where_the_installed_ray_notes_it(monkeypatch: pytest.MonkeyPatch) -> None:

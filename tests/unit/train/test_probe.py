@@ -30,6 +30,12 @@ PROGRESSIVE = {"start_fraction": 0.5, "full_at": 0.9, "multiple_px": 2}
 """Ten epochs of 8-pixel images: the first of 4 pixels, then of 6, the last of 8."""
 
 
+def test_a_look_finds_what_it_starts_from_in_the_runs_own_store(dataset: str) -> None:
+    config = make_config(dataset, tracking={"uri": "http://localhost:5000", "enabled": True})
+    tracking = probe._pinned(config).tracking
+    assert (tracking.uri, tracking.enabled) == ("http://localhost:5000", False)
+
+
 def test_progressive_images_are_measured_at_their_full_size(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config(dataset, epochs=10, progressive=PROGRESSIVE)
     times = {4: 1.0, 6: 2.25, 8: 4.0}

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from pipelines.errors import StorageError
 from pipelines.storage import LocalStorage, Storage
-from pipelines.train import run_writer
+from pipelines.train import loop, run_writer
 from pipelines.train.checkpoint import commit_path, committed_steps, load_latest
 from pipelines.train.collectives import World
 from pipelines.train.feed import SplitRows
@@ -161,3 +161,21 @@ def test_going_back_to_the_start_opens_no_rows_anew(
     outcome = fit(config, run, world=World(), device=torch.device("cpu"), open_rows=open_rows)
     assert (outcome.epochs, newest_cursor(run).rollbacks) == (2, 1)
     assert opened == ["train", "val"]
+
+
+def test_the_best_epoch_of_the_checkpoint_before_stands_when_a_run_goes_back_to_it(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epoch 4 is better than epoch 1, and then both it and what comes after it are gone back behind."""
+    scores, evaluate = iter([0.8, 0.5, 0.6, 0.85, 0.7, 0.7]), loop.evaluate
+
+    def scored(*args: Any, **how: Any) -> Any:
+        return {**evaluate(*args, **how), "val_top1": next(scores)}
+
+    monkeypatch.setattr(loop, "evaluate", scored)
+    poison(monkeypatch, at_step=18, times=2)
+    run = Storage.open(tmp_path / "run")
+    outcome = fit_local(make_config(dataset, epochs=5, divergence={"rollbacks": 2}), run, device="cpu")
+    assert (outcome.epochs, newest_cursor(run).rollbacks) == (5, 2)
+    assert (outcome.best.epoch, outcome.best.step) == (1, 4)
+    assert 4 in committed_steps(run)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipelines.config.load import load_config
-from pipelines.errors import ClusterError, ConfigError, DataError, StorageError
+from pipelines.errors import ClusterError, ConfigError, DataError, StorageError, Superseded
 from pipelines.ray_runtime import RaySession
 from pipelines.tune.config import TuneConfig
 from pipelines.tune.drive import Share, _Observer, divide, keep_secrets_out_of_tune
@@ -92,6 +92,21 @@ def test_an_actor_reports_epochs_and_then_the_end() -> None:
     actor = make_actor(fit)
     assert actor.step() == {"trial": "0004", "epoch": 1, "val_top1": 0.5}
     assert actor.step() == {"trial": "0004", "done": True}
+
+
+def test_a_trial_that_a_newer_sweep_has_taken_ends_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = make_actor(raising(Superseded("another command trains here", mend="let it"))).step()
+    assert result["done"]
+    followed: list[str] = []
+    sweep: Any = SimpleNamespace(
+        is_stopped=lambda _: False, follow=followed.append, end=lambda *_: followed.append("end")
+    )
+    trial, observer = SimpleNamespace(config={JOB: '{"trial": "0004"}'}, last_result=result), _Observer(sweep)
+    observer.on_trial_result(1, [], trial, result)
+    observer.on_trial_complete(1, [], trial)
+    assert not followed  # the folder is the newer sweep's
+    assert isinstance(observer.fault, Superseded)
+    assert (observer.fault.what, observer.fault.mend) == ("another command trains here", "let it")
 
 
 def test_a_last_checkpoint_is_waited_for() -> None:

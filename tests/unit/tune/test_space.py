@@ -45,6 +45,19 @@ def test_the_first_samples_are_pinned() -> None:
     ]
 
 
+@pytest.mark.parametrize("search", ["quasi_random", "random"])
+def test_a_space_between_narrow_bounds_has_as_many_points_as_four_digits_tell_apart(search: str) -> None:
+    narrow = "space={optimizer.beta2: {uniform: [0.999, 0.9995]}}"
+    assert len(sample(narrow, f"search={search}", "num_trials=6")) == 6
+    with pytest.raises(ConfigError, match="num_trials is 8, and space holds 6 different points, as values have four"):
+        sample(narrow, f"search={search}", "num_trials=8")
+
+
+def test_rounding_does_not_leave_the_bounds() -> None:
+    sampled = sample("space={ema_decay: {uniform: [0.999, 0.99999]}, seed: {integer: [0, 9999]}}", "num_trials=200")
+    assert max(params["ema_decay"] for params in sampled) == 0.99999  # type: ignore[type-var]
+
+
 @settings(max_examples=40)
 @given(
     st.integers(0, 2**62),

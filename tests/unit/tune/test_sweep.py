@@ -11,7 +11,9 @@ from pipelines.config.load import load_config
 from pipelines.storage import Storage
 from pipelines.tracking import TrackingConfig
 from pipelines.train.config import TrainConfig
+from pipelines.train.owner import read_note
 from pipelines.train.records import EpochRecord, write_record
+from pipelines.train.worker import STOP
 from pipelines.tune.journal import Journal, TrialEntry
 from pipelines.tune.search import Asha
 from pipelines.tune.space import TrialPlan
@@ -125,10 +127,11 @@ def test_a_sweep_without_a_stopping_rule_stops_nothing(storage: Storage) -> None
 
 def test_workers_that_were_asked_to_end_may_have_done_so_already(storage: Storage) -> None:
     sweep = Sweep(plans({"a": 1}, {"a": 2}), storage, asha(), LOG)
+    token = sweep.claim("0002")
     for trial, figure in (("0001", 0.9), ("0002", 0.1)):
         if sweep.should_stop(trial, 2, figure):
             sweep.ask_to_end(trial)
-    assert storage.exists("trials/0002/_work/stop.json")
+    assert read_note(sweep.run_of("0002"), STOP, token) is not None
     assert not storage.exists("trials/0001/_work/stop.json")
     assert sweep.should_stop("0002", 6, 0.1) is False  # asked once
     write_trial(storage, "0002", [0.1] * 4)
@@ -176,9 +179,21 @@ def test_the_best_epoch_is_the_one_whose_weights_are_kept() -> None:
     assert best_record([]) is None
 
 
+def test_an_epoch_whose_weights_could_not_be_written_is_not_the_one_to_win(storage: Storage) -> None:
+    sweep = Sweep(plans({"a": 1}), storage, asha(), LOG)
+    write_trial(storage, "0001", [0.7, 0.8, 0.75, 0.65, 0.6])
+    storage.delete("trials/0001/checkpoints/step-00000020/COMMIT")
+    sweep.end("0001", "finished")
+    best = sweep.best_of("0001")
+    assert best is not None
+    assert (best.epoch, best.val_score) == (3, 0.75)
+    assert (entries(storage)["0001"]["best_epoch"], entries(storage)["0001"]["val_top1"]) == (3, 0.75)
+
+
 def test_a_job_holds_all_that_a_process_needs(storage: Storage) -> None:
     config = load_config(TrainConfig, None, ["dataset=d@v1", "model.depth=14", "num_workers=5"])
-    job = json.loads(trial_job(TrialPlan("0007", {}, config), storage, workers=2, cpus=3, use_gpu=False, timeout_s=9.0))
+    process: dict[str, Any] = {"workers": 2, "cpus": 3, "use_gpu": False, "timeout_s": 9.0}
+    job = json.loads(trial_job(TrialPlan("0007", {}, config), storage, owner="token", **process))
     training = TrainConfig.model_validate_json(json.dumps(job["config"]))
     assert (training.num_workers, training.cpus_per_worker, training.out) == (2, 3, storage.uri)
     assert (training.model.depth, training.dataset) == (14, "d@v1")
