@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _PASSED_PREFIXES = ("AWS_", "AZURE_", "GOOGLE_", "MLFLOW_", "RESNET_")
 
-_QUIET = {
+_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
     "RAY_DEDUP_LOGS": "1",
@@ -33,6 +33,8 @@ _QUIET = {
     # Train would move a worker's working directory, and relative paths with it.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Training runs in a thread, and glibc gives a heap of a thread's own back after each step (`keep_freed_memory`).
+    "MALLOC_ARENA_MAX": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
@@ -74,7 +76,7 @@ def ray_session(config: RayConfig | None = None, *, imports: Sequence[str] = ())
         ClusterError: the named cluster does not answer.
     """
     settings = config or RayConfig()
-    for name, value in _QUIET.items():
+    for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     address = settings.address or os.environ.get("RAY_ADDRESS", "")
     if not address:
@@ -139,7 +141,7 @@ def worker_environment() -> dict[str, str]:
     `_make_secrets_hook`.
     """
     passed = {name: value for name, value in _passed().items() if not _is_secret(name, value)}
-    return {**_QUIET, **passed}
+    return {**_SETTINGS, **passed}
 
 
 def _passed() -> dict[str, str]:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import html
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,6 +52,20 @@ class StageResult:
         )
         state = " (already done)" if self.skipped else ""
         return f"<b>{html.escape(self.stage)}{state}</b><table>{rows}</table>"
+
+
+def commands_with_model(out: str, catalog: Mapping[str, Any], tracking_uri: str) -> tuple[str, str]:
+    """Return what usually follows a training or a sweep, ready to paste: evaluate its model, score an archive.
+
+    Args:
+        out: its folder.
+        catalog: its catalog.
+        tracking_uri: the MLflow store that was named for it, which the evaluation has to ask too; empty for the usual.
+    """
+    evaluate = ["resnet", "evaluate", out, catalog["dataset"]["uri"]]
+    evaluate += [f"tracking.uri={tracking_uri}"] * bool(tracking_uri)
+    score = ["resnet", "score", "ARCHIVE", "--model", f"{out}/{catalog['model']['path']}", "--out", "PREDICTIONS"]
+    return shlex.join(evaluate), shlex.join(score)
 
 
 def stage_key(stage: str, config: StrictModel, inputs: Mapping[str, str], output_version: int) -> str:

@@ -6,6 +6,7 @@ Only a run's driver process opens a `RunLog`; workers and trials hand it their r
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -30,6 +31,7 @@ from pipelines.tracking_sender import Sender
 from pipelines.tracking_store import (
     TrackingConfig,
     browser_address,
+    find_active_run,
     is_server,
     open_client,
     open_experiment,
@@ -98,15 +100,12 @@ class RunLog:
         self._tags = tags | ({"mlflow.parentRunId": parent_id} if parent_id else {})
         self._client: MlflowClient | None = None
         self._place: Place | None = None
-        self._is_open = False
-        self._is_begun = True
-        self._is_attached = False
+        self._is_open, self._is_begun, self._is_attached = False, True, False
         self._is_sure = True  # False: what the store holds of this run is not known
-        self._ended_as = ""
-        self._patience_s = 0.0
+        self._ended_as, self._patience_s = "", 0.0
         self._sender: Sender | None = None
         self._queue: deque[Record] = deque()
-        self._retry_at = 0.0
+        self._retry_at, self._until_s = 0.0, math.inf
         self._warned: set[bool] = set()  # of an outage (False), of answers that are not MLflow's (True)
         self._has_met = bool(run_id or parent_id)
         self._refused: set[str] = set()
@@ -223,8 +222,16 @@ class RunLog:
         self._is_sure = False
         return waiting
 
-    def end(self, status: RunStatus = "FINISHED") -> None:
-        """Deliver what is waiting and close the run; tell the user what could not be delivered."""
+    def leave(self) -> None:
+        """Leave status and times of the run to the newer command that has it."""
+        self._is_attached = True
+
+    def end(self, status: RunStatus = "FINISHED", *, waits: bool | None = None) -> None:
+        """Deliver what is waiting and close the run; tell the user what could not be delivered.
+
+        A server that is away is waited for as long as `open` was told, if the run is FINISHED or `waits` says so. One
+        that is slow has as long, and a minute at least.
+        """
         if not self._is_enabled or self._ended_as == status:
             return
         with self._lock:
@@ -233,19 +240,21 @@ class RunLog:
         def send(place: Place, tried: bool) -> None:
             place.client.set_terminated(place.run_id, status=status)
 
+        patience_s = self._patience_s if (status == "FINISHED" if waits is None else waits) else 0.0
+        self._until_s = time.monotonic() + max(patience_s, _LONGEST_CALL_S)
         if self._sender is not None:
             self._sender.stop(_LONGEST_CALL_S)
             self._sender = None
         self.put(Record(f"status {status}", (lambda *_: None) if self._is_attached else send), is_last=True)
-        ends_s = time.monotonic() + (self._patience_s if status == "FINISHED" else 0.0)
+        ends_s = time.monotonic() + patience_s
         if self._queue and time.monotonic() < ends_s:
-            _LOGGER.warning("waiting up to %.0f s for MLflow to come back", self._patience_s)
+            _LOGGER.warning("waiting up to %.0f s for MLflow to come back", patience_s)
         while self._queue and time.monotonic() < ends_s:
             time.sleep(min(2.0, self.pause_s))
             self._drain()
         if self._queue:
             _LOGGER.warning(
-                "%d records of run %r were not delivered: MLflow at %s is still away. "
+                "%d records of run %r were not delivered: MLflow at %s is away, or too slow. "
                 "The output folder holds every figure; `resnet track` sends those of a training later.",
                 *(len(self._queue), self._run_name, redact(self.uri)),
             )
@@ -259,7 +268,8 @@ class RunLog:
         if kind is None:
             self.end("FINISHED")
         else:
-            self._is_attached |= issubclass(kind, Superseded)  # the run is the newer command's, and so is its status
+            if issubclass(kind, Superseded):
+                self.leave()
             self.end("FAILED" if issubclass(kind, Exception) and not issubclass(kind, Unfinished) else "KILLED")
 
     def put(self, record: Record, *, is_last: bool = False) -> None:
@@ -309,7 +319,7 @@ class RunLog:
                 refuse_at_start(error, self.uri, is_known=self._has_met)
             self._warn_away(error)
             return
-        while self._queue:
+        while self._queue and time.monotonic() < self._until_s:
             record = self._queue[0]
             fault = self._send(client, record)
             is_refused = is_final(fault)
@@ -369,16 +379,8 @@ class RunLog:
         return client
 
     def _find_run(self, client: MlflowClient) -> str:
-        from mlflow.exceptions import MlflowException
-
         if self.run_id:
-            try:
-                run = client.get_run(self.run_id)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                run = None
-            if run is not None and run.info.lifecycle_stage == "active":
+            if run := find_active_run(client, self.run_id):
                 self.experiment_id = run.info.experiment_id
                 return self.run_id
             what = "nothing is added to it" if self._is_attached else "a new run goes on in its place"

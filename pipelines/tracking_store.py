@@ -20,6 +20,7 @@ from pipelines.tracking_answers import MEND, NotMlflowError, foreign_answer
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 _SQLITE = "sqlite:///"
 _DATABASES = ("postgresql", "mysql", "mssql")
@@ -213,6 +214,19 @@ def _create_database(path: Path) -> None:
         os.close(folder)
     finally:
         os.close(lock)
+
+
+def find_active_run(client: MlflowClient, run_id: str) -> Run | None:
+    """Return a run that is there and not deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
 
 
 def open_experiment(client: MlflowClient, uri: str, name: str) -> str:

@@ -282,15 +282,6 @@ class TrainConfig(StrictModel):
             )
         return self
 
-    @model_validator(mode="after")
-    def _check_classes(self) -> TrainConfig:
-        if self.sampling == "balanced" and self.loss.class_weights != "none":
-            raise ValueError(
-                f"sampling is balanced and loss.class_weights {self.loss.class_weights}: rare classes would count twice"
-                " over; mend: give one of them"
-            )
-        return self
-
 
 class ReplayConfig(StrictModel):
     """A window of a finished run, done once more."""

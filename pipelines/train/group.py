@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines import capacity
@@ -24,7 +25,7 @@ from pipelines.train.checkpoint import committed_steps
 from pipelines.train.config import TrainConfig
 from pipelines.train.follow import Follower
 from pipelines.train.notice import DRIVER_POLL_S, NOTICE, catching_sigterm
-from pipelines.train.owner import claim_run, leave_note, read_note
+from pipelines.train.owner import check_owner, claim_run, drop_notes, note_path
 from pipelines.train.records import EpochRecord
 from pipelines.train.worker import FAILURE, STOP, read_failure, rebuild_failure, train_worker
 
@@ -39,6 +40,17 @@ counts them; where it gives up and a checkpoint has come since it began to count
 RAY_MODULES = ("ray.train.v2.api.data_parallel_trainer", "pipelines.train.ray_backend")
 """What `train_in_workers` imports of Ray: 2 s, in which Ray's processes come up as well."""
 _POLL_S = DRIVER_POLL_S
+_NOTES = (STOP, FAILURE, NOTICE)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the workers ended."""
+
+    returned: dict[str, Any]
+    """What rank 0 returned."""
+    was_told: bool
+    """Whether SIGTERM came to this process."""
 
 
 def train_in_workers(
@@ -52,8 +64,8 @@ def train_in_workers(
     ends_at_s: float = math.inf,
     owner: str = "",
     window: Mapping[str, int] | None = None,
-) -> dict[str, Any]:
-    """Train in `config.num_workers` Ray Train workers until all epochs are done; return what rank 0 returned.
+) -> Ended:
+    """Train in `config.num_workers` Ray Train workers until all epochs are done, or something ends the run.
 
     The calling thread follows the run, so `on_epoch` is called in it. A worker that dies is replaced, and the group
     goes on from its newest checkpoint.
@@ -72,6 +84,7 @@ def train_in_workers(
 
     Raises:
         ClusterError: the workers do not fit the cluster, or died too often without a new checkpoint.
+        Superseded: another command has claimed the run.
         PipelineError: what ended the training.
     """
     use_gpu = choose_gpu(config, session)
@@ -91,8 +104,7 @@ def train_in_workers(
         cpus=resources["CPU"],
         node_cpus=session.node_cpus,
     )
-    # Claimed here and not in a worker: those that Ray replaces are of this command.
-    owner = owner or (secrets.token_hex(16) if window else claim_run(run))
+    owner = _take(run, owner, is_replay=window is not None)
     settings: dict[str, Any] = {
         "config": config.model_dump_json(),
         "run": run.uri,
@@ -106,7 +118,7 @@ def train_in_workers(
 
     def on_record(record: EpochRecord) -> None:
         if on_epoch is not None and not on_epoch(record):
-            leave_note(run, STOP, owner)
+            run.put(note_path(STOP, owner), b"{}")
 
     # Ray writes its own notes where the driver is and nowhere else as long as nothing is reported to it (its storage
     # is checked by the driver and by uploads of checkpoints only), so a folder here serves for any number of nodes.
@@ -132,15 +144,33 @@ def train_in_workers(
                     is_passed_on = _pass_on(run, owner)
             doing.result()
         _raise_failure(run, owner, fitting)
-        return fitting.returned
+        return Ended(fitting.returned, was_told=told.is_set())
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _take(run: Storage, owner: str, *, is_replay: bool) -> str:
+    """Return the token of the command, which has the run from now on; a replay leaves it to whoever has it.
+
+    Behind all that may refuse the command, since it takes the run from another. Here and not in a worker: those that
+    Ray replaces are of this command.
+
+    Raises:
+        Superseded: `owner` has lost the run to a newer command.
+    """
+    if is_replay:
+        return secrets.token_hex(16)
+    if owner:
+        check_owner(run, owner)
+        return owner
+    drop_notes(run, _NOTES)
+    return claim_run(run)
 
 
 def _pass_on(run: Storage, owner: str) -> bool:
     """Leave the workers word that they are to end; return whether it is there, else it is tried again."""
     try:
-        leave_note(run, NOTICE, owner)
+        run.put(note_path(NOTICE, owner), b"{}")
     except StorageError as error:
         _LOGGER.warning("the workers cannot be told to end yet; trying again: %s", error)
         return False
@@ -248,7 +278,7 @@ def _step_to_go_on_from(run: Storage, owner: str, error: Exception) -> int:
     if not causes or any(isinstance(cause, PipelineError) and not isinstance(cause, Unfinished) for cause in causes):
         return -1  # something is wrong with the run
     try:
-        is_called_off = any(read_note(run, note, owner) is not None for note in (STOP, FAILURE, NOTICE))
+        is_called_off = any(run.exists(note_path(note, owner)) for note in _NOTES)
         return -1 if is_called_off else _safe_step(run)
     except StorageError:  # the error that ended the workers says more
         return -1

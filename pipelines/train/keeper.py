@@ -14,7 +14,15 @@ import torch
 
 from pipelines.errors import StorageError, Superseded
 from pipelines.storage import Storage
-from pipelines.train.checkpoint import amend_checkpoint, committed_steps, discard_checkpoints, save_checkpoint
+from pipelines.train.checkpoint import (
+    Checkpoint,
+    amend_checkpoint,
+    committed_steps,
+    discard_checkpoints,
+    load_checkpoint,
+    load_latest,
+    save_checkpoint,
+)
 from pipelines.train.collectives import World
 from pipelines.train.feed import TrainFeed
 from pipelines.train.owner import superseded
@@ -34,6 +42,25 @@ _PROMPT_S = 1.0
 
 _BETTER_S = 60.0
 """Seconds that a checkpoint in flight may take before a better epoch's end does not wait for it either."""
+
+
+def stop_if(successor: Superseded | None, run: Storage, world: World, device: torch.device) -> None:
+    """Stop all workers where rank 0 has found another command's note; every one of them calls this.
+
+    Raises:
+        Superseded: it has.
+    """
+    if world.sum_values([float(successor is not None)], device)[0]:
+        raise successor or superseded(run)
+
+
+def agree_on_checkpoint(
+    run: Storage, world: World, device: torch.device, *, below: int | None = None
+) -> Checkpoint | None:
+    """Return the newest whole checkpoint as rank 0 sees it, or None; all workers must start from the same one."""
+    newest = load_latest(run, below=below) if world.rank == 0 else None
+    (step,) = world.sum_values([float(newest.step if newest else -1) if world.rank == 0 else 0.0], device)
+    return newest or (load_checkpoint(run, int(step)) if step >= 0 else None)
 
 
 class Keeper:
@@ -82,7 +109,7 @@ class Keeper:
             self._writer.take_failure()
             self._writer.drop_records()
             successor = self._writer.find_successor()
-        self._stop_if(successor)
+        stop_if(successor, self._run, self._world, self._device)
 
     def go_back(self, state: TrainState, identity: dict[str, Any]) -> None:
         """Have storage hold the run as it is at the checkpoint that it went back to.
@@ -218,12 +245,7 @@ class Keeper:
                 self._writer.finish()
             except Superseded as failure:
                 successor = failure
-        self._stop_if(successor)
-
-    def _stop_if(self, successor: Superseded | None) -> None:
-        """Stop all workers where rank 0 has found another command's note."""
-        if self._world.sum_values([float(successor is not None)], self._device)[0]:
-            raise successor or superseded(self._run)
+        stop_if(successor, self._run, self._world, self._device)
 
     def close(self, patience_s: float) -> None:
         """Let what is being written be finished, within so many seconds."""

@@ -21,15 +21,15 @@ from pipelines.storage import Storage
 from pipelines.train import startup
 from pipelines.train.assemble import assemble
 from pipelines.train.batch import Batch
-from pipelines.train.checkpoint import Checkpoint, load_checkpoint, load_latest
+from pipelines.train.checkpoint import Checkpoint, load_checkpoint
 from pipelines.train.collectives import World, join_trace, split_trace
 from pipelines.train.config import TrainConfig
 from pipelines.train.evaluation import evaluate, train_figures
 from pipelines.train.feed import OpenRows, SplitRows, opened_once
-from pipelines.train.keeper import Keeper
+from pipelines.train.keeper import Keeper, agree_on_checkpoint, stop_if
 from pipelines.train.notice import Notice
 from pipelines.train.outcome import FitOutcome, is_over, outcome_of
-from pipelines.train.owner import claim_run
+from pipelines.train.owner import claim_run, find_successor
 from pipelines.train.precision import resolve_device
 from pipelines.train.records import EpochRecord, read_records
 from pipelines.train.schedule import rate_at
@@ -98,9 +98,11 @@ def fit(
     Raises:
         Superseded: another command has claimed the run since; this one begins no checkpoint after that.
     """
+    successor = find_successor(run, owner) if world.rank == 0 and owner else None
+    stop_if(successor, run, world, device)
     if world.rank == 0 and not owner:
         owner = claim_run(run)
-    newest = _agree_on_checkpoint(run, world, device)
+    newest = agree_on_checkpoint(run, world, device)
     if newest and is_over(config, read_cursor(newest)):  # do not even read the data
         return outcome_of(config, run, newest)
     loop = _Loop(config, run, world, device, newest, open_rows, ends_at_s, notice, owner)
@@ -133,15 +135,6 @@ def replay(
         DataError: the checkpoint is of another run, or the loss stopped being a number.
     """
     return _Loop(config, run, world, device, load_checkpoint(run, step)).repeat_steps(steps)
-
-
-def _agree_on_checkpoint(
-    run: Storage, world: World, device: torch.device, *, below: int | None = None
-) -> Checkpoint | None:
-    """Return the newest whole checkpoint as rank 0 sees it, or None; all workers must start from the same one."""
-    newest = load_latest(run, below=below) if world.rank == 0 else None
-    (step,) = world.sum_values([float(newest.step if newest else -1) if world.rank == 0 else 0.0], device)
-    return newest or (load_checkpoint(run, int(step)) if step >= 0 else None)
 
 
 class Diverged(DataError):
@@ -226,7 +219,7 @@ class _Loop:
             raise error
         self.keeper.drop_records()
         step = before.returned_to if before.returned_to >= 0 else None
-        while checkpoint := _agree_on_checkpoint(self.run, self.world, self.device, below=step):
+        while checkpoint := agree_on_checkpoint(self.run, self.world, self.device, below=step):
             self.state.load_files(checkpoint, self.identity)
             step = checkpoint.step
             if self.state.is_finite():

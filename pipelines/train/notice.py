@@ -20,7 +20,7 @@ from typing import Any
 
 from pipelines.errors import StorageError
 from pipelines.storage import Storage
-from pipelines.train.owner import read_note
+from pipelines.train.owner import note_path
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -77,12 +77,12 @@ def noted_in(run: Storage, token: str) -> Iterator[Callable[[], bool]]:
 
     A thread looks, so that no step waits for it.
     """
-    found, ended = threading.Event(), threading.Event()
+    found, ended, path = threading.Event(), threading.Event(), note_path(NOTICE, token)
 
     def look() -> None:
         while not found.is_set() and not ended.wait(_POLL_S):
             with contextlib.suppress(StorageError):
-                if read_note(run, NOTICE, token) is not None:
+                if run.exists(path):
                     found.set()
 
     threading.Thread(target=look, name="notice", daemon=True).start()

@@ -3,8 +3,8 @@
 No lock: a command that was killed could not release it. Whoever begins writes a note with a token of its own over the
 one that stands, and looks at it before it writes and once more when it has written: a command that finds another's
 token there stops. Order is that of the writes, so clocks do not matter. Workers that Ray replaces carry the token of
-their driver, and so never take a run back from a newer command. What else a driver and its workers leave each other in
-the folder carries the token too, so that no command ends by the word of another.
+their driver, and so never take a run back from a newer command. Whatever else a driver and its workers leave each other
+in the folder has the token in its name, so that no command ends by the word of another.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
-from pipelines.errors import NotFound, Superseded
+from pipelines.errors import NotFound, StorageError, Superseded
 from pipelines.storage import Storage
 
 OWNER = "_work/owner.json"
@@ -58,26 +58,30 @@ def check_owner(run: Storage, token: str) -> None:
         return
 
 
-def leave_note(run: Storage, path: str, token: str, content: Mapping[str, Any] | None = None) -> None:
-    """Leave word in a run's folder for those of the command whose token it is.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    run.put(path, json.dumps({**(content or {}), "owner": token}).encode())
-
-
-def read_note(run: Storage, path: str, token: str) -> dict[str, Any] | None:
-    """Return what `leave_note` left for this command; None where there is nothing, another's, or what is damaged.
-
-    Raises:
-        StorageError: it cannot be known.
-    """
+def find_successor(run: Storage, token: str) -> Superseded | None:
+    """Return what there is to say if the run is a newer command's; storage that is away says nothing."""
     try:
-        note = json.loads(run.read(path))
-    except (NotFound, ValueError, RecursionError):
-        return None
-    return note if isinstance(note, dict) and note.get("owner", "") == token else None
+        check_owner(run, token)
+    except Superseded as error:
+        return error
+    except StorageError:
+        pass
+    return None
+
+
+def note_path(note: str, token: str) -> str:
+    """Return where a command's drivers and workers leave each other a note: commands have each their own."""
+    return note.replace(".json", f"-{token}.json") if token else note
+
+
+def drop_notes(run: Storage, notes: Collection[str]) -> None:
+    """Delete the notes of all commands.
+
+    Raises:
+        StorageError: one cannot be deleted.
+    """
+    stems = tuple(note.removesuffix(".json") for note in notes)
+    run.delete(*(file.path for file in run.list("_work") if file.path.startswith(stems)))
 
 
 def superseded(run: Storage, by: str = "started later") -> Superseded:

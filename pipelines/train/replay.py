@@ -12,14 +12,14 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import DataError, InputError
+from pipelines.errors import ConfigError, DataError, InputError, RegistryError
 from pipelines.node_paths import check_nodes_see
 from pipelines.ray_runtime import ray_session
 from pipelines.stage_output import RUN, StageResult
 from pipelines.storage import Storage
 from pipelines.tracking import RunLog
 from pipelines.train.config import ReplayConfig, TrainConfig
-from pipelines.train.resume import finished_catalog, finished_config
+from pipelines.train.resume import finished_catalog, finished_config, kept_tracking
 from pipelines.train.step_log import read_steps
 
 if TYPE_CHECKING:
@@ -97,13 +97,16 @@ def run(config: ReplayConfig) -> StageResult:
         repeated,
         run=catalog["key"],
         checkpoint_step=checkpoint.step,
-        workers_then=int(catalog["config"]["num_workers"]),
+        workers_then=_most_workers(store, catalog),
         tolerance=config.tolerance or TOLERANCES[repeated.precision],
     )
     path = f"{CERTIFICATES}/steps-{first:08d}-{last:08d}-workers-{certificate.workers}.json"
     data = json.dumps(certificate.to_json(), indent=1).encode()
     store.put(path, data)
-    _record(config, store, catalog, path, data)
+    try:
+        _record(config, store, catalog, path, data)
+    except (ConfigError, RegistryError) as error:
+        _LOGGER.warning("the certificate was not added to the run in MLflow: %s", error.what)
     if not certificate.agrees:
         raise _disagreement(certificate, store.address(path))
     figures: dict[str, float | int | str] = {
@@ -170,7 +173,7 @@ def _repeat(config: ReplayConfig, trained: TrainConfig, store: Storage, *, step:
 
     with ray_session(config.ray) as session:
         check_nodes_see(session.num_nodes, {"RUN": f"{store.uri}/{RUN}"})
-        return _Repeated(**train_in_workers(again, store, session, window={"step": step, "steps": steps}))
+        return _Repeated(**train_in_workers(again, store, session, window={"step": step, "steps": steps}).returned)
 
 
 def _compare(
@@ -205,13 +208,19 @@ def _compare(
     )
 
 
+def _most_workers(store: Storage, catalog: dict[str, Any]) -> int:
+    """Return the most workers that the run was given, by the command that began it or by the one that ended it."""
+    begun = json.loads(store.read(RUN)).get("config") or {}
+    return max(int(config.get("num_workers", 1)) for config in (begun, catalog["config"]))
+
+
 def _record(config: ReplayConfig, store: Storage, catalog: dict[str, Any], path: str, data: bytes) -> None:
     """Add the certificate to the MLflow run, where there is one."""
     # The catalog has none where MLflow was away until the end; `resnet track` notes the run it begins beside it.
     run_id = catalog["mlflow_run_id"] or str(json.loads(store.read(RUN)).get("mlflow_run_id", ""))
-    if not run_id:
+    if not run_id or not config.tracking.enabled:
         return
-    with RunLog.open(config.tracking, run_name="", run_id=run_id, attach=True) as log:
+    with RunLog.open(kept_tracking(store, config.tracking), run_name="", run_id=run_id, attach=True) as log:
         tell_certificate(log, path, data)
 
 

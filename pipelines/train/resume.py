@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from pipelines.package.describe import DESCRIPTION_FILE
 from pipelines.redact import redact
 from pipelines.stage_output import RUN, read_catalog
 from pipelines.storage import Storage
+from pipelines.tracking import TrackingConfig, resolve_uri
 from pipelines.train.config import TrainConfig
 from pipelines.train.initial import INIT
 from pipelines.train.plan import STAGE, plan
@@ -20,7 +22,17 @@ from pipelines.train.plan import STAGE, plan
 def kept_config(config: TrainConfig) -> dict[str, Any]:
     """Return what a run's folder keeps of its config; the parts that hold an address with a password are left out."""
     values = config.model_dump(mode="json", exclude={"dataset", "out"})
+    if config.tracking.enabled:  # a folder that is gone on with from elsewhere is recorded where it was
+        with contextlib.suppress(ConfigError):  # told by whoever opens the store
+            values["tracking"]["uri"] = resolve_uri(config.tracking)
     return {name: value for name, value in values.items() if redact(text := json.dumps(value)) == text}
+
+
+def kept_tracking(store: Storage, asked: TrackingConfig) -> TrackingConfig:
+    """Return where a run is recorded: in the store that is asked for, else in the one that its folder names."""
+    kept = (_read_standing(store).get("config") or {}).get("tracking") or {}
+    changed = {name: getattr(asked, name) for name in asked.model_fields_set if getattr(asked, name)}
+    return TrackingConfig.model_validate({**kept, "enabled": True, **changed})
 
 
 def resumed_config(run: str, overrides: Sequence[str] = ()) -> TrainConfig:

@@ -19,7 +19,7 @@ from typing_extensions import override
 from pipelines.errors import PipelineError, StorageError, Superseded
 from pipelines.storage import Storage
 from pipelines.train.checkpoint import prune_checkpoints, save_checkpoint
-from pipelines.train.owner import check_owner
+from pipelines.train.owner import check_owner, find_successor
 from pipelines.train.records import PROGRESS
 from pipelines.train.state import Snapshot
 
@@ -172,13 +172,7 @@ class RunWriter:
 
     def find_successor(self) -> Superseded | None:
         """Return what there is to say if the run is another command's; storage that is away says nothing."""
-        try:
-            self._check_owner()
-        except Superseded as failure:
-            return failure
-        except StorageError:
-            pass
-        return None
+        return find_successor(self._run, self._owner) if self._owner else None
 
     def close(self, patience_s: float = 0.0) -> None:
         """End the thread after what it is writing; wait for that so long at most. Nothing is raised."""

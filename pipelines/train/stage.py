@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,21 +19,21 @@ from pipelines.errors import ConfigError, RegistryError, StorageError, Unfinishe
 from pipelines.metrics.deciding import deciding_figure, find_deciding
 from pipelines.node_paths import check_nodes_see
 from pipelines.ray_runtime import ray_session
-from pipelines.stage_output import RUN, StageResult, open_run, publish_catalog, read_catalog
+from pipelines.redact import redact
+from pipelines.stage_output import RUN, StageResult, commands_with_model, open_run, publish_catalog, read_catalog
 from pipelines.storage import Storage
 from pipelines.tracking import RunLog, TrackingConfig, refuse_local_store, resolve_uri
 from pipelines.train import startup
 from pipelines.train.batch_size import settle_batch_size
 from pipelines.train.config import TrainConfig
 from pipelines.train.environment import write_environment
-from pipelines.train.idle import idle_settings
 from pipelines.train.initial import fitted_spec, ghost_size_of, keep_copy
-from pipelines.train.owner import claim_run, read_note
 from pipelines.train.plan import STAGE, TrainPlan
 from pipelines.train.plan import plan as make_plan
 from pipelines.train.records import EpochRecord
+from pipelines.train.remarks import remarks_on
 from pipelines.train.replay import CERTIFICATES, tell_certificate
-from pipelines.train.resume import finished_catalog, finished_config, kept_config
+from pipelines.train.resume import finished_catalog, finished_config, kept_config, kept_tracking
 from pipelines.train.teller import Teller, run_tags
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def run(config: TrainConfig) -> TrainResult:
     store = Storage.open(plan.out)
     catalog = read_catalog(store)
     if catalog is not None and catalog["key"] == plan.key:
-        return _result(plan, store, catalog, skipped=True)
+        return _result(plan, store, catalog, config.tracking, skipped=True)
     _refuse_early(config, plan)
     startup.mark("config checked")
     details = {"dataset": plan.dataset, "started_s": round(time.time(), 3), "config": kept_config(config)}
@@ -124,7 +125,7 @@ def run(config: TrainConfig) -> TrainResult:
                 **({"batch_size": standing["batch_size"]} if "batch_size" in standing else {}),
             },
         )
-    return _result(plan, store, catalog, skipped=False)
+    return _result(plan, store, catalog, config.tracking, skipped=False)
 
 
 def _train(config: TrainConfig, store: Storage, log: RunLog, teller: Teller) -> FitOutcome:
@@ -181,7 +182,6 @@ def _train_in_ray(
 ) -> bool:
     """Train in Ray's workers; return whether SIGTERM came here."""
     from pipelines.train.group import RAY_MODULES, train_in_workers
-    from pipelines.train.notice import NOTICE
 
     with ray_session(config.ray, imports=RAY_MODULES) as session:
         startup.mark("Ray up")
@@ -190,9 +190,8 @@ def _train_in_ray(
         places = {"--dataset": parse_ref(config.dataset)[0], "--out": f"{store.uri}/{RUN}"}
         check_nodes_see(session.num_nodes, places)
         # MLflow is imported and its run opened while the workers come up.
-        owner = claim_run(store)
-        train_in_workers(config, store, session, on_epoch=on_epoch, meanwhile=start, ends_at_s=ends_at_s, owner=owner)
-    return read_note(store, NOTICE, owner) is not None
+        ended = train_in_workers(config, store, session, on_epoch=on_epoch, meanwhile=start, ends_at_s=ends_at_s)
+    return ended.was_told
 
 
 def _unfinished(
@@ -208,7 +207,8 @@ def _unfinished(
     return Unfinished(
         f"{why} after {outcome.epochs if outcome else 0} of {config.epochs} epochs; nothing is published",
         where=store.uri,
-        mend=f"the same command goes on from the checkpoint that was left, or: resnet train --resume {store.uri}",
+        mend="the same command goes on from the checkpoint that was left, or: resnet train --resume"
+        f" {shlex.quote(store.uri)}",
     )
 
 
@@ -230,7 +230,7 @@ def _refuse_early(config: TrainConfig, plan: TrainPlan) -> None:
         check_alone(config)
     if config.use_gpu is True and not (config.ray.address or os.environ.get("RAY_ADDRESS")):
         capacity.check_gpu(use_gpu=True)
-    for remark in idle_settings(config):
+    for remark in remarks_on(config):
         _LOGGER.warning("%s", remark)
     from pipelines.dataset.reader import open_dataset
     from pipelines.train.pixels import input_shape
@@ -335,28 +335,37 @@ def deliver(uri: str, tracking: TrackingConfig) -> StageResult:
     store = Storage.open(uri)
     catalog = finished_catalog(store)
     standing = json.loads(store.read(RUN))
-    config = finished_config(store, catalog).model_copy(update={"tracking": tracking})
+    config = finished_config(store, catalog)
+    config = config.model_copy(update={"tracking": kept_tracking(store, tracking)})
     plan = TrainPlan(STAGE, catalog["key"], catalog["inputs"], store.uri, dataset=standing["dataset"])
     with _open_log(config, plan, store, standing) as log:
         log.begin()
-        teller = _make_teller(log, store, config, plan, standing)
-        teller.begin()
-        teller.tell_start()
-        new = sum(teller.tell_epoch(EpochRecord.from_json(record)) for record in catalog["records"])
-        for file in store.list("figures"):
-            log.log_file(file.path, store.read(file.path))
-        for file in sorted(store.list(CERTIFICATES), key=lambda file: file.modified):
-            tell_certificate(log, file.path, store.read(file.path))
-        teller.tell_best(catalog["best"], catalog["model"]["weights_sha256"], step=len(catalog["records"]))
-        teller.tell_rest()
+        try:
+            teller = _make_teller(log, store, config, plan, standing)
+            teller.begin()
+            teller.tell_start()
+            new = sum(teller.tell_epoch(EpochRecord.from_json(record)) for record in catalog["records"])
+            for file in store.list("figures"):
+                log.log_file(file.path, store.read(file.path))
+            for file in sorted(store.list(CERTIFICATES), key=lambda file: file.modified):
+                tell_certificate(log, file.path, store.read(file.path))
+            teller.tell_best(catalog["best"], catalog["model"]["weights_sha256"], step=len(catalog["records"]))
+            teller.tell_rest()
+        finally:
+            log.end()  # the training is done, whatever becomes of this
+            log.leave()
     _keep_run_id(store, log)
     if log.num_waiting or not log.run_id:
-        raise RegistryError("MLflow is still away", where=log.uri, mend="start it, and run the same command again")
-    figures: dict[str, float | int | str] = {"epochs_sent": new, "mlflow_run_id": log.run_id, "store": log.uri}
+        raise RegistryError(
+            "MLflow is still away", where=redact(log.uri), mend="start it, and run the same command again"
+        )
+    figures: dict[str, float | int | str] = {"epochs_sent": new, "mlflow_run_id": log.run_id, "store": redact(log.uri)}
     return StageResult("track", store.uri, catalog["key"], skipped=not new, figures=figures)
 
 
-def _result(plan: TrainPlan, store: Storage, catalog: dict[str, Any], *, skipped: bool) -> TrainResult:
+def _result(
+    plan: TrainPlan, store: Storage, catalog: dict[str, Any], tracking: TrackingConfig, *, skipped: bool
+) -> TrainResult:
     records = catalog["records"]
     last, deciding = records[-1], find_deciding(catalog["best"], "val_")
     figures: dict[str, float | int | str] = {
@@ -370,8 +379,5 @@ def _result(plan: TrainPlan, store: Storage, catalog: dict[str, Any], *, skipped
     }
     if "init" in catalog:
         figures["started_from"] = catalog["init"]["words"]
-    commands = (
-        f"resnet evaluate {plan.out} {catalog['dataset']['uri']}",
-        f"resnet score ARCHIVE --model {plan.out}/{catalog['model']['path']} --out PREDICTIONS",
-    )
+    commands = commands_with_model(plan.out, catalog, tracking.uri)
     return TrainResult(STAGE, plan.out, plan.key, skipped, figures, commands)

@@ -6,17 +6,18 @@ and its snapshot file is not atomic, so it is never what a run resumes from.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from contextlib import nullcontext
 from typing import Any
 
 from pipelines import errors
-from pipelines.errors import ConfigError, DataError, InputError, PipelineError, StorageError, Unfinished
+from pipelines.errors import ConfigError, DataError, InputError, NotFound, PipelineError, StorageError, Unfinished
 from pipelines.storage import Storage
 from pipelines.train import notice, startup
 from pipelines.train.config import TrainConfig
-from pipelines.train.owner import leave_note, read_note
+from pipelines.train.owner import note_path
 from pipelines.train.process_memory import keep_freed_memory
 
 STOP = "_work/stop.json"
@@ -99,7 +100,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             return {"failure": failure}
         # The others may be waiting for this worker, so it has to die for Ray to end them; the next attempt of the
         # group finds the note and ends at once, all together.
-        leave_note(run, FAILURE, owner, failure)
+        run.put(note_path(FAILURE, owner), json.dumps(failure).encode())
         raise
     return {}
 
@@ -120,7 +121,7 @@ def _is_over(run: Storage, owner: str, ends_at_s: float) -> bool:
 def _stands(run: Storage, note: str, owner: str) -> bool:
     """Return whether the driver has left a note; storage that is away says nothing."""
     try:
-        return read_note(run, note, owner) is not None
+        return run.exists(note_path(note, owner))
     except StorageError:
         return False
 
@@ -156,6 +157,9 @@ def read_failure(run: Storage, owner: str) -> dict[str, str] | None:
 
     Without it an attempt meets the error itself, and the driver has it from Ray.
     """
-    note = read_note(run, FAILURE, owner) or {}
-    failure = {part: said for part in _FAILURE_PARTS if isinstance(said := note.get(part), str)}
-    return failure if len(failure) == len(_FAILURE_PARTS) else None
+    try:
+        failure = json.loads(run.read(note_path(FAILURE, owner)))
+    except (NotFound, ValueError):
+        return None
+    is_whole = isinstance(failure, dict) and all(isinstance(failure.get(part), str) for part in _FAILURE_PARTS)
+    return failure if is_whole else None

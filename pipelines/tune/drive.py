@@ -60,11 +60,12 @@ def run_trials(config: TuneConfig, sweep: Sweep, session: RaySession) -> None:
         os.environ.setdefault(name, value)
     keep_secrets_out_of_tune()
     share = divide(config, len(sweep.unfinished()), session)
+    sweep.claim()
     jobs = [
         trial_job(
             plan,
             sweep.run_of(plan.trial),
-            owner=sweep.claim(plan.trial),
+            owner=sweep.owner_of(plan.trial),
             workers=config.workers_per_trial,
             cpus=share.cpus,
             use_gpu=share.use_gpu,
@@ -82,8 +83,7 @@ def run_trials(config: TuneConfig, sweep: Sweep, session: RaySession) -> None:
         if observer.fault is not None:
             raise observer.fault
     finally:
-        if not isinstance(observer.fault, Superseded):  # else the trials' runs are the newer command's
-            sweep.close()
+        sweep.close(is_superseded=isinstance(observer.fault, Superseded))
         shutil.rmtree(scratch, ignore_errors=True)
 
 

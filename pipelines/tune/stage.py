@@ -19,25 +19,27 @@ from pipelines.errors import DataError, InputError, StorageError
 from pipelines.node_paths import check_nodes_see
 from pipelines.plots.params import describe_params
 from pipelines.ray_runtime import ray_session
-from pipelines.stage_output import RUN, StageResult, open_run, publish_catalog, read_catalog
+from pipelines.stage_output import RUN, StageResult, commands_with_model, open_run, publish_catalog, read_catalog
 from pipelines.storage import Storage
 from pipelines.tracking import RUN_KEY_TAG, RunLog, TrackingConfig, refuse_local_store, resolve_uri
 from pipelines.tracking_records import Point, points_record
 from pipelines.train.environment import write_environment
 from pipelines.train.initial import INIT, keep_copy, starting_spec
-from pipelines.train.owner import check_owner, claim_run
 from pipelines.tune.config import TuneConfig
 from pipelines.tune.plan import STAGE, TunePlan
 from pipelines.tune.plan import plan as make_plan
 from pipelines.tune.search import Asha
 from pipelines.tune.space import TrialPlan, make_trials
 from pipelines.tune.sweep import TRIALS, Sweep
-from pipelines.tune.telling import SweepLog
+from pipelines.tune.telling import PATIENCE_S, SweepLog
 
 if TYPE_CHECKING:
     from pipelines.dataset.reader import Dataset
 
 _LOGGER = logging.getLogger(__name__)
+
+LOSERS = "_work/losers.json"
+"""Stands while a published sweep may hold checkpoints of trials that lost."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,11 @@ def run(config: TuneConfig) -> TuneResult:
     store = Storage.open(plan.out)
     catalog = read_catalog(store)
     if catalog is not None and catalog["key"] == plan.key:
-        _drop_losers(store, catalog)  # a sweep that was killed behind its catalog left some
-        return _result(plan, store, catalog, skipped=True)
+        if store.exists(LOSERS):  # it was killed before they were gone
+            _drop_losers(store, catalog)
+        return _result(plan, store, catalog, config.tracking, skipped=True)
     trials = _plan_trials(config, plan, store)
     standing = open_run(store, STAGE, plan.key, {"dataset": plan.dataset, "started_s": round(time.time(), 3)})
-    owner = claim_run(store)
     if plan.initial:
         keep_copy(plan.initial, store, config.tracking)
     place = hashlib.sha256(store.uri.encode()).hexdigest()[:16]
@@ -84,10 +86,13 @@ def run(config: TuneConfig) -> TuneResult:
         sweep = Sweep(trials, store, asha, told)
         if sweep.unfinished():
             _run_trials(config, sweep, plan.dataset, store)
-        check_owner(store, owner)
+        else:
+            sweep.claim()
+        sweep.check_owner()
+        store.put(LOSERS, b"{}")
         catalog = _publish(config, plan, store, sweep, trials, log)
     _drop_losers(store, catalog)
-    return _result(plan, store, catalog, skipped=False)
+    return _result(plan, store, catalog, config.tracking, skipped=False)
 
 
 def _drop_losers(store: Storage, catalog: dict[str, Any]) -> None:
@@ -97,6 +102,7 @@ def _drop_losers(store: Storage, catalog: dict[str, Any]) -> None:
         _, trial, *place = file.path.split("/")
         if trial in losers and place[0] == "checkpoints":
             store.delete(file.path)
+    store.delete(LOSERS)
 
 
 def _run_trials(config: TuneConfig, sweep: Sweep, dataset: str, store: Storage) -> None:
@@ -228,6 +234,7 @@ def _open_log(config: TuneConfig, plan: TunePlan, store: Storage, standing: dict
         run_name=f"tune {Path(store.uri).name}",
         run_id=str(standing.get("mlflow_run_id", "")),
         tags={RUN_KEY_TAG: f"{plan.key}-{place}", "stage": STAGE, "key": plan.key, "out": store.uri},
+        patience_s=PATIENCE_S,
     )
     if log.run_id and standing.get("mlflow_run_id") != log.run_id:
         store.put(RUN, json.dumps({**standing, "mlflow_run_id": log.run_id}, indent=1).encode())
@@ -242,7 +249,9 @@ def _log_start(log: RunLog, config: TuneConfig, plan: TunePlan) -> None:
     log.log_dataset(Path(uri).name, f"{uri}@{version}", plan.inputs["dataset"], "training")
 
 
-def _result(plan: TunePlan, store: Storage, catalog: dict[str, Any], *, skipped: bool) -> TuneResult:
+def _result(
+    plan: TunePlan, store: Storage, catalog: dict[str, Any], tracking: TrackingConfig, *, skipped: bool
+) -> TuneResult:
     counts = Counter(trial["status"] for trial in catalog["trials"])
     figures: dict[str, float | int | str] = {
         "val_top1": catalog["best"]["val_top1"],
@@ -252,8 +261,5 @@ def _result(plan: TunePlan, store: Storage, catalog: dict[str, Any], *, skipped:
         "model": store.address(catalog["model"]["path"]),
         "mlflow_run_id": catalog["mlflow_run_id"],
     }
-    commands = (
-        f"resnet evaluate {plan.out} {catalog['dataset']['uri']}",
-        f"resnet score ARCHIVE --model {plan.out}/{catalog['model']['path']} --out PREDICTIONS",
-    )
+    commands = commands_with_model(plan.out, catalog, tracking.uri)
     return TuneResult(STAGE, plan.out, plan.key, skipped, figures, commands)

@@ -15,7 +15,7 @@ from pipelines.progress import Progress
 from pipelines.storage import Storage
 from pipelines.train.checkpoint import committed_steps
 from pipelines.train.config import TrainConfig
-from pipelines.train.owner import claim_run, leave_note
+from pipelines.train.owner import check_owner, claim_run, note_path
 from pipelines.train.records import EpochRecord, read_record
 from pipelines.train.worker import STOP
 from pipelines.tune.journal import Journal, Status, TrialEntry
@@ -58,7 +58,8 @@ class Sweep:
         self._open: dict[str, _Trial] = {}
         self._plans = {plan.trial: plan for plan in trials}
         self._stopped: dict[str, str] = {}  # with the reason
-        self._owners: dict[str, str] = {}
+        self._owner = ""
+        self._owners: dict[str, str] = {}  # of trials
         self._storage = storage
         self._journal = Journal(storage)
         self._asha = asha
@@ -78,12 +79,26 @@ class Sweep:
         records = self.records.get(trial, [])
         return best_record(records, committed_steps(self.run_of(trial))) if records else None
 
-    def claim(self, trial: str) -> str:
-        """Make a trial's folder this sweep's, whoever had it; return the token that says so.
+    def claim(self) -> None:
+        """Take the sweep's folder and those of unfinished trials, whoever had them.
 
-        Here and not in the trial's process: those that Tune starts anew are of this sweep.
+        Behind all that may refuse the command. Here and not in the trials' processes: those that Tune starts anew are
+        of this sweep.
         """
-        self._owners[trial] = claim_run(self.run_of(trial))
+        self._owner = claim_run(self._storage)
+        for trial in self._open:
+            self._owners[trial] = claim_run(self.run_of(trial))
+
+    def check_owner(self) -> None:
+        """Refuse to go on where another command has taken the sweep's folder since.
+
+        Raises:
+            Superseded: it has.
+        """
+        check_owner(self._storage, self._owner)
+
+    def owner_of(self, trial: str) -> str:
+        """Return the token that a trial's processes carry."""
         return self._owners[trial]
 
     def unfinished(self) -> list[TrialPlan]:
@@ -108,7 +123,7 @@ class Sweep:
 
     def ask_to_end(self, trial: str) -> None:
         """Have a trial's workers end after the epoch they are at, and so give back what they hold."""
-        leave_note(self.run_of(trial), STOP, self._owners[trial])
+        self.run_of(trial).put(note_path(STOP, self._owners[trial]), b"{}")
 
     def follow(self, trial: str) -> None:
         """Pick up the epoch records that a trial has written since the last time."""
@@ -138,8 +153,14 @@ class Sweep:
             time.sleep(_LOOK_S)
 
     def end(self, trial: str, status: Status, reason: str = "") -> None:
-        """Write down what became of a trial; MLflow first, so that what the journal calls ended is whole there."""
+        """Write down what became of a trial; MLflow first, so that what the journal calls ended is whole there.
+
+        Raises:
+            Superseded: the trial is another command's, and so is its entry.
+        """
         standing = self._open[trial]
+        if trial in self._owners:
+            check_owner(standing.run, self._owners[trial])
         self._read_new(standing)
         self._tell_new(standing)
         assert standing.plan.config is not None
@@ -160,11 +181,14 @@ class Sweep:
         if self._progress is not None:
             self._progress.advance(1)
 
-    def close(self) -> None:
-        """Mark the runs of trials that are still open as interrupted; a rerun of the sweep goes on with them."""
+    def close(self, *, is_superseded: bool = False) -> None:
+        """Mark the runs of trials that are still open as interrupted; a rerun of the sweep goes on with them.
+
+        With `is_superseded` another command does, and tells their status.
+        """
         for standing in self._open.values():
             if standing.log is not None:
-                standing.log.interrupt()
+                standing.log.interrupt(keeps_status=is_superseded)
 
     def tell_untold(self) -> None:
         """Tell MLflow of trials that ended while it was away; it is waited for, once."""

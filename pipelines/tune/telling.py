@@ -110,16 +110,18 @@ class TrialLog:
             _LOGGER.warning("what the trial in %s left cannot be told to MLflow yet: %s", self._run.uri, error)
             is_whole = False
         self._log.log_tags(tags)
-        self._log.end(status)
+        self._log.end(status, waits=True)  # a failed trial is told as a finished one is
         if is_whole and not self._log.num_waiting:
             self._run.delete(UNTOLD)
             return True
         self._run.put(UNTOLD, b"{}")
         return False
 
-    def interrupt(self) -> None:
-        """Close the run of a trial that a rerun of the sweep goes on with."""
+    def interrupt(self, *, keeps_status: bool = False) -> None:
+        """Close the run of a trial that a rerun of the sweep goes on with, or with `keeps_status` somebody else."""
         self._teller.close()
+        if keeps_status:
+            self._log.leave()
         self._log.end("KILLED")
 
     def settle_models(self, kept: Sequence[EpochRecord]) -> bool:

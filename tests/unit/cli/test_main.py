@@ -137,14 +137,14 @@ def test_a_signal_ends_with_its_code_and_says_how_to_go_on(
     assert error.endswith("next:\n  resnet fail\n")
 
 
-@pytest.mark.parametrize("flags", [["--find-lr", "range.png"], ["--find-lr=range.png"], ["--smoke"]])
+@pytest.mark.parametrize("flags", [["--find-lr", "range.png"], ["--find-lr=range.png"], ["--smoke"], ["replay"]])
 def test_a_signal_in_a_look_that_keeps_nothing_promises_nothing(
     failing: list[BaseException], capsys: pytest.CaptureFixture[str], flags: list[str]
 ) -> None:
     failing.append(KeyboardInterrupt())
     assert main.run_command(["fail", *flags]) == 130
     said = [
-        "interrupted: nothing is kept; the same command starts anew",
+        "interrupted: nothing is kept of it; the same command starts it anew",
         "next:",
         f"  resnet fail {' '.join(flags)}",
     ]

@@ -16,8 +16,9 @@ import pytest
 from pipelines.dataset import leaks
 from pipelines.errors import ConfigError, InputError
 from pipelines.evaluate.plan import plan
-from pipelines.evaluate.record import run_of_catalog
+from pipelines.evaluate.record import run_of_catalog, run_of_folder
 from pipelines.evaluate.stage import EvaluateResult, run
+from pipelines.storage import Storage
 from tests.unit.evaluate.small_world import config, make_dataset, make_training, make_world, read_json
 
 
@@ -174,3 +175,12 @@ def test_a_device_that_is_not_there_is_refused_before_any_work(
         run(config(world, out=str(tmp_path / "out"), device="cuda"))
     assert refused.value.exit_code == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_run_of_a_model_that_mlflow_was_told_of_late_stands_beside_the_catalog(tmp_path: Path) -> None:
+    store = Storage.open(tmp_path)
+    assert run_of_folder(store) == ""
+    store.put("run.json", b'{"stage": "train", "mlflow_run_id": "r1"}')
+    assert run_of_folder(store) == "r1"
+    store.put("run.json", b'{"stage": "tune", "mlflow_run_id": "of the sweep"}')
+    assert run_of_folder(store) == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from pipelines.errors import ClusterError, DataError, InputError
 from pipelines.stage_output import (
     CATALOG,
     StageResult,
+    commands_with_model,
     open_run,
     publish_catalog,
     read_catalog,
@@ -83,3 +85,12 @@ def test_errors_cross_processes() -> None:
 
     error = pickle.loads(pickle.dumps(ClusterError("no", where="here", mend="do")))
     assert (type(error), error.what, error.where, error.mend, error.exit_code) == (ClusterError, "no", "here", "do", 4)
+
+
+def test_next_commands_can_be_pasted_and_ask_the_store_that_was_named() -> None:
+    catalog = {"dataset": {"uri": "data/my birds@v1"}, "model": {"path": "model"}}
+    evaluate, score = commands_with_model("runs/my birds", catalog, "http://mlflow:5000")
+    words = ["resnet", "evaluate", "runs/my birds", "data/my birds@v1", "tracking.uri=http://mlflow:5000"]
+    assert shlex.split(evaluate) == words
+    assert shlex.split(score)[4:6] == ["runs/my birds/model", "--out"]
+    assert "tracking" not in commands_with_model("out", catalog, "")[0]

@@ -167,9 +167,26 @@ def test_still_away_at_the_end_says_what_is_missing(store: FakeStore, caplog: py
     log.log_metrics({"loss": 1.0}, 0)
     log.end()
     assert caplog.records[-1].getMessage() == (
-        "2 records of run 'r' were not delivered: MLflow at http://mlflow:5000 is still away. "
+        "2 records of run 'r' were not delivered: MLflow at http://mlflow:5000 is away, or too slow. "
         "The output folder holds every figure; `resnet track` sends those of a training later."
     )
+
+
+def test_a_slow_server_holds_the_end_of_a_run_up_for_a_while_only(
+    store: FakeStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = open_log()
+    store.fault = ConnectionError("refused")
+    for step in range(50):
+        log.log_metrics({"loss": 1.0}, step)
+    store.fault = None
+    monkeypatch.setattr(tracking, "_LONGEST_CALL_S", 0.2)
+    for record in log._queue:
+        record.send = lambda *how, send=record.send: (time.sleep(0.05), send(*how))
+    began_s = time.monotonic()
+    log.end()
+    assert time.monotonic() - began_s < 2
+    assert "records of run 'r' were not delivered: MLflow at http://mlflow:5000 is away, or too slow." in caplog.text
 
 
 def test_a_refused_record_is_dropped_and_the_rest_arrive(store: FakeStore, caplog: pytest.LogCaptureFixture) -> None:

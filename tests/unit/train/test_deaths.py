@@ -15,7 +15,7 @@ from pipelines.storage import Storage
 from pipelines.train import group, ray_backend
 from pipelines.train.checkpoint import save_checkpoint
 from pipelines.train.notice import NOTICE
-from pipelines.train.owner import OWNER, leave_note
+from pipelines.train.owner import OWNER, note_path
 from tests.unit.train.tiny import make_config, write_dataset
 
 
@@ -95,7 +95,7 @@ def test_what_going_on_would_not_mend_ends_the_run(
 
     def attempt() -> object:
         if note:
-            leave_note(run, note, json.loads(run.read(OWNER))["token"])
+            run.put(note_path(note, json.loads(run.read(OWNER))["token"]), b"{}")
         return dying(run, 4, cause)()
 
     with pytest.raises(kind):

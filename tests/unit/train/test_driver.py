@@ -24,7 +24,7 @@ from pipelines.train.group import choose_gpu
 from pipelines.train.loop import fit_local
 from pipelines.train.model import write_model
 from pipelines.train.outcome import FitOutcome, read_outcome
-from pipelines.train.owner import claim_run, leave_note
+from pipelines.train.owner import claim_run, note_path
 from pipelines.train.pictures import draw_pictures
 from pipelines.train.records import EpochRecord, write_record
 from pipelines.train.state import read_kept_weights
@@ -71,8 +71,8 @@ def test_a_noted_error_ends_the_next_attempt_at_once(dataset: str, tmp_path: Pat
 
 def test_what_another_command_noted_ends_nothing(dataset: str, tmp_path: Path) -> None:
     run = Storage.open(tmp_path)
-    leave_note(run, FAILURE, "older", describe_failure(DataError("a row cannot be decoded")))
-    leave_note(run, STOP, "older")
+    run.put(note_path(FAILURE, "older"), json.dumps(describe_failure(DataError("a row cannot be decoded"))).encode())
+    run.put(note_path(STOP, "older"), b"{}")
     owner = claim_run(run)
     assert train_worker(settings_of(dataset, run) | {"owner": owner}) == {}
     last = read_outcome(make_config(dataset), run)
@@ -133,7 +133,8 @@ def test_what_is_done_while_workers_come_up_is_done_before_any_record_is_handed_
     monkeypatch.setattr(group, "_POLL_S", 0.01)
     monkeypatch.setattr(group, "_make_trainer", lambda *_: Trainer(ended))
     machine = RaySession(2.0, 0.0, 1, (2.0,))
-    assert not group.train_in_workers(make_config(dataset), run, machine, on_epoch=on_epoch, meanwhile=open_log)
+    outcome = group.train_in_workers(make_config(dataset), run, machine, on_epoch=on_epoch, meanwhile=open_log)
+    assert outcome == group.Ended({}, was_told=False)
     assert told == ["opened", "epoch 1"]
 
     def refuse() -> None:

@@ -25,7 +25,7 @@ from pipelines.train.checkpoint import committed_steps
 from pipelines.train.collectives import World
 from pipelines.train.loop import fit, fit_local
 from pipelines.train.notice import NOTICE, Notice, catching_sigterm, noted_in
-from pipelines.train.owner import leave_note
+from pipelines.train.owner import note_path
 from pipelines.train.records import EpochRecord
 from pipelines.train.worker import STOP, _is_draining, train_worker
 from tests.unit.train.test_loop import final_files
@@ -207,11 +207,11 @@ def test_a_second_sigterm_goes_to_whoever_was_there_before() -> None:
 def test_the_own_drivers_note_is_found_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notice, "_POLL_S", 0.01)
     run = Storage.open(tmp_path)
-    leave_note(run, NOTICE, "older")
+    run.put(note_path(NOTICE, "older"), b"{}")
     with noted_in(run, "newer") as is_noted:
         time.sleep(0.2)
         assert not is_noted()
-        leave_note(run, NOTICE, "newer")
+        run.put(note_path(NOTICE, "newer"), b"{}")
         deadline_s = time.monotonic() + 5
         while not is_noted() and time.monotonic() < deadline_s:
             time.sleep(0.01)
@@ -226,9 +226,12 @@ class Trainer:
 
     def fit(self) -> Any:
         deadline_s = time.monotonic() + 10
-        while not self._run.exists(NOTICE) and time.monotonic() < deadline_s:
+        while not self._notices() and time.monotonic() < deadline_s:
             time.sleep(0.01)
-        return SimpleNamespace(return_value={"is_told": self._run.exists(NOTICE)})
+        return SimpleNamespace(return_value={"notices": len(self._notices())})
+
+    def _notices(self) -> list[str]:
+        return [file.path for file in self._run.list("_work") if file.path.startswith(NOTICE.removesuffix(".json"))]
 
 
 def test_a_drivers_notice_outlives_storage_that_fails(
@@ -238,7 +241,7 @@ def test_a_drivers_notice_outlives_storage_that_fails(
     put, failures = run.put, iter([StorageError("cannot write: the store answers 503")] * 2)
 
     def put_later(path: str, data: bytes) -> None:
-        if path == NOTICE and (failure := next(failures, None)):
+        if "/notice-" in path and (failure := next(failures, None)):
             raise failure
         put(path, data)
 
@@ -252,7 +255,8 @@ def test_a_drivers_notice_outlives_storage_that_fails(
     monkeypatch.setattr(group, "_POLL_S", 0.01)
     monkeypatch.setattr(group, "catching_sigterm", told_already)
     monkeypatch.setattr(group, "_make_trainer", lambda *_: Trainer(run))
-    assert group.train_in_workers(make_config(dataset), run, RaySession(2.0, 0.0, 1, (2.0,))) == {"is_told": True}
+    ended = group.train_in_workers(make_config(dataset), run, RaySession(2.0, 0.0, 1, (2.0,)))
+    assert ended == group.Ended({"notices": 1}, was_told=True)
     assert "the workers cannot be told to end yet; trying again: StorageError: cannot write" in caplog.text
 
 
@@ -268,7 +272,8 @@ def test_a_replay_that_is_told_to_end_ends_at_once(
     monkeypatch.setattr(group, "_make_trainer", lambda *_: SimpleNamespace(fit=fit))
     monkeypatch.setattr(group, "_POLL_S", 0.01)
     session, window = RaySession(2.0, 0.0, 1, (2.0,)), {"step": 0, "steps": 2}
-    assert group.train_in_workers(make_config(dataset), run, session, window=window) == {"handlers": [usual]}
+    ended = group.train_in_workers(make_config(dataset), run, session, window=window)
+    assert ended == group.Ended({"handlers": [usual]}, was_told=False)
     assert not run.list("_work")
 
 

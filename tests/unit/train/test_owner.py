@@ -15,8 +15,11 @@ import torch
 from typing_extensions import override
 
 from pipelines.errors import ClusterError, StorageError, Superseded
+from pipelines.ray_runtime import RaySession
 from pipelines.storage import LocalStorage, Storage
+from pipelines.train import group
 from pipelines.train.checkpoint import committed_steps, load_latest
+from pipelines.train.collectives import World
 from pipelines.train.loop import fit, fit_local
 from pipelines.train.owner import OWNER, check_owner, claim_run
 from pipelines.train.records import EpochRecord
@@ -216,3 +219,32 @@ def test_a_worker_that_ray_replaces_does_not_take_the_run_back(dataset: str, tmp
     assert not run.exists(FAILURE)  # the newer command's workers would end of it
     check_owner(run, newer)
     assert train_worker({**settings, "owner": newer}) == {}
+
+
+def test_a_command_that_is_refused_takes_no_run(dataset: str, tmp_path: Path) -> None:
+    run = Storage.open(tmp_path / "run")
+    token = claim_run(run)
+    config = make_config(dataset, num_workers=8)
+    with pytest.raises(ClusterError, match="training with 8 workers"):
+        group.train_in_workers(config, run, RaySession(2.0, 0.0, 1, (2.0,)))
+    check_owner(run, token)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_command_that_has_lost_the_run_before_it_begins_trains_nothing(
+    dataset: str, tmp_path: Path, size: int
+) -> None:
+    run = Storage.open(tmp_path / "run")
+    older, newer = claim_run(run), claim_run(run)
+    config = make_config(dataset)
+
+    def train(world: World) -> str:
+        with pytest.raises(Superseded):
+            fit(config, run, world=world, device=torch.device("cpu"), owner=older)
+        return "stopped"
+
+    assert in_threads(size, train) == ["stopped"] * size
+    with pytest.raises(Superseded):
+        group.train_in_workers(config, run, RaySession(2.0, 0.0, 1, (2.0,)), owner=older)
+    assert [file.path for file in run.list()] == [OWNER]
+    check_owner(run, newer)

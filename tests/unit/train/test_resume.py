@@ -13,10 +13,11 @@ from click.testing import CliRunner
 from pipelines.cli.train import command
 from pipelines.errors import ConfigError, InputError, Unfinished
 from pipelines.storage import Storage
+from pipelines.tracking import TrackingConfig
 from pipelines.train import stage
 from pipelines.train.checkpoint import load_latest
 from pipelines.train.config import TrainConfig
-from pipelines.train.resume import kept_config, resumed_config
+from pipelines.train.resume import kept_config, kept_tracking, resumed_config
 from pipelines.train.state import WEIGHTS
 from tests.unit.train.starts import write_start
 from tests.unit.train.tiny import make_config, write_dataset
@@ -133,3 +134,20 @@ def test_what_cannot_be_gone_on_with(
     assert result.exit_code != 0
     assert said in result.output + str(result.exception)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_run_that_is_gone_on_with_from_elsewhere_is_recorded_where_it_was(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(dataset, out=str(tmp_path / "run"), tracking={"experiment": "birds", "enabled": True})
+    monkeypatch.chdir(tmp_path)
+    run = Storage.open(config.out)
+    run.put("run.json", json.dumps({"stage": "train", "config": kept_config(config)}).encode())
+    monkeypatch.chdir(Path(dataset).parent)
+    there = f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"
+    kept = kept_tracking(run, TrackingConfig(uri=""))
+    assert (kept.uri, kept.experiment, kept.enabled) == (there, "birds", True)
+    assert kept_tracking(run, TrackingConfig(uri="http://other:5000")).uri == "http://other:5000"
+    secret = "http://me:pass-word@host:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", secret)
+    assert "pass-word" not in json.dumps(kept_config(config))

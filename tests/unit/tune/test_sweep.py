@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from pipelines.config.load import load_config
+from pipelines.errors import Superseded
 from pipelines.storage import Storage
 from pipelines.tracking import TrackingConfig
 from pipelines.train.config import TrainConfig
-from pipelines.train.owner import read_note
+from pipelines.train.owner import note_path
 from pipelines.train.records import EpochRecord, write_record
 from pipelines.train.worker import STOP
 from pipelines.tune.journal import Journal, TrialEntry
@@ -127,12 +128,12 @@ def test_a_sweep_without_a_stopping_rule_stops_nothing(storage: Storage) -> None
 
 def test_workers_that_were_asked_to_end_may_have_done_so_already(storage: Storage) -> None:
     sweep = Sweep(plans({"a": 1}, {"a": 2}), storage, asha(), LOG)
-    token = sweep.claim("0002")
+    sweep.claim()
     for trial, figure in (("0001", 0.9), ("0002", 0.1)):
         if sweep.should_stop(trial, 2, figure):
             sweep.ask_to_end(trial)
-    assert read_note(sweep.run_of("0002"), STOP, token) is not None
-    assert not storage.exists("trials/0001/_work/stop.json")
+    assert sweep.run_of("0002").exists(note_path(STOP, sweep.owner_of("0002")))
+    assert not sweep.run_of("0001").exists(note_path(STOP, sweep.owner_of("0001")))
     assert sweep.should_stop("0002", 6, 0.1) is False  # asked once
     write_trial(storage, "0002", [0.1] * 4)
     sweep.end("0002", "stopped")
@@ -141,6 +142,26 @@ def test_workers_that_were_asked_to_end_may_have_done_so_already(storage: Storag
     sweep.should_stop("0001", 2, 0.9)
     write_trial(storage, "0001", [0.9] * TrainConfig().epochs)
     sweep.end("0001", "stopped")
+    assert entries(storage)["0001"]["status"] == "finished"
+
+
+def test_what_became_of_a_trial_that_a_newer_sweep_has_taken_is_not_written_down(storage: Storage) -> None:
+    older = Sweep(plans({"a": 1}), storage, asha(), LOG)
+    older.claim()
+    older.check_owner()
+    write_trial(storage, "0001", [0.2, 0.6])
+    older.follow("0001")
+    newer = Sweep(plans({"a": 1}), storage, asha(), LOG)
+    newer.claim()
+    for refused in (
+        older.check_owner,
+        lambda: older.end("0001", "stopped"),
+        lambda: older.end("0001", "failed", "why"),
+    ):
+        with pytest.raises(Superseded):
+            refused()
+    assert entries(storage)["0001"]["status"] == "running"
+    newer.end("0001", "finished")
     assert entries(storage)["0001"]["status"] == "finished"
 
 

@@ -1,4 +1,4 @@
-"""Settings that change nothing, because the setting that they belong to has another value."""
+"""What is said of a recipe before it is trained: settings without effect, and two that do the same."""
 
 from __future__ import annotations
 
@@ -21,13 +21,18 @@ _BELONGS_TO = (
 """A setting, the one it belongs to, and the value of that one with which it counts; None: any but the default."""
 
 
-def idle_settings(config: TrainConfig) -> list[str]:
-    """Return a remark for each setting that was given and has no effect.
+def remarks_on(config: TrainConfig) -> list[str]:
+    """Return what is to be said of a recipe.
 
-    They are no error: who sets `progressive.start_fraction=1` on a preset need not take back the rest of it.
+    Nothing of it is an error: who sets `progressive.start_fraction=1` on a preset need not take back the rest of it.
     """
     usual = TrainConfig()
     remarks = []
+    if config.sampling == "balanced" and config.loss.class_weights != "none":
+        remarks.append(
+            f"sampling is balanced and loss.class_weights is {config.loss.class_weights}: rare classes count"
+            " twice over; mend: give one of them"
+        )
     for setting, owner, value in _BELONGS_TO:
         given, there = _at(config, setting), _at(config, owner)
         counts = there != _at(usual, owner) if value is None else there == value

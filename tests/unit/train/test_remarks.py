@@ -1,4 +1,4 @@
-"""Settings without effect are named; those that count are not, and no shipped recipe has any."""
+"""Settings without effect, or of which one is too many, are named; no shipped recipe has any."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.config.load import find_preset, load_config, preset_names
 from pipelines.train.config import TrainConfig
-from pipelines.train.idle import idle_settings
+from pipelines.train.remarks import remarks_on
 from resnet_models.spec import ModelSpec
 
 
@@ -33,13 +33,18 @@ from resnet_models.spec import ModelSpec
             "progressive.multiple_px is 8 and changes nothing: progressive.start_fraction is not set",
         ),
         (
+            {"sampling": "balanced", "loss": {"class_weights": "effective"}},
+            "sampling is balanced and loss.class_weights is effective: rare classes count twice over; mend: give one of"
+            " them",
+        ),
+        (
             {"init": {"from": "runs/a", "grow": True}},
             "init.grow is True and changes nothing: model is not set",
         ),
     ],
 )  # fmt: skip
 def test_what_changes_nothing_is_named(given: dict[str, Any], remark: str) -> None:
-    assert idle_settings(TrainConfig.model_validate(given)) == [remark]
+    assert remarks_on(TrainConfig.model_validate(given)) == [remark]
 
 
 @pytest.mark.parametrize(
@@ -54,9 +59,9 @@ def test_what_changes_nothing_is_named(given: dict[str, Any], remark: str) -> No
     ],
 )
 def test_what_counts_is_not_named(given: dict[str, Any]) -> None:
-    assert idle_settings(TrainConfig.model_validate(given)) == []
+    assert remarks_on(TrainConfig.model_validate(given)) == []
 
 
 @pytest.mark.parametrize("name", preset_names("train"))
 def test_no_shipped_recipe_has_any(name: str) -> None:
-    assert idle_settings(load_config(TrainConfig, find_preset("train", name))) == []
+    assert remarks_on(load_config(TrainConfig, find_preset("train", name))) == []
