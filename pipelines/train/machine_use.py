@@ -54,6 +54,7 @@ class MachineUse:
         self._samples: list[dict[str, float]] = []
         self._path = ""
         self._num_written = 0
+        self._has_settled = False
         self._changing = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="machine-use", daemon=True)
@@ -78,14 +79,17 @@ class MachineUse:
         while not is_over:
             is_over = self._ended.wait(_EVERY_S)
             with self._changing:
+                if is_over and self._has_settled:
+                    return  # nobody may look any more
                 self._take()
                 if is_over or time.monotonic() - written_s >= _WRITE_S:
                     self._write()
                     written_s = time.monotonic()
 
     def settle(self) -> None:
-        """Write the samples that there are, at least one: a trial may end after any epoch."""
+        """Write the samples that there are, at least one: a trial may end after any epoch, and nothing comes behind."""
         with self._changing:
+            self._has_settled = True
             if not self._samples:
                 self._take()
             if len(self._samples) != self._num_written:

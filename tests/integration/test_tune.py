@@ -189,7 +189,7 @@ def test_checkpoints_that_a_killed_sweep_left_go_when_it_is_run_again(swept: tup
     catalog = read_catalog(store)
     assert catalog is not None
     left = [f"trials/{trial['id']}/checkpoints/step-00000004/COMMIT" for trial in catalog["trials"]]
-    for path in left:
+    for path in (*left, stage.LOSERS):
         store.put(path, b"{}")
     assert stage.run(config).skipped
     assert [store.exists(path) for path in left] == [

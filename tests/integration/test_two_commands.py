@@ -52,7 +52,8 @@ def test_the_older_of_two_sweeps_stops_and_leaves_the_folder_to_the_newer(
     tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     dataset, follow = write_dataset(tmp_path / "dataset"), Sweep.follow
-    config = make_sweep(dataset, tmp_path / "out", mlflow_uri, epochs=8, num_trials=2, workers_per_trial=workers)
+    how = {"workers_per_trial": workers, "scheduler": "none"}
+    config = make_sweep(dataset, tmp_path / "out", mlflow_uri, epochs=8, num_trials=2, **how)
     store, newer = Storage.open(config.out), []
 
     def claim_in_first(sweep: Sweep, trial: str) -> None:
