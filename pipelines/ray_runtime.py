@@ -12,11 +12,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipelines.capacity import available_cpus
 from pipelines.config.strict import StrictModel, runtime_field
-from pipelines.errors import ClusterError
+from pipelines.errors import ClusterError, ConfigError
 from pipelines.redact import is_secret_name, redact
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def ray_session(config: RayConfig | None = None, *, imports: Sequence[str] = ())
         imports: modules that will be wanted, imported while Ray's processes come up.
 
     Raises:
+        ConfigError: workers would import other code than this.
         ClusterError: the named cluster does not answer.
     """
     settings = config or RayConfig()
@@ -86,6 +88,7 @@ def ray_session(config: RayConfig | None = None, *, imports: Sequence[str] = ())
     if ray.is_initialized():
         yield _describe()
         return
+    _refuse_namesakes(Path.cwd())
     with _results_stream_kept(), contextlib.nullcontext() if address else _unwatched():
         try:
             handler = signal.getsignal(signal.SIGTERM)
@@ -97,6 +100,17 @@ def ray_session(config: RayConfig | None = None, *, imports: Sequence[str] = ())
             yield _describe()
         finally:
             ray.shutdown()
+
+
+def _refuse_namesakes(folder: Path) -> None:
+    """Refuse to start in a folder with packages of our names: Ray has its workers look there before anywhere else."""
+    for ours in (Path(__file__).parent, *(Path(__file__).parents[1] / name for name in ("resnet_models", "cluster"))):
+        for there in (folder / ours.name / "__init__.py", folder / f"{ours.name}.py"):
+            if there.is_file() and not there.parent.samefile(ours):
+                raise ConfigError(
+                    f"{there} has the name of a part of this program, and Ray's workers would import it instead",
+                    mend="give the command in another folder, with absolute paths",
+                )
 
 
 def _import(names: Sequence[str]) -> None:

@@ -47,7 +47,7 @@ def test_workers_of_the_older_command_stop_and_a_rerun_goes_on(tmp_path: Path) -
     assert committed_steps(run)[-1] > standing[-1]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_older_of_two_sweeps_stops_and_leaves_the_folder_to_the_newer(
     tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines import ray_runtime
+from pipelines.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -68,3 +70,17 @@ def test_what_will_be_wanted_is_imported_while_ray_comes_up(monkeypatch: pytest.
         pass
     with ray_runtime.ray_session(imports=("colorsys",)):
         assert "colorsys" in sys.modules
+
+
+@pytest.mark.parametrize("name", ["pipelines/__init__.py", "resnet_models.py", "cluster/__init__.py"])
+def test_a_folder_whose_packages_workers_would_import_in_our_place_is_refused(workspace: Path, name: str) -> None:
+    (workspace / "pipelines").mkdir()  # without code it is a folder as any other
+    ray_runtime._refuse_namesakes(workspace)
+    ray_runtime._refuse_namesakes(Path(ray_runtime.__file__).parents[1])  # a checkout of our own
+    path = workspace / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("")
+    refuses = pytest.raises(ConfigError, match="has the name of a part of this program")
+    with refuses as refused, ray_runtime.ray_session():
+        pass
+    assert str(path) in refused.value.what
