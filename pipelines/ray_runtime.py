@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 _PASSED_PREFIXES = ("AWS_", "AZURE_", "GOOGLE_", "MLFLOW_", "RESNET_")
 
-_SETTINGS = {
+_QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
     "RAY_DEDUP_LOGS": "1",
@@ -34,8 +34,6 @@ _SETTINGS = {
     # Train would move a worker's working directory, and relative paths with it.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Training runs in a thread, and glibc gives a heap of a thread's own back after each step (`keep_freed_memory`).
-    "MALLOC_ARENA_MAX": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
@@ -78,7 +76,7 @@ def ray_session(config: RayConfig | None = None, *, imports: Sequence[str] = ())
         ClusterError: the named cluster does not answer.
     """
     settings = config or RayConfig()
-    for name, value in _SETTINGS.items():
+    for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     address = settings.address or os.environ.get("RAY_ADDRESS", "")
     if not address:
@@ -155,7 +153,7 @@ def worker_environment() -> dict[str, str]:
     `_make_secrets_hook`.
     """
     passed = {name: value for name, value in _passed().items() if not _is_secret(name, value)}
-    return {**_SETTINGS, **passed}
+    return {**_QUIET, **passed}
 
 
 def _passed() -> dict[str, str]:

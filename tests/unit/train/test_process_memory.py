@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
 
 import pytest
 
-from pipelines.ray_runtime import worker_environment
-
 _FAULTS = """
-import resource, sys, threading
+import resource, sys
 import torch
 from torch import nn
 from pipelines.train.process_memory import keep_freed_memory
@@ -37,22 +34,15 @@ def run():
         step()
     print(faults() - before)
 
-if sys.argv[2] == "thread":
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-else:
-    run()
+run()
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
-@pytest.mark.parametrize("where", ["main", "thread"])
-def test_maps_of_the_next_step_cost_no_page_faults(where: str) -> None:
+def test_maps_of_the_next_step_cost_no_page_faults() -> None:
     def faults(how: str) -> int:
-        command = [sys.executable, "-c", _FAULTS, how, where]
-        environment = os.environ | (worker_environment() if how == "kept" else {})  # a worker of Ray has them
-        return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+        done = subprocess.run([sys.executable, "-c", _FAULTS, how], capture_output=True, text=True, check=True)
+        return int(done.stdout)
 
     given_back = faults("given back")
     assert given_back > 10_000
