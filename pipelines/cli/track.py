@@ -15,7 +15,10 @@ EXAMPLES = ("resnet track runs/train/1a2b3c4d5e6f --tracking http://HOST:5000",)
 @tracking_uri
 @options.as_json
 def command(run: str, tracking: str, as_json: bool) -> None:
-    """Send what MLflow lacks of RUN, a folder that `resnet train` wrote; nothing is recorded twice."""
+    """Send what MLflow lacks of RUN, a folder that `resnet train` wrote; nothing is recorded twice.
+
+    It goes to the store and experiment that the run was begun with, unless --tracking names another store.
+    """
     from pipelines.train import stage
 
     render.result(stage.deliver(run, tracking_of(tracking)), as_json=as_json)
