@@ -28,7 +28,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(3600)]
 DRIVERS = 10
 WORKERS_EACH = 2
 """Workers killed under each driver, which replaces three at most."""
-EPOCHS = 80
+EPOCHS = 160
+"""More than a fast machine does before the last kill."""
 CHECKPOINT_EVERY_S = 3.0
 SYNC_S = 1.0
 BACK_BAR_S = 20.0
