@@ -68,6 +68,20 @@ def commands_with_model(out: str, catalog: Mapping[str, Any], tracking_uri: str)
     return shlex.join(evaluate), shlex.join(score)
 
 
+def mlflow_run_of(store: Storage, catalog: Mapping[str, Any]) -> str:
+    """Return the MLflow run of what a stage left; empty when it has none.
+
+    Where MLflow was away until the end the catalog names none, and `run.json` the one that it was told of later.
+    """
+    if run_id := catalog.get("mlflow_run_id"):
+        return str(run_id)
+    try:
+        standing = json.loads(store.read(RUN))
+    except (NotFound, ValueError):
+        return ""
+    return str(standing.get("mlflow_run_id") or "") if isinstance(standing, dict) else ""
+
+
 def stage_key(stage: str, config: StrictModel, inputs: Mapping[str, str], output_version: int) -> str:
     """Return the stage's key: 32 hex digits of its output-affecting config, its inputs and its output version.
 

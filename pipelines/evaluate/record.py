@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.errors import ConfigError, NotFound, RegistryError
+from pipelines.errors import ConfigError, RegistryError
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.plan import Inputs
 from pipelines.package.resolve import REGISTRY_SCHEME
 from pipelines.plots.picture import Picture
-from pipelines.stage_output import RUN, read_catalog
+from pipelines.stage_output import mlflow_run_of, read_catalog
 from pipelines.storage import Storage
 from pipelines.tracking import RunLog, open_client, resolve_uri, store_faults
 
@@ -31,15 +30,8 @@ def run_of_model(config: EvaluateConfig, inputs: Inputs) -> str:
 
 def run_of_folder(store: Storage) -> str:
     """Return the MLflow run of what a training or a sweep left; empty when it has none."""
-    if run_id := run_of_catalog(read_catalog(store) or {}):
-        return run_id
-    # A run that MLflow was told of only when it was done (`resnet track`) is noted beside its catalog.
-    try:
-        standing = json.loads(store.read(RUN))
-    except (NotFound, ValueError):
-        return ""
-    is_training = isinstance(standing, dict) and standing.get("stage") == "train"
-    return str(standing.get("mlflow_run_id") or "") if is_training else ""
+    catalog = read_catalog(store) or {}
+    return mlflow_run_of(store, catalog) if catalog.get("stage") == "train" else run_of_catalog(catalog)
 
 
 def run_of_catalog(catalog: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.errors import ConfigError, DataError, InputError, RegistryError
 from pipelines.node_paths import check_nodes_see
 from pipelines.ray_runtime import ray_session
-from pipelines.stage_output import RUN, StageResult
+from pipelines.stage_output import RUN, StageResult, mlflow_run_of
 from pipelines.storage import Storage
 from pipelines.tracking import RunLog
 from pipelines.train.config import ReplayConfig, TrainConfig
@@ -216,8 +216,7 @@ def _most_workers(store: Storage, catalog: dict[str, Any]) -> int:
 
 def _record(config: ReplayConfig, store: Storage, catalog: dict[str, Any], path: str, data: bytes) -> None:
     """Add the certificate to the MLflow run, where there is one."""
-    # The catalog has none where MLflow was away until the end; `resnet track` notes the run it begins beside it.
-    run_id = catalog["mlflow_run_id"] or str(json.loads(store.read(RUN)).get("mlflow_run_id", ""))
+    run_id = mlflow_run_of(store, catalog)
     if not run_id or not config.tracking.enabled:
         return
     with RunLog.open(kept_tracking(store, config.tracking), run_name="", run_id=run_id, attach=True) as log:

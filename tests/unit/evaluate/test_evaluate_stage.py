@@ -18,6 +18,7 @@ from pipelines.errors import ConfigError, InputError
 from pipelines.evaluate.plan import plan
 from pipelines.evaluate.record import run_of_catalog, run_of_folder
 from pipelines.evaluate.stage import EvaluateResult, run
+from pipelines.stage_output import publish_catalog
 from pipelines.storage import Storage
 from tests.unit.evaluate.small_world import config, make_dataset, make_training, make_world, read_json
 
@@ -180,7 +181,11 @@ def test_a_device_that_is_not_there_is_refused_before_any_work(
 def test_run_of_a_model_that_mlflow_was_told_of_late_stands_beside_the_catalog(tmp_path: Path) -> None:
     store = Storage.open(tmp_path)
     assert run_of_folder(store) == ""
+    publish_catalog(store, {"stage": "train", "key": "k", "mlflow_run_id": ""})
+    assert run_of_folder(store) == ""
     store.put("run.json", b'{"stage": "train", "mlflow_run_id": "r1"}')
     assert run_of_folder(store) == "r1"
-    store.put("run.json", b'{"stage": "tune", "mlflow_run_id": "of the sweep"}')
-    assert run_of_folder(store) == ""
+    sweep = Storage.open(tmp_path / "sweep")
+    publish_catalog(sweep, {"stage": "tune", "key": "k", "best": {"trial": "0001"}, "trials": [{"id": "0001"}]})
+    sweep.put("run.json", b'{"stage": "tune", "mlflow_run_id": "of the sweep"}')
+    assert run_of_folder(sweep) == ""
