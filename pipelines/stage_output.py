@@ -17,6 +17,8 @@ from pipelines.storage import Storage
 
 CATALOG = "_catalog.json"
 RUN = "run.json"
+BEST_RUN = "best_mlflow_run_id"
+"""Name in the `run.json` of a sweep: the run of its best trial, where MLflow was told of it late."""
 FORMAT_VERSION = 1
 
 
@@ -69,17 +71,19 @@ def commands_with_model(out: str, catalog: Mapping[str, Any], tracking_uri: str)
 
 
 def mlflow_run_of(store: Storage, catalog: Mapping[str, Any]) -> str:
-    """Return the MLflow run of what a stage left; empty when it has none.
+    """Return the MLflow run in which the model was made that a training or a sweep left; empty when it has none.
 
     Where MLflow was away until the end the catalog names none, and `run.json` the one that it was told of later.
     """
-    if run_id := catalog.get("mlflow_run_id"):
+    is_sweep = catalog.get("stage") == "tune"
+    if run_id := (catalog["best"] if is_sweep else catalog).get("mlflow_run_id"):
         return str(run_id)
     try:
         standing = json.loads(store.read(RUN))
     except (NotFound, ValueError):
         return ""
-    return str(standing.get("mlflow_run_id") or "") if isinstance(standing, dict) else ""
+    name = BEST_RUN if is_sweep else "mlflow_run_id"
+    return str(standing.get(name) or "") if isinstance(standing, dict) else ""
 
 
 def stage_key(stage: str, config: StrictModel, inputs: Mapping[str, str], output_version: int) -> str:

@@ -27,11 +27,11 @@ from pipelines.tracking_records import (
     params_record,
     tags_record,
 )
+from pipelines.tracking_runs import RUN_KEY_TAG, LogTarget, RunGoneError
 from pipelines.tracking_sender import Sender
 from pipelines.tracking_store import (
     TrackingConfig,
     browser_address,
-    find_active_run,
     is_server,
     open_client,
     open_experiment,
@@ -63,17 +63,11 @@ __all__ = [
 
 _LOGGER = logging.getLogger(__name__)
 
-RUN_KEY_TAG = "resnet.run_key"
-"""Tag that finds a run again when its id was not written down before a crash; give it to `RunLog.open`."""
-
+_PARENT_TAG = "mlflow.parentRunId"
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 15.0, 60.0  # between attempts while the server is away
 _LONGEST_CALL_S = 60.0  # that a call under way is waited for at the end
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
-
-
-class _RunGoneError(Exception):
-    """The run to add to is not in the store."""
 
 
 class RunLog:
@@ -82,32 +76,30 @@ class RunLog:
     A call that fails is kept in memory, in order, and sent again with a later call or at `end`; the user is told
     once. After `open` no method raises because of the server: a log must not end hours of training. Opened with
     `is_background`, no method but `end` and `logged_steps` waits for it either.
-    As a context manager it ends the run as FINISHED, FAILED (an exception) or KILLED (an interrupt, or time was up).
+    As a context manager it ends the run as FINISHED, FAILED (an exception) or KILLED (an interrupt, or time was up);
+    one whose work was done before, as FINISHED.
     """
 
-    def __init__(
-        self, tracking: TrackingConfig, uri: str, *, run_name: str, run_id: str, parent_id: str, tags: dict[str, str]
-    ) -> None:
+    def __init__(self, tracking: TrackingConfig, uri: str, target: LogTarget) -> None:
         self.uri = uri
-        self.run_id = run_id
+        self.run_id = target.run_id
         """Id of the run in MLflow; empty while the server has been away from the start, or tracking is off."""
         self.experiment_id = ""
         self.pause_s = _FIRST_PAUSE_S
         """Seconds without attempts after a failure; doubles up to a minute."""
         self._tracking = tracking
         self._is_enabled = tracking.enabled
-        self._run_name = redact(run_name)
-        self._tags = tags | ({"mlflow.parentRunId": parent_id} if parent_id else {})
+        self._target = target
         self._client: MlflowClient | None = None
         self._place: Place | None = None
-        self._is_open, self._is_begun, self._is_attached = False, True, False
+        self._is_open, self._is_begun = False, True
         self._is_sure = True  # False: what the store holds of this run is not known
         self._ended_as, self._patience_s = "", 0.0
         self._sender: Sender | None = None
         self._queue: deque[Record] = deque()
         self._retry_at, self._until_s = 0.0, math.inf
         self._warned: set[bool] = set()  # of an outage (False), of answers that are not MLflow's (True)
-        self._has_met = bool(run_id or parent_id)
+        self._has_met = bool(target.run_id or _PARENT_TAG in target.tags)
         self._refused: set[str] = set()
         self._lock = threading.Lock()  # of the queue; never held while the server is asked
         self._sending = threading.RLock()
@@ -122,6 +114,7 @@ class RunLog:
         parent_run_id: str = "",
         tags: Mapping[str, str] | None = None,
         attach: bool = False,
+        span_s: tuple[float, float] | None = None,
         is_background: bool = False,
         patience_s: float = 0.0,
         is_deferred: bool = False,
@@ -130,6 +123,9 @@ class RunLog:
 
         With `attach`, add to the finished run `run_id` instead: its status and times stay, and where the run is gone
         nothing is recorded.
+
+        With `span_s` the work of the run was done between these Unix times, and is told now: a run that has ended as
+        this one does keeps its times, another gets these.
 
         Without `run_id`, a run of the experiment that carries the same tag `RUN_KEY_TAG` is resumed: a process
         killed between creating the run and writing its id down leaves no second run behind.
@@ -145,8 +141,9 @@ class RunLog:
         """
         uri = resolve_uri(tracking) if tracking.enabled else ""
         clean = {key: redact(value, name=key)[:MAX_TAG] for key, value in (tags or {}).items()}
-        log = cls(tracking, uri, run_name=run_name, run_id=run_id, parent_id=parent_run_id, tags=clean)
-        log._is_attached, log._patience_s = attach, patience_s
+        clean |= {_PARENT_TAG: parent_run_id} if parent_run_id else {}
+        log = cls(tracking, uri, LogTarget(redact(run_name), run_id, clean, attach, span_s))
+        log._patience_s = patience_s
         log._sender = Sender(log._send_waiting) if is_background else None
         log._is_begun, log._is_sure = False, not is_deferred
         if not is_deferred:
@@ -224,7 +221,7 @@ class RunLog:
 
     def leave(self) -> None:
         """Leave status and times of the run to the newer command that has it."""
-        self._is_attached = True
+        self._target.is_attached = True
 
     def end(self, status: RunStatus = "FINISHED", *, waits: bool | None = None) -> None:
         """Deliver what is waiting and close the run; tell the user what could not be delivered.
@@ -238,14 +235,14 @@ class RunLog:
             self._ended_as = status
 
         def send(place: Place, tried: bool) -> None:
-            place.client.set_terminated(place.run_id, status=status)
+            self._target.close(place.client, place.run_id, status)
 
         patience_s = self._patience_s if (status == "FINISHED" if waits is None else waits) else 0.0
         self._until_s = time.monotonic() + max(patience_s, _LONGEST_CALL_S)
         if self._sender is not None:
             self._sender.stop(_LONGEST_CALL_S)
             self._sender = None
-        self.put(Record(f"status {status}", (lambda *_: None) if self._is_attached else send), is_last=True)
+        self.put(Record(f"status {status}", send), is_last=True)
         ends_s = time.monotonic() + patience_s
         if self._queue and time.monotonic() < ends_s:
             _LOGGER.warning("waiting up to %.0f s for MLflow to come back", patience_s)
@@ -255,8 +252,8 @@ class RunLog:
         if self._queue:
             _LOGGER.warning(
                 "%d records of run %r were not delivered: MLflow at %s is away, or too slow. "
-                "The output folder holds every figure; `resnet track` sends those of a training later.",
-                *(len(self._queue), self._run_name, redact(self.uri)),
+                "The output folder holds every figure; `resnet track` sends those of trainings and sweeps later.",
+                *(len(self._queue), self._target.name, redact(self.uri)),
             )
 
     def __enter__(self) -> Self:
@@ -265,7 +262,7 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
+        if kind is None or self._target.span_s:  # the work was done, whatever becomes of telling it
             self.end("FINISHED")
         else:
             if issubclass(kind, Superseded):
@@ -282,7 +279,7 @@ class RunLog:
                 record.tried = record.tried or not (self._is_open and self._is_sure)
                 self._queue.append(record)
         if is_late:
-            _LOGGER.warning("%s of run %r came after its end: not recorded", record.what, self._run_name)
+            _LOGGER.warning("%s of run %r came after its end: not recorded", record.what, self._target.name)
         if is_late or not (self._is_begun or is_last):
             return
         sender = self._sender  # `end` takes it away
@@ -310,7 +307,7 @@ class RunLog:
                 raise
             self._warn_away(error)
             return
-        except _RunGoneError:
+        except RunGoneError:
             self._queue.clear()
             self._is_enabled = False
             return
@@ -336,7 +333,7 @@ class RunLog:
                 return
             if fault is not None and record.what not in self._refused:
                 self._refused.add(record.what)
-                _LOGGER.warning("%s", refused_text(fault, self.uri, self._run_name, record.what))
+                _LOGGER.warning("%s", refused_text(fault, self.uri, self._target.name, record.what))
             with self._lock:
                 self._queue.popleft()
             self.pause_s = _FIRST_PAUSE_S
@@ -365,31 +362,9 @@ class RunLog:
             return self._client
         client = open_client(self.uri)
         self.experiment_id = open_experiment(client, self.uri, self._tracking.experiment)
-        found = self._find_run(client)
-        if not found and self._is_attached:
-            raise _RunGoneError(f"run {self.run_id!r} is not in this store")
-        if found:
-            if not self._is_attached:
-                client.update_run(found, status="RUNNING")
-            for key, value in self._tags.items():
-                client.set_tag(found, key, value)
-        else:
-            found = client.create_run(self.experiment_id, tags=self._tags, run_name=self._run_name).info.run_id
-        self._client, self.run_id, self._is_open = client, found, True
+        self.run_id, self.experiment_id = self._target.open(client, self.uri, self.experiment_id)
+        self._client, self._is_open = client, True
         return client
-
-    def _find_run(self, client: MlflowClient) -> str:
-        if self.run_id:
-            if run := find_active_run(client, self.run_id):
-                self.experiment_id = run.info.experiment_id
-                return self.run_id
-            what = "nothing is added to it" if self._is_attached else "a new run goes on in its place"
-            _LOGGER.warning("run %s is no longer in %s; %s", self.run_id, redact(self.uri), what)
-        key = self._tags.get(RUN_KEY_TAG)
-        if not key:
-            return ""
-        runs = client.search_runs([self.experiment_id], f"tags.`{RUN_KEY_TAG}` = '{key}'", max_results=1)
-        return str(runs[0].info.run_id) if runs else ""
 
     def _warn_away(self, error: Exception) -> None:
         self._retry_at = time.monotonic() + self.pause_s
@@ -397,4 +372,4 @@ class RunLog:
         is_foreign = bool(foreign_answer(error))
         if is_foreign not in self._warned:
             self._warned.add(is_foreign)
-            _LOGGER.warning("%s", outage_text(error, self.uri, self._run_name))
+            _LOGGER.warning("%s", outage_text(error, self.uri, self._target.name))

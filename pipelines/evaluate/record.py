@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 from pipelines.errors import ConfigError, RegistryError
 from pipelines.evaluate.config import EvaluateConfig
@@ -25,21 +24,8 @@ def run_of_model(config: EvaluateConfig, inputs: Inputs) -> str:
         client = open_client(store)
         with store_faults(store):
             return str(client.get_model_version(inputs.package.name, inputs.package.version).run_id or "")
-    return run_of_folder(Storage.open(config.model))
-
-
-def run_of_folder(store: Storage) -> str:
-    """Return the MLflow run of what a training or a sweep left; empty when it has none."""
-    catalog = read_catalog(store) or {}
-    return mlflow_run_of(store, catalog) if catalog.get("stage") == "train" else run_of_catalog(catalog)
-
-
-def run_of_catalog(catalog: Mapping[str, Any]) -> str:
-    """Return the MLflow run of a train catalog, or of the best trial of a tune catalog; empty when it has none."""
-    if catalog.get("stage") == "tune":
-        best = catalog["best"]["trial"]
-        return next((str(trial.get("mlflow_run_id") or "") for trial in catalog["trials"] if trial["id"] == best), "")
-    return str(catalog.get("mlflow_run_id") or "")
+    store = Storage.open(config.model)
+    return mlflow_run_of(store, read_catalog(store) or {})
 
 
 def record(

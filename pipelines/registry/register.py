@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import RegistryError
-from pipelines.evaluate.record import run_of_catalog
 from pipelines.package.describe import DESCRIPTION_FILE, WEIGHTS_FILE
 from pipelines.redact import redact
 from pipelines.registry.config import RegisterConfig
 from pipelines.registry.plan import Inputs
 from pipelines.registry.tags import FILES_TAG, PACKAGE_TAG, figure_tags, package_tags
+from pipelines.stage_output import mlflow_run_of
 from pipelines.storage import Storage
 from pipelines.tracking import open_experiment, process_wide
 
@@ -124,7 +124,7 @@ def _create(client: MlflowClient, config: RegisterConfig, inputs: Inputs) -> Mod
     """Upload the files unless an earlier command did, then create the version."""
     from mlflow.exceptions import MlflowException
 
-    run_id = _known_run(client, run_of_catalog(inputs.training))
+    run_id = _known_run(client, mlflow_run_of(Storage.open(config.model), inputs.training))
     experiment_id = open_experiment(client, inputs.store, config.tracking.experiment)
     model = _uploaded(client, config, inputs, experiment_id, run_id)
     with contextlib.suppress(MlflowException):  # it is there already; any other trouble shows in the next call

@@ -6,7 +6,9 @@ run's storage and the driver reads them there, so nothing else need pass between
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, TypedDict
@@ -180,6 +182,18 @@ def read_records(run: Storage, upto: int) -> list[EpochRecord]:
             break
         records.append(record)
     return records
+
+
+def work_span(run: Storage) -> tuple[float, float]:
+    """Return the Unix times at which the work of a run that is over began and ended, by when its records were written.
+
+    Both are now where there is no record.
+    """
+    times = [file.modified for file in run.list(_FOLDER)] or [time.time()]
+    with contextlib.suppress(DataError):
+        if first := read_record(run, 1):
+            return min(times) - first.elapsed_s, max(times)
+    return min(times), max(times)
 
 
 def count_records(run: Storage) -> int:

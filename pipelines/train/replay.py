@@ -219,7 +219,8 @@ def _record(config: ReplayConfig, store: Storage, catalog: dict[str, Any], path:
     run_id = mlflow_run_of(store, catalog)
     if not run_id or not config.tracking.enabled:
         return
-    with RunLog.open(kept_tracking(store, config.tracking), run_name="", run_id=run_id, attach=True) as log:
+    tracking = kept_tracking(json.loads(store.read(RUN)), config.tracking)
+    with RunLog.open(tracking, run_name="", run_id=run_id, attach=True) as log:
         tell_certificate(log, path, data)
 
 

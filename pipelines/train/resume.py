@@ -21,16 +21,25 @@ from pipelines.train.plan import STAGE, plan
 
 def kept_config(config: TrainConfig) -> dict[str, Any]:
     """Return what a run's folder keeps of its config; the parts that hold an address with a password are left out."""
-    values = config.model_dump(mode="json", exclude={"dataset", "out"})
-    if config.tracking.enabled:  # a folder that is gone on with from elsewhere is recorded where it was
+    return keep(config.model_dump(mode="json", exclude={"dataset", "out"}), config.tracking)
+
+
+def keep(values: dict[str, Any], tracking: TrackingConfig) -> dict[str, Any]:
+    """Return config values as an output folder keeps them: with the store that `tracking` comes to, without secrets."""
+    if tracking.enabled:  # a folder that is gone on with from elsewhere is recorded where it was
         with contextlib.suppress(ConfigError):  # told by whoever opens the store
-            values["tracking"]["uri"] = resolve_uri(config.tracking)
+            values["tracking"]["uri"] = resolve_uri(tracking)
     return {name: value for name, value in values.items() if redact(text := json.dumps(value)) == text}
 
 
-def kept_tracking(store: Storage, asked: TrackingConfig) -> TrackingConfig:
-    """Return where a run is recorded: in the store that is asked for, else in the one that its folder names."""
-    kept = (_read_standing(store).get("config") or {}).get("tracking") or {}
+def kept_tracking(standing: Mapping[str, Any], asked: TrackingConfig) -> TrackingConfig:
+    """Return where a run or a sweep is recorded: in the store that is asked for, else in the one it was begun with.
+
+    Args:
+        standing: its `run.json`.
+        asked: what the command says.
+    """
+    kept = (standing.get("config") or {}).get("tracking") or {}
     changed = {name: getattr(asked, name) for name in asked.model_fields_set if getattr(asked, name)}
     return TrackingConfig.model_validate({**kept, "enabled": True, **changed})
 

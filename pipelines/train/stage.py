@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import capacity
 from pipelines.dataset.catalog import parse_ref
-from pipelines.errors import ConfigError, RegistryError, StorageError, Unfinished
+from pipelines.errors import ConfigError, StorageError, Unfinished
 from pipelines.metrics.deciding import deciding_figure, find_deciding
 from pipelines.node_paths import check_nodes_see
 from pipelines.ray_runtime import ray_session
-from pipelines.redact import redact
 from pipelines.stage_output import RUN, StageResult, commands_with_model, open_run, publish_catalog, read_catalog
 from pipelines.storage import Storage
 from pipelines.tracking import RunLog, TrackingConfig, refuse_local_store, resolve_uri
@@ -32,8 +31,7 @@ from pipelines.train.plan import STAGE, TrainPlan
 from pipelines.train.plan import plan as make_plan
 from pipelines.train.records import EpochRecord
 from pipelines.train.remarks import remarks_on
-from pipelines.train.replay import CERTIFICATES, tell_certificate
-from pipelines.train.resume import finished_catalog, finished_config, kept_config, kept_tracking
+from pipelines.train.resume import kept_config
 from pipelines.train.teller import Teller, run_tags
 
 if TYPE_CHECKING:
@@ -81,8 +79,8 @@ def run(config: TrainConfig) -> TrainResult:
     )
     pinned = settle_batch_size(pinned, store, standing)
     config, plan = _named_as_begun(config, plan, standing)
-    log = _open_log(config, plan, store, standing)
-    teller = _make_teller(log, store, pinned, plan, standing)
+    log = open_log(config, plan, store, standing)
+    teller = make_teller(log, store, pinned, plan, standing)
     with log, teller:
         teller.tell_start()
         outcome = _train(pinned, store, log, teller)
@@ -98,7 +96,7 @@ def run(config: TrainConfig) -> TrainResult:
         teller.tell_last()
         # Before the catalog: a run killed in between is ended by the rerun, and a late run id still gets in.
         log.end()
-        _keep_run_id(store, log)
+        keep_run_id(store, log)
         catalog = publish_catalog(
             store,
             {
@@ -136,7 +134,7 @@ def _train(config: TrainConfig, store: Storage, log: RunLog, teller: Teller) -> 
 
     def open_log() -> None:
         log.begin()
-        _keep_run_id(store, log)
+        keep_run_id(store, log)
         teller.begin()
         teller.follow()
         startup.mark("MLflow run open")
@@ -148,7 +146,7 @@ def _train(config: TrainConfig, store: Storage, log: RunLog, teller: Teller) -> 
     def on_epoch(record: EpochRecord) -> bool:
         nonlocal has_kept_id
         if log.run_id and not has_kept_id:  # once: run.json is not read, and cannot fail to be, at every epoch
-            _keep_run_id(store, log)
+            keep_run_id(store, log)
             has_kept_id = True
         teller.tell_epoch(record)
         return True
@@ -260,27 +258,35 @@ def _refuse_early(config: TrainConfig, plan: TrainPlan) -> None:
         )
 
 
-def _open_log(config: TrainConfig, plan: TrainPlan, store: Storage, standing: dict[str, Any]) -> RunLog:
+def open_log(
+    config: TrainConfig,
+    plan: TrainPlan,
+    store: Storage,
+    standing: Mapping[str, Any],
+    *,
+    span_s: tuple[float, float] | None = None,
+) -> RunLog:
     """Return the run's log, to be begun when there is time; a standing MLflow run is gone on with."""
     return RunLog.open(
         config.tracking,
         run_name=f"train {Path(store.uri).name}",
         run_id=str(standing.get("mlflow_run_id", "")),
         tags=run_tags(plan, store),
+        span_s=span_s,
         is_background=True,
         is_deferred=True,
         patience_s=_PATIENCE_S,
     )
 
 
-def _make_teller(
+def make_teller(
     log: RunLog, store: Storage, config: TrainConfig, plan: TrainPlan, standing: Mapping[str, Any]
 ) -> Teller:
     """Return who tells the log; a run that an earlier release began counts the seconds of its samples from 1970."""
     return Teller(log, store, config, plan, float(standing.get("started_s", 0.0)))
 
 
-def _keep_run_id(store: Storage, log: RunLog) -> None:
+def keep_run_id(store: Storage, log: RunLog) -> None:
     """Write the MLflow run's id into run.json, as soon as there is one."""
     if not log.run_id:
         return
@@ -323,44 +329,6 @@ def _best_figures(outcome: FitOutcome, description: Mapping[str, Any]) -> dict[s
     """Return the best epoch's figures where its record is gone."""
     best, deciding = outcome.best, deciding_figure(description.get("task", "single"))
     return {"epoch": best.epoch, f"val_{deciding}": best.val_score, "val_loss": best.val_loss}
-
-
-def deliver(uri: str, tracking: TrackingConfig) -> StageResult:
-    """Send what MLflow lacks of a finished run: a server that was away until the end has it then, once.
-
-    Raises:
-        InputError: no finished training run stands there.
-        RegistryError: MLflow is still away, or refuses.
-    """
-    store = Storage.open(uri)
-    catalog = finished_catalog(store)
-    standing = json.loads(store.read(RUN))
-    config = finished_config(store, catalog)
-    config = config.model_copy(update={"tracking": kept_tracking(store, tracking)})
-    plan = TrainPlan(STAGE, catalog["key"], catalog["inputs"], store.uri, dataset=standing["dataset"])
-    with _open_log(config, plan, store, standing) as log:
-        log.begin()
-        try:
-            teller = _make_teller(log, store, config, plan, standing)
-            teller.begin()
-            teller.tell_start()
-            new = sum(teller.tell_epoch(EpochRecord.from_json(record)) for record in catalog["records"])
-            for file in store.list("figures"):
-                log.log_file(file.path, store.read(file.path))
-            for file in sorted(store.list(CERTIFICATES), key=lambda file: file.modified):
-                tell_certificate(log, file.path, store.read(file.path))
-            teller.tell_best(catalog["best"], catalog["model"]["weights_sha256"], step=len(catalog["records"]))
-            teller.tell_rest()
-        finally:
-            log.end()  # the training is done, whatever becomes of this
-            log.leave()
-    _keep_run_id(store, log)
-    if log.num_waiting or not log.run_id:
-        raise RegistryError(
-            "MLflow is still away", where=redact(log.uri), mend="start it, and run the same command again"
-        )
-    figures: dict[str, float | int | str] = {"epochs_sent": new, "mlflow_run_id": log.run_id, "store": redact(log.uri)}
-    return StageResult("track", store.uri, catalog["key"], skipped=not new, figures=figures)
 
 
 def _result(

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from pipelines.dataset.catalog import parse_ref
 from pipelines.errors import DataError, InputError, StorageError
@@ -21,17 +16,17 @@ from pipelines.plots.params import describe_params
 from pipelines.ray_runtime import ray_session
 from pipelines.stage_output import RUN, StageResult, commands_with_model, open_run, publish_catalog, read_catalog
 from pipelines.storage import Storage
-from pipelines.tracking import RUN_KEY_TAG, RunLog, TrackingConfig, refuse_local_store, resolve_uri
-from pipelines.tracking_records import Point, points_record
+from pipelines.tracking import RunLog, TrackingConfig, refuse_local_store, resolve_uri
 from pipelines.train.environment import write_environment
 from pipelines.train.initial import INIT, keep_copy, starting_spec
+from pipelines.train.resume import keep
 from pipelines.tune.config import TuneConfig
 from pipelines.tune.plan import STAGE, TunePlan
 from pipelines.tune.plan import plan as make_plan
 from pipelines.tune.search import Asha
 from pipelines.tune.space import TrialPlan, make_trials
 from pipelines.tune.sweep import TRIALS, Sweep
-from pipelines.tune.telling import PATIENCE_S, SweepLog
+from pipelines.tune.telling import open_log, sweep_log, tell_outcome, tell_start
 
 if TYPE_CHECKING:
     from pipelines.dataset.reader import Dataset
@@ -67,13 +62,14 @@ def run(config: TuneConfig) -> TuneResult:
         if store.exists(LOSERS):  # it was killed before they were gone
             _drop_losers(store, catalog)
         return _result(plan, store, catalog, config.tracking, skipped=True)
-    trials = _plan_trials(config, plan, store)
-    standing = open_run(store, STAGE, plan.key, {"dataset": plan.dataset, "started_s": round(time.time(), 3)})
+    trials = plan_trials(config, plan, store)
+    kept = keep({"tracking": config.tracking.model_dump(mode="json")}, config.tracking)
+    details = {"dataset": plan.dataset, "started_s": round(time.time(), 3), "config": kept}
+    standing = open_run(store, STAGE, plan.key, details)
     if plan.initial:
         keep_copy(plan.initial, store, config.tracking)
-    place = hashlib.sha256(store.uri.encode()).hexdigest()[:16]
-    with _open_log(config, plan, store, standing, place) as log:
-        _log_start(log, config, plan)
+    with open_log(config.tracking, plan, store, standing) as log:
+        tell_start(log, _values(config), plan)
         asha = None
         if config.scheduler == "asha":
             asha = Asha(
@@ -81,9 +77,7 @@ def run(config: TuneConfig) -> TuneResult:
                 reduction_factor=config.reduction_factor,
                 max_epochs=config.train.epochs,
             )
-        started_s = float(standing.get("started_s", 0.0))  # an earlier release wrote none
-        told = SweepLog(config.tracking, log.reach, f"{plan.key}-{place}", plan.dataset, plan.inputs, started_s)
-        sweep = Sweep(trials, store, asha, told)
+        sweep = Sweep(trials, store, asha, sweep_log(config.tracking, log, plan, store, standing))
         if sweep.unfinished():
             _run_trials(config, sweep, plan.dataset, store)
         else:
@@ -119,7 +113,7 @@ def _run_trials(config: TuneConfig, sweep: Sweep, dataset: str, store: Storage) 
         run_trials(config, sweep, session)
 
 
-def _plan_trials(config: TuneConfig, plan: TunePlan, store: Storage) -> list[TrialPlan]:
+def plan_trials(config: TuneConfig, plan: TunePlan, store: Storage) -> list[TrialPlan]:
     """Sample every trial and fit it to the data, before Ray is started."""
     from pipelines.dataset.reader import open_dataset
 
@@ -169,15 +163,15 @@ def _publish(
     assert training is not None
     best = Best(record.epoch, record.step, record.val_score, record.val_loss)
     description = write_model(training, sweep.run_of(winner["id"]), best, train_key=plan.key)
-    for path, data in draw_pictures(store, board).items():
-        log.log_file(path, data)
-    log.log_file("trials.json", json.dumps(board, indent=1).encode())
     # of the best epoch, or of the last where the best one's checkpoint is damaged
     kept = description["metrics"] or asdict(best)
-    figures = {"best_val_top1": kept["val_top1"], "best_epoch": kept["epoch"]}
-    log.put(points_record([Point(0, figures)], may_stand=True, exact=figures))  # of a sweep killed before the catalog
-    log.log_params({"best": {"trial": winner["id"], **winner["params"]}})
-    log.log_tags({"weights_sha256": description["weights_sha256"], "best_trial": winner["id"]})
+    outcome = {
+        "trial": winner["id"],
+        **{name: kept[name] for name in ("epoch", "val_top1", "val_loss")},
+        "params": winner["params"],
+        "mlflow_run_id": winner["mlflow_run_id"],
+    }
+    tell_outcome(log, draw_pictures(store, board), board, outcome, description["weights_sha256"])
     sweep.settle_models(winner["id"])
     # Before the catalog: a run killed in between is ended by the rerun, and a late run id still gets in.
     log.end()
@@ -195,16 +189,9 @@ def _publish(
                 "weights_sha256": description["weights_sha256"],
                 "spec": description["spec"],
             },
-            "best": {
-                "trial": winner["id"],
-                **{name: kept[name] for name in ("epoch", "val_top1", "val_loss")},
-                "params": winner["params"],
-                "mlflow_run_id": winner["mlflow_run_id"],
-            },
+            "best": outcome,
             "trials": board,
-            "config": config.model_dump(
-                mode="json", exclude={"tracking": True, "ray": True, "train": {"tracking", "ray"}}
-            ),
+            "config": _values(config),
         },
     )
 
@@ -227,26 +214,9 @@ def _row(sweep: Sweep, trial: str) -> dict[str, Any]:
     }
 
 
-def _open_log(config: TuneConfig, plan: TunePlan, store: Storage, standing: dict[str, Any], place: str) -> RunLog:
-    """Open the sweep's MLflow run, the standing one where there is one, and keep its id in run.json."""
-    log = RunLog.open(
-        config.tracking,
-        run_name=f"tune {Path(store.uri).name}",
-        run_id=str(standing.get("mlflow_run_id", "")),
-        tags={RUN_KEY_TAG: f"{plan.key}-{place}", "stage": STAGE, "key": plan.key, "out": store.uri},
-        patience_s=PATIENCE_S,
-    )
-    if log.run_id and standing.get("mlflow_run_id") != log.run_id:
-        store.put(RUN, json.dumps({**standing, "mlflow_run_id": log.run_id}, indent=1).encode())
-    return log
-
-
-def _log_start(log: RunLog, config: TuneConfig, plan: TunePlan) -> None:
-    values = config.model_dump(mode="json", exclude={"tracking": True, "ray": True, "train": {"tracking", "ray"}})
-    log.log_params(values)
-    log.log_file("config.yaml", yaml.safe_dump(values, sort_keys=False).encode())
-    uri, _, version = plan.dataset.rpartition("@")
-    log.log_dataset(Path(uri).name, f"{uri}@{version}", plan.inputs["dataset"], "training")
+def _values(config: TuneConfig) -> dict[str, Any]:
+    """Return the settings that are told and kept: addresses may hold a password, and say nothing about the networks."""
+    return config.model_dump(mode="json", exclude={"tracking": True, "ray": True, "train": {"tracking", "ray"}})
 
 
 def _result(

@@ -50,9 +50,18 @@ class Sweep:
         storage: output folder.
         asha: the stopping rule; None lets every trial have all its epochs.
         log: where trials are recorded.
+        is_over: the sweep is published, and merely looked at; else its failed trials are open again.
     """
 
-    def __init__(self, trials: Sequence[TrialPlan], storage: Storage, asha: Asha | None, log: SweepLog) -> None:
+    def __init__(
+        self,
+        trials: Sequence[TrialPlan],
+        storage: Storage,
+        asha: Asha | None,
+        log: SweepLog,
+        *,
+        is_over: bool = False,
+    ) -> None:
         self.entries: dict[str, TrialEntry] = {}
         self.records: dict[str, list[EpochRecord]] = {}
         self._open: dict[str, _Trial] = {}
@@ -64,6 +73,7 @@ class Sweep:
         self._journal = Journal(storage)
         self._asha = asha
         self._log = log
+        self._is_over = is_over
         self._progress: Progress | None = None
         for plan in trials:
             self._resume(plan)
@@ -190,27 +200,41 @@ class Sweep:
             if standing.log is not None:
                 standing.log.interrupt(keeps_status=is_superseded)
 
-    def tell_untold(self) -> None:
-        """Tell MLflow of trials that ended while it was away; it is waited for, once."""
+    def tell_untold(self, *, tells_all: bool = False) -> int:
+        """Tell MLflow of trials that ended while it was away; it is waited for, once.
+
+        With `tells_all`, of every trial, whatever is known of what MLflow has. Returns how many epochs it had not.
+        """
+        num_new = 0
         for trial, run in self._ended_runs():
-            if not run.exists(UNTOLD):
+            if not (tells_all or run.exists(UNTOLD)):
                 continue
             entry = self.entries[trial]
-            log = self._log.open(entry, self._training_of(trial), run, patience_s=PATIENCE_S)
+            log = self._log.open(entry, self._training_of(trial), run, is_over=True, patience_s=PATIENCE_S)
             log.begin()
             log.tell(self.records[trial])
             is_told = log.end(status_of(entry.status), {"status": entry.status, "reason": entry.reason})
+            num_new += log.num_new
             self._set(replace(entry, mlflow_run_id=log.run_id))
             if not is_told:
-                return
+                break
+        return num_new
 
-    def settle_models(self, winner: str) -> None:
-        """Have MLflow name the winner's checkpoints as models, and none of those that are about to be deleted."""
+    def is_untold(self) -> bool:
+        """Return whether MLflow lacks something of a trial that has ended."""
+        return any(run.exists(UNTOLD) for _, run in self._ended_runs())
+
+    def settle_models(self, winner: str) -> bool:
+        """Have MLflow name the winner's checkpoints as models, and none of those that are about to be deleted.
+
+        Returns whether MLflow knows.
+        """
         for trial, run in self._ended_runs():
             log = self._log.open(self.entries[trial], self._training_of(trial), run, attach=True)
             if not log.settle_models(self.records[trial] if trial == winner else ()):
-                _LOGGER.warning("MLflow may show models of trials whose checkpoints are deleted")
-                return
+                _LOGGER.warning("MLflow may show models of trials whose checkpoints are deleted, until `resnet track`")
+                return False
+        return True
 
     def _ended_runs(self) -> list[tuple[str, Storage]]:
         """Return the folders of trials that MLflow knows, or is to know."""
@@ -236,7 +260,7 @@ class Sweep:
         self.entries[plan.trial] = entry
         self.records[plan.trial] = standing.records
         self._read_new(standing)
-        if not entry.is_over:
+        if not (entry.is_over or self._is_over):
             if entry.status == "failed":
                 self._set(replace(entry, status="running", reason=""))
                 standing.entry = self.entries[plan.trial]

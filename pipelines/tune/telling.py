@@ -1,25 +1,34 @@
-"""What MLflow is told of a sweep's trials: each is a training below the sweep's run, told by what tells trainings.
+"""What MLflow is told of a sweep and its trials: each is a training below the sweep's run, told as trainings are.
 
 The trials' folders are the truth. While MLflow is away at a trial's end, a note in its folder says so, and the end of
-the sweep tells it, of whatever command.
+the sweep tells it, of whatever command; later `resnet track` does.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from pipelines.errors import NotFound, StorageError
 from pipelines.plots.params import describe_params
+from pipelines.stage_output import RUN
 from pipelines.storage import Storage
 from pipelines.tracking import RUN_KEY_TAG, RunLog, RunStatus, TrackingConfig
+from pipelines.tracking_records import Point, points_record
 from pipelines.train.config import TrainConfig
 from pipelines.train.environment import PATH as ENVIRONMENT
 from pipelines.train.plan import TrainPlan
-from pipelines.train.records import EpochRecord
+from pipelines.train.records import EpochRecord, work_span
 from pipelines.train.teller import Teller
 from pipelines.tune.journal import Status, TrialEntry
+from pipelines.tune.plan import TunePlan
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -45,7 +54,14 @@ class SweepLog:
     """Unix time at which the sweep was begun first; samples of what machines did are counted from there."""
 
     def open(
-        self, entry: TrialEntry, training: TrainConfig, run: Storage, *, attach: bool = False, patience_s: float = 0.0
+        self,
+        entry: TrialEntry,
+        training: TrainConfig,
+        run: Storage,
+        *,
+        attach: bool = False,
+        is_over: bool = False,
+        patience_s: float = 0.0,
     ) -> TrialLog:
         """Create or resume a trial's run; with `attach`, add to one that has ended.
 
@@ -54,6 +70,7 @@ class SweepLog:
             training: its config.
             run: its folder.
             attach: leave status and times of the run as they are.
+            is_over: the trial has ended some time ago, which its records say.
             patience_s: seconds that the end of the run waits for a server that is away.
         """
         key_tag = {RUN_KEY_TAG: f"{self.key}-{entry.trial}"}
@@ -65,6 +82,7 @@ class SweepLog:
             parent_run_id=self.parent(),  # attached too: it may have been begun when the sweep had no run yet
             tags=key_tag if attach else {**key_tag, "stage": "trial", "trial": entry.trial, "sampled": sampled},
             attach=attach,
+            span_s=work_span(run) if is_over else None,
             is_background=not attach,
             patience_s=patience_s,
         )
@@ -81,6 +99,8 @@ class TrialLog:
         self._teller = teller
         self._run = run
         self._num_told = 0
+        self.num_new = 0
+        """Epochs told that MLflow had not."""
 
     @property
     def run_id(self) -> str:
@@ -97,7 +117,7 @@ class TrialLog:
     def tell(self, records: Sequence[EpochRecord]) -> None:
         """Tell the epochs that were not told yet; those that MLflow has are left alone."""
         for record in records[self._num_told :]:
-            self._teller.tell_epoch(record)
+            self.num_new += self._teller.tell_epoch(record)
             self._num_told += 1
 
     def end(self, status: RunStatus, tags: Mapping[str, str]) -> bool:
@@ -148,3 +168,75 @@ def keep_environment(sweep: Storage, run: Storage) -> None:
 def status_of(entry_status: Status) -> RunStatus:
     """Return how the MLflow run of a trial ends."""
     return "FAILED" if entry_status == "failed" else "FINISHED"
+
+
+def open_log(
+    tracking: TrackingConfig,
+    plan: TunePlan,
+    store: Storage,
+    standing: Mapping[str, Any],
+    *,
+    span_s: tuple[float, float] | None = None,
+) -> RunLog:
+    """Open the sweep's own MLflow run, the standing one where there is one, and keep its id in run.json.
+
+    Args:
+        tracking: where it is recorded.
+        plan: what names the sweep and its data.
+        store: the sweep's folder.
+        standing: its run.json.
+        span_s: see `RunLog.open`.
+    """
+    log = RunLog.open(
+        tracking,
+        run_name=f"tune {Path(store.uri).name}",
+        run_id=str(standing.get("mlflow_run_id", "")),
+        tags={RUN_KEY_TAG: _key_at(plan, store), "stage": plan.stage, "key": plan.key, "out": store.uri},
+        span_s=span_s,
+        patience_s=PATIENCE_S,
+    )
+    if log.run_id and standing.get("mlflow_run_id") != log.run_id:
+        store.put(RUN, json.dumps({**standing, "mlflow_run_id": log.run_id}, indent=1).encode())
+    return log
+
+
+def sweep_log(
+    tracking: TrackingConfig, log: RunLog, plan: TunePlan, store: Storage, standing: Mapping[str, Any]
+) -> SweepLog:
+    """Return where the trials of a sweep are recorded, whose own run is `log`'s."""
+    started_s = float(standing.get("started_s", 0.0))  # an earlier release wrote none
+    return SweepLog(tracking, log.reach, _key_at(plan, store), plan.dataset, plan.inputs, started_s)
+
+
+def tell_start(log: RunLog, values: Mapping[str, Any], plan: TunePlan) -> None:
+    """Tell a sweep's settings and data."""
+    log.log_params(values)
+    log.log_file("config.yaml", yaml.safe_dump(dict(values), sort_keys=False).encode())
+    uri, _, version = plan.dataset.rpartition("@")
+    log.log_dataset(Path(uri).name, f"{uri}@{version}", plan.inputs["dataset"], "training")
+
+
+def tell_outcome(
+    log: RunLog, pictures: Mapping[str, bytes], board: Sequence[Any], best: Mapping[str, Any], weights_sha256: str
+) -> None:
+    """Tell what a sweep came to.
+
+    Args:
+        log: its run.
+        pictures: by path.
+        board: its trials, as the catalog lists them.
+        best: the winner, as the catalog has it.
+        weights_sha256: of the winner's model.
+    """
+    for path, data in pictures.items():
+        log.log_file(path, data)
+    log.log_file("trials.json", json.dumps(board, indent=1).encode())
+    figures = {"best_val_top1": best["val_top1"], "best_epoch": best["epoch"]}
+    log.put(points_record([Point(0, figures)], may_stand=True, exact=figures))  # of a sweep killed before the catalog
+    log.log_params({"best": {"trial": best["trial"], **best["params"]}})
+    log.log_tags({"weights_sha256": weights_sha256, "best_trial": best["trial"]})
+
+
+def _key_at(plan: TunePlan, store: Storage) -> str:
+    """Return what finds a sweep's run again: its key and its place."""
+    return f"{plan.key}-{hashlib.sha256(store.uri.encode()).hexdigest()[:16]}"

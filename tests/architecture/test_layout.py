@@ -20,7 +20,7 @@ LAYERS = [
     {"config", "storage", "image", "capacity", "stage_output", "redact"},
     {"tracking_answers"},
     {"progress", "tracking_records", "tracking_sender", "tracking_store", "ray_runtime", "node_paths", "plots"},
-    {"tracking_models"},
+    {"tracking_models", "tracking_runs"},
     {"tracking"},
     {"metrics", "dataset"},
     {"sources", "package"},

@@ -13,6 +13,7 @@ from pipelines.storage import Storage
 from pipelines.tracking import RunLog, TrackingConfig, open_client
 from pipelines.train import replay, stage
 from pipelines.train.config import ReplayConfig, TrainConfig
+from pipelines.train.deliver import deliver
 from pipelines.train.plan import plan as make_plan
 from pipelines.train.records import EpochRecord
 from pipelines.train.teller import Teller, run_tags
@@ -106,7 +107,7 @@ def test_a_certificate_reaches_the_run_that_mlflow_was_told_of_late(
     dataset, out = write_dataset(tmp_path / "dataset"), str(tmp_path / "run")
     stage.run(make_config(dataset, epochs=2, local=True, out=out, tracking=tracking | {"enabled": False}))
     late = TrackingConfig(**tracking)
-    steps = [lambda: replay.run(ReplayConfig(run=out, tracking=late)), lambda: stage.deliver(out, late)]
+    steps = [lambda: replay.run(ReplayConfig(run=out, tracking=late)), lambda: deliver(out, late)]
     for step in steps if is_first else reversed(steps):
         step()
     client, run_id = open_client(tracking["uri"]), json.loads((tmp_path / "run/run.json").read_text())["mlflow_run_id"]

@@ -20,6 +20,7 @@ from pipelines.tracking import RunLog, TrackingConfig, open_client
 from pipelines.tracking_models import ModelSet, RankedModel
 from pipelines.train import stage
 from pipelines.train.checkpoint import committed_steps
+from pipelines.train.deliver import deliver
 from pipelines.train.records import EpochRecord
 from pipelines.train.samples import SampleReader
 from pipelines.train.step import Step
@@ -208,7 +209,7 @@ def test_a_server_that_stays_away_gets_everything_later_and_once(
         assert Storage.open(config.out).exists("_catalog.json")
         wire.mode = "whole"
         for sent in (3, 0):
-            assert stage.deliver(config.out, TrackingConfig(**tracking)).figures["epochs_sent"] == sent
+            assert deliver(config.out, TrackingConfig(**tracking)).figures["epochs_sent"] == sent
     assert look_at(server, "later", 6) == WHOLE
 
 

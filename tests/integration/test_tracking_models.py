@@ -24,6 +24,7 @@ from pipelines.tracking import RUN_KEY_TAG, RunLog, TrackingConfig, open_client
 from pipelines.tracking_models import ModelSet, RankedModel
 from pipelines.train import stage
 from pipelines.train.checkpoint import committed_steps
+from pipelines.train.deliver import deliver
 from pipelines.train.step import Step
 from tests.unit.train.tiny import make_config, write_dataset
 
@@ -232,4 +233,4 @@ def test_a_training_stopped_and_gone_on_with_is_told_once(
         assert [model.name for model in found if model.tags["resnet.rank"] == "1"] == [f"epoch-{best:04d}"]
         assert any(name.startswith("system/worker_0/") for name in last.data.metrics)
         assert last.data.tags["resnet.version"]
-        stage.deliver(config.out, TrackingConfig(**tracking))
+        deliver(config.out, TrackingConfig(**tracking))

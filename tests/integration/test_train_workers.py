@@ -21,6 +21,7 @@ from pipelines.tracking import TrackingConfig, open_client
 from pipelines.train import replay, stage
 from pipelines.train.checkpoint import load_latest
 from pipelines.train.config import ReplayConfig, TrainConfig
+from pipelines.train.deliver import deliver
 from pipelines.train.group import train_in_workers
 from pipelines.train.loop import fit_local
 from pipelines.train.outcome import read_outcome
@@ -121,10 +122,10 @@ def test_a_store_that_was_away_gets_the_whole_run_later(dataset: str, tracking: 
     run = trained(make_config(dataset), Storage.open(tmp_path / "run"))
     run.put("figures/curves.png", b"a picture")
     with pytest.raises(InputError, match="no finished training run"):
-        stage.deliver(str(tmp_path), TrackingConfig(**tracking))
-    sent = stage.deliver(run.uri, TrackingConfig(**tracking))
+        deliver(str(tmp_path), TrackingConfig(**tracking))
+    sent = deliver(run.uri, TrackingConfig(**tracking))
     assert sent.figures["epochs_sent"] == 2
-    assert stage.deliver(run.uri, TrackingConfig(**tracking)).figures["epochs_sent"] == 0
+    assert deliver(run.uri, TrackingConfig(**tracking)).figures["epochs_sent"] == 0
     client = open_client(tracking["uri"])
     recorded = client.get_run(str(sent.figures["mlflow_run_id"]))
     assert recorded.info.status == "FINISHED"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,13 +19,14 @@ import ray
 from pipelines.errors import DataError, InputError
 from pipelines.package.describe import parse_description
 from pipelines.plots.params import describe_params
-from pipelines.stage_output import read_catalog
+from pipelines.stage_output import mlflow_run_of, read_catalog
 from pipelines.storage import Storage
-from pipelines.tracking import open_client
+from pipelines.tracking import TrackingConfig, open_client
 from pipelines.train.checkpoint import committed_steps
 from pipelines.train.samples import SampleReader
 from pipelines.tune import stage
 from pipelines.tune.config import TuneConfig
+from pipelines.tune.deliver import deliver
 from pipelines.tune.stage import TuneResult
 from pipelines.tune.sweep import Sweep
 from tests.unit.train.tiny import make_config, write_dataset
@@ -65,13 +67,14 @@ def told_models(mlflow_uri: str, run_id: str) -> list[int]:
     return sorted(int(model.params["step"]) for model in found)
 
 
-def assert_told_as_a_training(config: TuneConfig, mlflow_uri: str) -> None:
+def assert_told_as_a_training(out: str, mlflow_uri: str) -> None:
     """MLflow holds of each whole trial what it holds of a training: every point once, and models of what is kept."""
-    store, client = Storage.open(config.out), open_client(mlflow_uri)
+    store, client = Storage.open(out), open_client(mlflow_uri)
+    entries = journal(Path(out))
     catalog, started_s = read_catalog(store), json.loads(store.read("run.json"))["started_s"]
     assert catalog is not None
     for trial in catalog["trials"]:
-        folder, run = store.child(f"trials/{trial['id']}"), client.get_run(trial["mlflow_run_id"])
+        folder, run = store.child(f"trials/{trial['id']}"), client.get_run(entries[trial["id"]]["mlflow_run_id"])
         steps = {name: 12 for name in ("step_loss", "step_lr", "step_images_per_s")}
         for name, last in {"train_loss": 3, "val_top1": 3, **steps}.items():
             points = client.get_metric_history(run.info.run_id, name)
@@ -159,7 +162,7 @@ def test_mlflow_holds_one_parent_and_a_child_for_each_trial(
         assert run.data.params["optimizer.lr"] == str(trial["params"]["optimizer.lr"])
         points = client.get_metric_history(run.info.run_id, "val_top1")
         assert [[point.step, point.value] for point in points] == trial["curve"]
-    assert_told_as_a_training(config, mlflow_uri)
+    assert_told_as_a_training(config.out, mlflow_uri)
 
 
 def test_the_same_sweep_again_is_skipped_without_heavy_imports(swept: tuple[TuneConfig, TuneResult]) -> None:
@@ -197,6 +200,38 @@ def test_checkpoints_that_a_killed_sweep_left_go_when_it_is_run_again(swept: tup
     ]
 
 
+def test_mlflow_that_was_away_is_told_of_a_whole_sweep_later(
+    swept: tuple[TuneConfig, TuneResult], mlflow_uri: str, tmp_path: Path
+) -> None:
+    """Twice, to the same end; runs end when the work did."""
+    out, client = tmp_path / "out", open_client(mlflow_uri)
+    shutil.copytree(swept[0].out, out)
+    for path in (out / "run.json", out / "_catalog.json", *(out / "journal").iterdir()):
+        path.write_text(re.sub(r'("mlflow_run_id": )"\w+"', r'\1""', path.read_text()))
+    late = TrackingConfig(uri=mlflow_uri, experiment="late-sweep")
+    seen = []
+    for epochs in (9, 0):
+        told = deliver(str(out), late)
+        assert told.figures["epochs_sent"] == epochs
+        sweep = client.get_run(str(told.figures["mlflow_run_id"]))
+        trials = client.search_runs([sweep.info.experiment_id], f"tags.`mlflow.parentRunId` = '{sweep.info.run_id}'")
+        assert {run.info.status for run in (sweep, *trials)} == {"FINISHED"}
+        seen.append({run.info.run_id: (run.info.start_time, run.info.end_time) for run in (sweep, *trials)})
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == 4
+    swept_ms = (out / "_catalog.json").stat().st_ctime * 1000  # a copy of it: later than the sweep
+    assert all(began_ms < ended_ms < swept_ms for began_ms, ended_ms in seen[0].values())
+    assert_told_as_a_training(str(out), mlflow_uri)
+    store = Storage.open(out)
+    catalog = read_catalog(store)
+    assert catalog is not None
+    assert mlflow_run_of(store, catalog) == journal(out)[catalog["best"]["trial"]]["mlflow_run_id"] != ""
+    assert sweep.data.tags["best_trial"] == catalog["best"]["trial"]
+    assert not [name for name in sweep.data.tags if name.startswith("resumed.")]
+    with pytest.raises(InputError, match="holds no finished sweep"):
+        deliver(str(tmp_path), late)
+
+
 def test_a_folder_of_another_sweep_is_refused(swept: tuple[TuneConfig, TuneResult]) -> None:
     config, _ = swept
     with pytest.raises(InputError, match="holds another tune"):
@@ -225,7 +260,7 @@ def test_a_sweep_goes_on_from_what_stands(swept: tuple[TuneConfig, TuneResult], 
     assert second.figures["val_top1"] == first.figures["val_top1"]
     assert journal(out) == before
     assert untouched == {path: path.stat().st_mtime_ns for path in untouched}
-    assert_told_as_a_training(config, mlflow_uri)
+    assert_told_as_a_training(config.out, mlflow_uri)
 
 
 def test_a_trial_that_fails_is_marked_and_the_sweep_ends(dataset: str, mlflow_uri: str, tmp_path: Path) -> None:

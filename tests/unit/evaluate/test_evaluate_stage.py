@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import subprocess
 import sys
+import uuid
 from html import unescape
 from pathlib import Path
 
@@ -16,9 +18,8 @@ import pytest
 from pipelines.dataset import leaks
 from pipelines.errors import ConfigError, InputError
 from pipelines.evaluate.plan import plan
-from pipelines.evaluate.record import run_of_catalog, run_of_folder
 from pipelines.evaluate.stage import EvaluateResult, run
-from pipelines.stage_output import publish_catalog
+from pipelines.stage_output import mlflow_run_of
 from pipelines.storage import Storage
 from tests.unit.evaluate.small_world import config, make_dataset, make_training, make_world, read_json
 
@@ -160,10 +161,15 @@ def test_a_split_without_labels(world: Path, tmp_path: Path) -> None:
 
 
 def test_run_of_a_model_is_found_in_train_and_tune_catalogs() -> None:
-    assert run_of_catalog({"stage": "train", "mlflow_run_id": "r1"}) == "r1"
-    trials = [{"id": "0001", "mlflow_run_id": "t1"}, {"id": "0002", "mlflow_run_id": "t2"}]
-    assert run_of_catalog({"stage": "tune", "best": {"trial": "0002"}, "trials": trials}) == "t2"
-    assert run_of_catalog({"stage": "train"}) == ""
+    folder = Storage.open(f"memory://{uuid.uuid4().hex}/run")
+    sweep = {"stage": "tune", "mlflow_run_id": "s1", "best": {"trial": "0002", "mlflow_run_id": "t2"}}
+    away = {"stage": "tune", "mlflow_run_id": "", "best": {"trial": "0002", "mlflow_run_id": ""}}
+    assert mlflow_run_of(folder, {"stage": "train", "mlflow_run_id": "r1"}) == "r1"
+    assert mlflow_run_of(folder, sweep) == "t2"
+    assert mlflow_run_of(folder, away) == mlflow_run_of(folder, {"stage": "train"}) == ""
+    folder.put("run.json", json.dumps({"mlflow_run_id": "late", "best_mlflow_run_id": "late-trial"}).encode())
+    assert mlflow_run_of(folder, {"stage": "train"}) == "late"
+    assert mlflow_run_of(folder, away) == "late-trial"
 
 
 def test_a_device_that_is_not_there_is_refused_before_any_work(
@@ -176,16 +182,3 @@ def test_a_device_that_is_not_there_is_refused_before_any_work(
         run(config(world, out=str(tmp_path / "out"), device="cuda"))
     assert refused.value.exit_code == 2
     assert not (tmp_path / "out").exists()
-
-
-def test_run_of_a_model_that_mlflow_was_told_of_late_stands_beside_the_catalog(tmp_path: Path) -> None:
-    store = Storage.open(tmp_path)
-    assert run_of_folder(store) == ""
-    publish_catalog(store, {"stage": "train", "key": "k", "mlflow_run_id": ""})
-    assert run_of_folder(store) == ""
-    store.put("run.json", b'{"stage": "train", "mlflow_run_id": "r1"}')
-    assert run_of_folder(store) == "r1"
-    sweep = Storage.open(tmp_path / "sweep")
-    publish_catalog(sweep, {"stage": "tune", "key": "k", "best": {"trial": "0001"}, "trials": [{"id": "0001"}]})
-    sweep.put("run.json", b'{"stage": "tune", "mlflow_run_id": "of the sweep"}')
-    assert run_of_folder(sweep) == ""

@@ -141,13 +141,12 @@ def test_a_run_that_is_gone_on_with_from_elsewhere_is_recorded_where_it_was(
 ) -> None:
     config = make_config(dataset, out=str(tmp_path / "run"), tracking={"experiment": "birds", "enabled": True})
     monkeypatch.chdir(tmp_path)
-    run = Storage.open(config.out)
-    run.put("run.json", json.dumps({"stage": "train", "config": kept_config(config)}).encode())
+    standing = {"stage": "train", "config": kept_config(config)}
     monkeypatch.chdir(Path(dataset).parent)
     there = f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"
-    kept = kept_tracking(run, TrackingConfig(uri=""))
+    kept = kept_tracking(standing, TrackingConfig(uri=""))
     assert (kept.uri, kept.experiment, kept.enabled) == (there, "birds", True)
-    assert kept_tracking(run, TrackingConfig(uri="http://other:5000")).uri == "http://other:5000"
+    assert kept_tracking(standing, TrackingConfig(uri="http://other:5000")).uri == "http://other:5000"
     secret = "http://me:pass-word@host:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", secret)
     assert "pass-word" not in json.dumps(kept_config(config))
