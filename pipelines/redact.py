@@ -19,7 +19,7 @@ _SECRET_NAME = re.compile(
 )
 # Variables of storage services (AZURE_STORAGE_ACCOUNT_KEY); in capitals only, as `train_key` is no secret.
 _SECRET_VARIABLE = re.compile(r"_KEY(?:_ID|_BASE64)?$")
-_USERINFO = re.compile(r"(?<=://)[^/@\s:]*:[^/\s?#\"']+(?=@)")  # to the last @, as a password may hold one
+_USERINFO = re.compile(r"(?<=://)[^/@\s:]*:[^/\s?#\"]*(?=@)")  # to the last @, as a password may hold one
 _SIGNED_QUERY = re.compile(
     r"(?P<name>[?&](?:X-Amz-(?:Signature|Credential|Security-Token)|X-Goog-(?:Signature|Credential)|Signature|sig"
     r"|AWSAccessKeyId|access_?token|api_?key|token|password|secret)=)[^&\s#]+",

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipelines.config.strict import StrictModel, output_values
 from pipelines.errors import AlreadyExists, DataError, InputError, NotFound
+from pipelines.redact import redact
 from pipelines.storage import Storage
 
 CATALOG = "_catalog.json"
@@ -65,7 +66,7 @@ def commands_with_model(out: str, catalog: Mapping[str, Any], tracking_uri: str)
         tracking_uri: the MLflow store that was named for it, which the evaluation has to ask too; empty for the usual.
     """
     evaluate = ["resnet", "evaluate", out, catalog["dataset"]["uri"]]
-    evaluate += [f"tracking.uri={tracking_uri}"] * bool(tracking_uri)
+    evaluate += [f"tracking.uri={redact(tracking_uri)}"] * bool(tracking_uri)
     score = ["resnet", "score", "ARCHIVE", "--model", f"{out}/{catalog['model']['path']}", "--out", "PREDICTIONS"]
     return shlex.join(evaluate), shlex.join(score)
 

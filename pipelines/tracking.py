@@ -66,6 +66,7 @@ _LOGGER = logging.getLogger(__name__)
 _PARENT_TAG = "mlflow.parentRunId"
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 15.0, 60.0  # between attempts while the server is away
 _LONGEST_CALL_S = 60.0  # that a call under way is waited for at the end
+_LAST_CALL_S = 10.0  # the same where somebody waits for the command to end
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -93,6 +94,7 @@ class RunLog:
         self._client: MlflowClient | None = None
         self._place: Place | None = None
         self._is_open, self._is_begun = False, True
+        self._raises = True
         self._is_sure = True  # False: what the store holds of this run is not known
         self._ended_as, self._patience_s = "", 0.0
         self._sender: Sender | None = None
@@ -118,6 +120,7 @@ class RunLog:
         is_background: bool = False,
         patience_s: float = 0.0,
         is_deferred: bool = False,
+        is_met: bool = False,
     ) -> RunLog:
         """Create a run, or resume the run `run_id`, and set it RUNNING.
 
@@ -129,6 +132,9 @@ class RunLog:
 
         Without `run_id`, a run of the experiment that carries the same tag `RUN_KEY_TAG` is resumed: a process
         killed between creating the run and writing its id down leaves no second run behind.
+
+        With `is_met` MLflow has been met for this work before: what it refuses now passes as an outage does, and no
+        error is raised.
 
         With `is_deferred` the store is not looked at before `begin`, which then raises as said here.
 
@@ -145,7 +151,7 @@ class RunLog:
         log = cls(tracking, uri, LogTarget(redact(run_name), run_id, clean, attach, span_s))
         log._patience_s = patience_s
         log._sender = Sender(log._send_waiting) if is_background else None
-        log._is_begun, log._is_sure = False, not is_deferred
+        log._is_begun, log._is_sure, log._raises = False, not is_deferred, not is_met
         if not is_deferred:
             log.begin()
         return log
@@ -154,13 +160,18 @@ class RunLog:
         """Open the run that `open` was told to defer, and send what was given since."""
         self._is_begun = True
         if self._is_enabled:
-            self._drain(at_start=True)
+            self._drain(at_start=self._raises)
 
     def reach(self) -> str:
         """Return the run's id, after one more attempt to open the run where that is due; empty while it is not open."""
         if self._is_enabled and not self.run_id and time.monotonic() >= self._retry_at:
             self._drain()
         return self.run_id
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where the run is, as a `TrackingConfig` has it."""
+        return {**self._tracking.model_dump(mode="json"), "uri": self.uri}
 
     @property
     def num_waiting(self) -> int:
@@ -227,9 +238,10 @@ class RunLog:
         """Deliver what is waiting and close the run; tell the user what could not be delivered.
 
         A server that is away is waited for as long as `open` was told, if the run is FINISHED or `waits` says so. One
-        that is slow has as long, and a minute at least.
+        that is slow has as long, and a minute at least, or some seconds where somebody has called the work off; that
+        the run has ended is then told before what is left. Of a run that was never begun nothing is told.
         """
-        if not self._is_enabled or self._ended_as == status:
+        if not self._is_enabled or self._ended_as == status or not self._is_begun:
             return
         with self._lock:
             self._ended_as = status
@@ -237,24 +249,31 @@ class RunLog:
         def send(place: Place, tried: bool) -> None:
             self._target.close(place.client, place.run_id, status)
 
-        patience_s = self._patience_s if (status == "FINISHED" if waits is None else waits) else 0.0
-        self._until_s = time.monotonic() + max(patience_s, _LONGEST_CALL_S)
-        if self._sender is not None:
-            self._sender.stop(_LONGEST_CALL_S)
-            self._sender = None
-        self.put(Record(f"status {status}", send), is_last=True)
+        must_wait = status == "FINISHED" if waits is None else waits
+        patience_s = self._patience_s if must_wait else 0.0
+        call_s = _LONGEST_CALL_S if must_wait or status == "FAILED" else _LAST_CALL_S
         ends_s = time.monotonic() + patience_s
+        self._until_s = max(ends_s, time.monotonic() + call_s)
+        if self._sender is not None:
+            self._sender.stop(call_s)
+            self._sender = None
+        last = Record(f"status {status}", send)
+        self.put(last, is_last=True)
         if self._queue and time.monotonic() < ends_s:
-            _LOGGER.warning("waiting up to %.0f s for MLflow to come back", patience_s)
+            _LOGGER.warning("waiting up to %.0f s for MLflow to come back", ends_s - time.monotonic())
         while self._queue and time.monotonic() < ends_s:
             time.sleep(min(2.0, self.pause_s))
             self._drain()
-        if self._queue:
-            _LOGGER.warning(
-                "%d records of run %r were not delivered: MLflow at %s is away, or too slow. "
-                "The output folder holds every figure; `resnet track` sends those of trainings and sweeps later.",
-                *(len(self._queue), self._target.name, redact(self.uri)),
-            )
+        if not self._queue:
+            return
+        if self._client is not None and self._is_open and time.monotonic() >= self._retry_at:  # slow, not away
+            with self._sending:
+                self._send(self._client, last)
+        _LOGGER.warning(
+            "%d records of run %r were not delivered: MLflow at %s is away, or too slow. The output folder holds every"
+            " figure; going on with the run sends those of a training, and `resnet track` when it or a sweep is done.",
+            *(len(self._queue), self._target.name, redact(self.uri)),
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -263,7 +282,7 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None or self._target.span_s:  # the work was done, whatever becomes of telling it
-            self.end("FINISHED")
+            self.end("FINISHED", waits=kind is None or issubclass(kind, Exception))
         else:
             if issubclass(kind, Superseded):
                 self.leave()
@@ -336,7 +355,7 @@ class RunLog:
                 _LOGGER.warning("%s", refused_text(fault, self.uri, self._target.name, record.what))
             with self._lock:
                 self._queue.popleft()
-            self.pause_s = _FIRST_PAUSE_S
+            self.pause_s, self._retry_at = _FIRST_PAUSE_S, 0.0
 
     def _send(self, client: MlflowClient, record: Record) -> Exception | None:
         """Send a record; return what was raised."""

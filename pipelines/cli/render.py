@@ -20,8 +20,8 @@ _DECEPTIVE = frozenset(
     "\u200b\u200c\u200d\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
 )
 _CHAIN_LIMIT = 20
-_LOOKS = frozenset({"replay", "--smoke", "--find-lr", "--dry-run"})
-"""Commands and flags with which nothing is kept until all is done."""
+_LOOKS = frozenset({"--smoke", "--find-lr", "--dry-run"})
+"""Flags with which nothing is kept of the work itself until all is done."""
 
 
 def clean(text: str) -> str:
@@ -149,8 +149,9 @@ def find_user_error(error: BaseException) -> PipelineError | None:
 
 def interrupted(word: str, args: Sequence[str]) -> None:
     """Say that a signal ended the work and how to go on."""
-    keeps_nothing = any(arg.partition("=")[0] in _LOOKS for arg in args)
-    again = "nothing is kept of it; the same command starts it anew"
+    command = next((arg for arg in args if not arg.startswith("-")), "")
+    keeps_nothing = command == "replay" or any(arg.partition("=")[0] in _LOOKS for arg in args)
+    again = "nothing is kept but what was ingested before; the same command starts it anew"
     onward = "finished units stay; the same command goes on from here"
     click.echo(f"\n{word}: {again if keeps_nothing else onward}", err=True)
     click.echo(f"next:\n  {clean(shlex.join(['resnet', *args]))}", err=True)

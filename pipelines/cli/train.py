@@ -100,7 +100,8 @@ def _resumed(run: str, overrides: tuple[str, ...], *, dataset: str, out: str) ->
     if named:
         raise ConfigError(
             f"--resume goes on with {run} as it was begun, and {named[0]} is given as well",
-            mend=f"resnet train --resume {run}, with key=value of what may change, such as num_workers=2",
+            mend="give key=value of what may change and nothing else, for example:"
+            f" {render.command('train', '--resume', run, 'num_workers=2')}",
         )
     config = resumed_config(run, overrides)
     render.note(f"train: going on with {config.out}, on the dataset {config.dataset}")

@@ -18,8 +18,9 @@ class LaneOrder:
     """
 
     def __init__(self, order: EpochOrder, lanes: Sequence[int]) -> None:
-        self._order, self._lanes = order, lanes
-        self._chosen = np.asarray(lanes, dtype=np.int64)
+        self._order = order
+        self.lanes: Positions = np.asarray(lanes, dtype=np.int64)
+        """Numbers of the lanes, (lanes,)."""
 
     def rows(self, first: int, last: int) -> Positions:
         """Return the row positions that the lanes give to batches `first` to `last` - 1."""
@@ -35,12 +36,12 @@ class LaneOrder:
 
     def ends(self, first: int, last: int) -> list[int]:
         """Return how many of them there are up to the end of each of these batches."""
-        given = [self._order.given_before(t)[self._chosen].sum() for t in range(first, last + 1)]
+        given = [self._order.given_before(t)[self.lanes].sum() for t in range(first, last + 1)]
         return [int(value - given[0]) for value in given[1:]]
 
     def _joined(self, give: Callable[[int], list[Positions]], first: int, last: int) -> Positions:
         batches = [give(t) for t in range(first, last)]
-        return np.concatenate([per_lane[lane] for per_lane in batches for lane in self._lanes])
+        return np.concatenate([per_lane[lane] for per_lane in batches for lane in self.lanes])
 
 
 class OrderTable(LaneOrder):
@@ -60,10 +61,10 @@ class OrderTable(LaneOrder):
         given = np.stack([order.given_before(t) for t in range(order.num_batches + 1)])
         counts = np.diff(given, axis=0)
         before = np.cumsum(counts, axis=1) - counts + order.global_batch * np.arange(order.num_batches)[:, None]
-        self._before, self._counts = given[:-1, self._chosen], counts[:, self._chosen]
+        self._before, self._counts = given[:-1, self.lanes], counts[:, self.lanes]
         self._ends = np.concatenate([[0], np.cumsum(self._counts.sum(axis=1))])
         self._rows = self._by_lane[_ranges(self._starts + self._before, self._counts)]
-        self._places = _ranges(before[:, self._chosen], self._counts)
+        self._places = _ranges(before[:, self.lanes], self._counts)
         self._partners: Positions | None = None
 
     def rows(self, first: int, last: int) -> Positions:
@@ -74,7 +75,7 @@ class OrderTable(LaneOrder):
         """Return the mixing partner of each of them."""
         if self._partners is None:
             index = _ranges(self._before, self._counts)
-            lane = np.repeat(np.tile(np.arange(len(self._lanes)), len(self._counts)), self._counts.ravel())
+            lane = np.repeat(np.tile(np.arange(len(self.lanes)), len(self._counts)), self._counts.ravel())
             second = np.minimum(1, self._sizes - 1)[lane]  # of a lane of one row that row itself
             self._partners = self._by_lane[self._starts[lane] + np.where(index > 0, index - 1, second)]
         return self._partners[self._ends[first] : self._ends[last]]

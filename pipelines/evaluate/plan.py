@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +77,7 @@ def resolve(config: EvaluateConfig) -> Inputs:
     if catalog is None:
         raise InputError(
             f"there is no dataset at {storage.uri}: no catalog is published there",
-            mend=f"make one: resnet ingest SOURCE --out {uri}",
+            mend=f"make one: resnet ingest SOURCE --out {shlex.quote(uri)}",
         )
     dataset = format_ref(storage.uri, int(catalog["version"]))
     _check(config, dataset, catalog, description)

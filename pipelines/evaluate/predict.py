@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -141,7 +142,7 @@ def check_every_row_once(image_ids: Sequence[str], num_rows: int, where: str, sp
             f"{num_rows} rows of split {split!r} gave {len(image_ids)} answers for"
             f" {len(set(image_ids))} images; each must be answered once",
             where=where,
-            mend=f"resnet data verify {where}",
+            mend=f"resnet data verify {shlex.quote(where)}",
         )
 
 
@@ -221,7 +222,7 @@ def _decode(prepare: Callable[[bytes], Pixels], key: str, data: bytes, where: st
         raise DataError(
             f"the stored image of {key} cannot be decoded: {refused.message}",
             where=where,
-            mend=f"resnet data verify {where}",
+            mend=f"resnet data verify {shlex.quote(where)}",
         ) from refused
 
 

@@ -24,8 +24,8 @@ def run_of_model(config: EvaluateConfig, inputs: Inputs) -> str:
         client = open_client(store)
         with store_faults(store):
             return str(client.get_model_version(inputs.package.name, inputs.package.version).run_id or "")
-    store = Storage.open(config.model)
-    return mlflow_run_of(store, read_catalog(store) or {})
+    folder = Storage.open(config.model)
+    return mlflow_run_of(folder, read_catalog(folder) or {})
 
 
 def record(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -99,23 +100,24 @@ def _read_evaluation(address: str) -> tuple[dict[str, Any], str]:
 
 
 def _check_fit(config: RegisterConfig, evaluation: Mapping[str, Any], uri: str, digest: str) -> None:
+    again = shlex.join(["resnet", "evaluate", config.model, evaluation["dataset"]["uri"]])
     measured = evaluation["inputs"]["model"]
     if measured != digest:
         raise InputError(
             f"the evaluation measured another network ({measured[:12]}) than {config.model} ({digest[:12]})",
             where=uri,
-            mend=f"resnet evaluate {config.model} {evaluation['dataset']['uri']}",
+            mend=again,
         )
     if views := len(evaluation.get("views", ())):
         raise InputError(
             f"the evaluation is a mean over {views} views of each image, and the model answers from one",
             where=uri,
-            mend=f"resnet evaluate {config.model} {evaluation['dataset']['uri']}, without views",
+            mend=f"leave the views out: {again}",
         )
     split = evaluation["dataset"]["split"]
     if split in CHOSEN_BY:
         raise InputError(
             f"the evaluation is of split {split!r}, by which the network was trained or chosen",
             where=uri,
-            mend=f"resnet evaluate {config.model} {evaluation['dataset']['uri']} --split test",
+            mend=f"{again} --split test",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,8 +138,8 @@ def _result(planned: Plan, catalog: dict[str, Any], *, skipped: bool) -> Registe
             "reason": decision["reason"],
         },
         next_commands=(
-            f"resnet models show {name}",
-            f"resnet score ARCHIVE --model models:/{name}@{alias}",
+            shlex.join(["resnet", "models", "show", name]),
+            f"resnet score ARCHIVE --model {shlex.quote(f'models:/{name}@{alias}')}",
         ),
         version=version,
         champion_moved=bool(decision["moved"]),

@@ -219,7 +219,7 @@ def _result(config: RunConfig, made: dict[str, Made], seconds: dict[str, float],
         if "://" not in root_of(config):
             commands.insert(0, f"python -m webbrowser {shlex.quote(str(figures['report']))}")
     if "register" in made:
-        commands.append(f"resnet models show {made['register'].catalog['name']}")
+        commands.append(f"resnet models show {shlex.quote(made['register'].catalog['name'])}")
     figures.update({f"{stage}_s": round(spent, 1) for stage, spent in seconds.items()})
     return StageResult(
         stage="run",

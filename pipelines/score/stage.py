@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -232,5 +233,5 @@ def _result(plan: Plan, catalog: dict[str, Any], *, skipped: bool, **rate: float
     }
     if catalog["reasons"]:
         figures["reasons"] = ", ".join(f"{reason} {number}" for reason, number in catalog["reasons"].items())
-    commands = (f"resnet data files {plan.out}",)
+    commands = (f"resnet data files {shlex.quote(plan.out)}",)
     return ScoreResult(plan.stage, plan.out, plan.key, skipped, figures, commands, version=int(catalog["version"]))

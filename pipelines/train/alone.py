@@ -17,6 +17,7 @@ from pipelines.train.config import TrainConfig
 from pipelines.train.follow import Follower, is_same
 from pipelines.train.group import warn_unusable_gpu
 from pipelines.train.notice import Notice, catching_sigterm
+from pipelines.train.owner import Claim
 from pipelines.train.process_memory import keep_freed_memory
 from pipelines.train.records import EpochRecord
 
@@ -51,6 +52,7 @@ def train_alone(
     *,
     on_epoch: Callable[[EpochRecord], object],
     on_start: Callable[[], object],
+    claim: Claim,
     ends_at_s: float = math.inf,
 ) -> bool:
     """Train in this process until all epochs are done, the time is up or SIGTERM comes; follow it in a thread.
@@ -63,6 +65,7 @@ def train_alone(
         on_epoch: called with each epoch's record, earlier ones of a resumed run first, in a thread of its own; nothing
             waits for it.
         on_start: called once after the first step, in the same thread; what it refuses is said, and training goes on.
+        claim: the command's claim on the run, made here.
         ends_at_s: Unix time at which the run leaves a checkpoint and stops.
 
     Raises:
@@ -89,6 +92,8 @@ def train_alone(
     has_begun = False
 
     def hand_on(record: EpochRecord) -> None:
+        if claim.find_successor():
+            return  # it may be the newer command's record; this one ends in a moment
         on_epoch(record)
         handed[record.epoch] = record
 
@@ -117,6 +122,7 @@ def train_alone(
     following = threading.Thread(target=follow, name="follower", daemon=True)
     device = resolve_device("cpu" if config.use_gpu is False else "auto")
     with catching_sigterm() as told, MachineUse(run, 0, device):
+        claim.make()
         following.start()
         try:
             outcome = fit(
@@ -126,6 +132,7 @@ def train_alone(
                 device=device,
                 ends_at_s=ends_at_s,
                 notice=Notice(told.is_set),
+                owner=claim.token,
             )
         finally:
             ended.set()

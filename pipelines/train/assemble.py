@@ -19,12 +19,13 @@ from pipelines.train.checkpoint import Checkpoint
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
 from pipelines.train.ema import WeightAverage
-from pipelines.train.feed import OpenRows, SplitRows, TrainFeed, open_splits, sized_pixels
+from pipelines.train.feed import OpenRows, SplitRows, TrainFeed, open_splits
 from pipelines.train.initial import ghost_size_of
 from pipelines.train.losses import RowLoss
 from pipelines.train.network import is_channels_last_safe
 from pipelines.train.network_spec import draws_by_sample
 from pipelines.train.optimizer import make_optimizer
+from pipelines.train.pixels import sized_pixels
 from pipelines.train.precision import Precision, resolve_precision
 from pipelines.train.state import TrainState
 from pipelines.train.step import Step
@@ -102,9 +103,11 @@ def assemble(
         # Cropped as the first epoch does: stored images may differ in size, and patches of theirs are not those seen.
         pixels = sized_pixels(train_rows.pixels, rows, train_rows.hashes[rows], config, epoch=1)
         whiten_stem(network, normalise(torch.from_numpy(pixels).to(device)))
+        world.copy_from_first(network)  # directions of the same variance are told apart by a machine's last bits
+    scales = rate_scales(network, config.init.lr_decay_by_depth)
     state = TrainState(
         network=network,
-        optimizer=make_optimizer(network, config.optimizer, rate_scales(network, config.init.lr_decay_by_depth)),
+        optimizer=make_optimizer(network, config.optimizer, scales, skips_steps=precision.needs_scaler),
         scaler=torch.amp.GradScaler(device.type, enabled=precision.needs_scaler),
         average=WeightAverage(network, config.ema_decay) if config.ema_decay else None,
     )

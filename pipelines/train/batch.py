@@ -26,13 +26,19 @@ class Batch:
     ghost_rows: tuple[int, ...] = ()
     """Rows of each ghost that the share holds, which follow each other; of a short batch unequal, some perhaps none.
     Empty without ghost batches."""
+    units: tuple[int, ...] = ()
+    """Numbers of the lanes, or with ghost batches of the ghosts, whose rows the share holds, in this order."""
+    unit_rows: tuple[int, ...] = ()
+    """Rows of each of them."""
+    num_units: int = 0
+    """How many there are over all workers. 0: nobody says."""
     partner_pixels: Pixels | None = None
     """Mixing partners of the rows, augmented; None without mixing."""
     partner_targets: Targets | None = None
     """Their targets."""
 
     def part(self, rows: slice) -> Batch:
-        """Return some rows of the share; where ghosts meet in them is the caller's to say."""
+        """Return some rows of the share; where ghosts meet in them is the caller's to say, and of lanes nobody asks."""
         return replace(
             self,
             pixels=self.pixels[rows],
@@ -40,6 +46,9 @@ class Batch:
             hashes=self.hashes[rows],
             trace=0,
             ghost_rows=(),
+            units=(),
+            unit_rows=(),
+            num_units=0,
             partner_pixels=None if self.partner_pixels is None else self.partner_pixels[rows],
             partner_targets=None if self.partner_targets is None else self.partner_targets[rows],
         )

@@ -58,8 +58,8 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
 
 def has_global_norms(network: nn.Module) -> bool:
-    """Return whether norms look at the batch of all workers, which then must go through the network together."""
-    return any(isinstance(module, GlobalBatchNorm2d) for module in network.modules())
+    """Return whether norms in training look at all workers' batch, which then must go through the network together."""
+    return any(isinstance(module, GlobalBatchNorm2d) and module.training for module in network.modules())
 
 
 def make_global(network: nn.Module, world: World) -> nn.Module:

@@ -22,7 +22,6 @@ from typing import Any
 from pipelines import capacity
 from pipelines.errors import AlreadyExists, ConfigError, DataError, NotFound, PipelineError
 from pipelines.storage import Storage
-from pipelines.tracking import TrackingConfig
 from pipelines.train.config import TrainConfig
 from pipelines.train.process_memory import peak_bytes, resident_and_shared_bytes
 from pipelines.train.worker import describe_failure, rebuild_failure
@@ -261,6 +260,23 @@ class Timed:
         return f"{workers} {needed >> 20:,} MB for {size} images a batch, and {room_bytes >> 20:,} MB are there"
 
 
+def as_one_worker(config: TrainConfig, size: int) -> TrainConfig:
+    """Return the config of a process alone that does as much a step as one of the run's workers, recorded nowhere.
+
+    Args:
+        config: the run.
+        size: its global batch size.
+    """
+    from pipelines.train.initial import find_initial, ghost_size_of, starting_spec
+
+    share = -(-size // config.num_workers)
+    if ghost := ghost_size_of(starting_spec(config, find_initial(config))):
+        share = -(-share // ghost) * ghost  # whole ghosts
+    untold = config.tracking.model_copy(update={"enabled": False})  # its store is still where init.from is looked up
+    changes = {"global_batch_size": share, "find_batch_size": False, "tracking": untold, "num_workers": 1}
+    return config.model_copy(update={**changes, "min_workers": 0})
+
+
 def _time_steps(config: TrainConfig, size: int, device: Any, open_rows: Any) -> Timed:
     """Return what one worker's steps at a global batch size take."""
     import torch
@@ -268,19 +284,11 @@ def _time_steps(config: TrainConfig, size: int, device: Any, open_rows: Any) -> 
     from pipelines.train.assemble import assemble
     from pipelines.train.batch import Batch
     from pipelines.train.collectives import World
-    from pipelines.train.initial import find_initial, ghost_size_of, starting_spec
     from pipelines.train.transfer import set_training
 
-    share = -(-size // config.num_workers)
-    if ghost := ghost_size_of(starting_spec(config, find_initial(config))):
-        share = -(-share // ghost) * ghost  # whole ghosts
-    changes = {
-        "global_batch_size": share,
-        "find_batch_size": False,
-        "tracking": TrackingConfig(enabled=False),
-        "num_workers": 1,
-    }
-    parts = assemble(config.model_copy(update=changes), World(), device, None, open_rows)
+    config = as_one_worker(config, size)
+    share = config.global_batch_size
+    parts = assemble(config, World(), device, None, open_rows)
     parts.step.may_halve = False
     parts.state.cursor.epoch = config.epochs - 1  # progressive images are largest in the last epoch
     set_training(parts.state.network, parts.frozen)
@@ -302,9 +310,9 @@ def _time_steps(config: TrainConfig, size: int, device: Any, open_rows: Any) -> 
     while steps < _TIMED_STEPS or time.perf_counter() - started_s < _TIMED_S:
         parts.step(next(batches), 0.0).tolist()  # waits for the device
         steps += 1
+    num_rows, elapsed_s = parts.feed.num_rows, time.perf_counter() - started_s
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    num_rows, elapsed_s = parts.feed.num_rows, time.perf_counter() - started_s
     return Timed(steps * min(share, num_rows) / elapsed_s, num_rows, fixed, max(0, _peak_bytes() - fixed))
 
 

@@ -27,7 +27,7 @@ class OptimizerConfig(StrictModel):
     """Decay of convolution and linear weights: added to the gradient by SGD, decoupled by AdamW."""
     norm_bias_factor: float = later_field(1.0, legacy=1.0, gt=0)
     """Learning rate of the norms' biases as a multiple of all others'; 64 makes short runs learn faster
-    (arXiv:2404.00498, sec. 3.4). Above 1 they are decayed too, by as much a step as the weights."""
+    (arXiv:2404.00498, sec. 3.4). Other than 1 they are decayed too, by as much a step as the weights."""
     clip_norm: float = Field(0.0, ge=0)
     """Largest 2-norm of the whole gradient; 0: gradients are not clipped."""
 
@@ -226,9 +226,10 @@ class TrainConfig(StrictModel):
     """all: every row once an epoch; balanced: as many rows of each class as there are on average, rows of rare classes
     several times, each time changed anew, and those of common classes in turn."""
     accumulate: int = later_field(1, legacy=1, ge=1)
-    """Pieces in which a worker computes its share of a batch, one after the other, to need less memory. Batch norm
-    sees a piece at a time; group, frozen and ghost norms whose ghosts fit into the pieces do not notice. Where
-    memory is short in training, pieces are halved, and log and records say so."""
+    """Pieces in which a batch is computed, one after the other, to need less memory; a worker's share of each is the
+    same rows whatever the number of workers. Batch norm sees a piece at a time; group, frozen and ghost norms, while
+    there are at least as many ghosts as pieces, do not notice. Where memory is short in training, pieces are halved,
+    and log and records say so."""
     loss: LossConfig = later_field(LossConfig(), legacy=LossConfig().model_dump(mode="json"))
     """What is minimised. Validation and evaluation report cross entropy and accuracy in any case."""
     divergence: DivergenceConfig = later_field(DivergenceConfig(), legacy=DivergenceConfig().model_dump(mode="json"))

@@ -14,8 +14,8 @@ from pipelines.tracking import RunLog, TrackingConfig
 from pipelines.train.plan import STAGE, TrainPlan
 from pipelines.train.records import EpochRecord, work_span
 from pipelines.train.replay import CERTIFICATES, tell_certificate
-from pipelines.train.resume import finished_catalog, finished_config, kept_tracking
-from pipelines.train.stage import keep_run_id, make_teller, open_log
+from pipelines.train.resume import finished_catalog, finished_config, keep_run_id, kept_tracking
+from pipelines.train.stage import make_teller, open_log
 
 
 def deliver(uri: str, tracking: TrackingConfig) -> StageResult:

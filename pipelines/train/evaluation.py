@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from pipelines.metrics.accuracy import macro_f1
 from pipelines.metrics.multilabel import label_scores, mean_average_precision, micro_f1
 from pipelines.train.batch import Batch
 from pipelines.train.collectives import World
-from pipelines.train.feed import SplitRows, evaluation_batches
+from pipelines.train.feed import SplitRows
 from pipelines.train.memory import memory_for
 from pipelines.train.records import TrainFigures, ValFigures
 from pipelines.train.state import add_exactly
@@ -88,6 +89,22 @@ def evaluate(
     figures["val_map"] = mean_average_precision(probabilities, targets_of_all)
     figures["val_macro_f1"], figures["val_micro_f1"] = macro_f1(scores), micro_f1(scores)
     return figures
+
+
+def evaluation_batches(rows: SplitRows, world: World, batch_size: int) -> Iterator[Batch]:
+    """Yield one worker's share of a split, unchanged: over all workers every row comes exactly once.
+
+    Args:
+        rows: the split.
+        world: shares are contiguous and differ by one row at most, so some may be empty.
+        batch_size: rows of a batch.
+    """
+    first = rows.num_rows * world.rank // world.size
+    last = rows.num_rows * (world.rank + 1) // world.size
+    for start in range(first, last, batch_size):
+        positions = np.arange(start, min(start + batch_size, last))
+        hashes = rows.hashes[positions]
+        yield Batch(rows.pixels.take(positions), rows.targets[positions], hashes, global_rows=len(positions))
 
 
 def train_figures(share: float, *, is_multi: bool, pieces: int) -> TrainFigures:

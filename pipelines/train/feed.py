@@ -19,18 +19,25 @@ import numpy.typing as npt
 import torch
 
 from pipelines.dataset.keyed import Hashes, image_hashes, row_traces
-from pipelines.dataset.order import EpochOrder, make_lanes
+from pipelines.dataset.order import EpochOrder
 from pipelines.dataset.order_table import LaneOrder, OrderTable
 from pipelines.dataset.reader import Dataset
-from pipelines.errors import InputError
+from pipelines.errors import ConfigError, DataError, InputError
 from pipelines.train.batch import Batch
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
-from pipelines.train.crops import crop_draws
-from pipelines.train.losses import Targets
+from pipelines.train.losses import Targets, classes_in
 from pipelines.train.node_memory import NodeMemory
-from pipelines.train.pixels import Decoder, OtherShape, PixelsInMemory, PixelsOnDemand, PixelSource, Positions
-from pipelines.train.read_ahead import PixelsAhead, groups_of_window
+from pipelines.train.pixels import (
+    Decoder,
+    OtherShape,
+    PixelsInMemory,
+    PixelsOnDemand,
+    PixelSource,
+    Positions,
+    sized_pixels,
+)
+from pipelines.train.read_ahead import PixelsAhead, window_groups_of
 from pipelines.train.sampling import Sample, balanced_sample, keys_of_copies
 from pipelines.train.transforms import Pixels, augment
 
@@ -40,6 +47,8 @@ _BLOCK_ROWS = 512
 """Rows whose pixels are in memory are made ready so many at once: a batch of 128 alone costs half as much again."""
 _KEPT_GROUPS = 4
 """Row groups kept of those read out of the order of training, where not all can be."""
+_MOST_CLASS_BYTES = 256 << 20
+"""Class numbers of a split from which an even sample is made."""
 _AHEAD = 2
 """Batches prepared before they are asked for, where pixels are not in memory."""
 
@@ -105,7 +114,7 @@ class SplitRows:
             keep = min(keep, _KEPT_GROUPS)
         self._window_groups, self._encoded = window_groups, PixelsOnDemand(self._decoder, self.group_sizes, keep)
         self.pixels: PixelSource = self._encoded
-        self.is_cached = False
+        self.is_cached = self.differs_in_size = False
         self._memory: NodeMemory | None = None
         if (size := len(self.targets) * height * width * 3) <= limit_bytes:
             share = (0, 1)
@@ -117,6 +126,7 @@ class SplitRows:
                 self.pixels = PixelsInMemory(self._decoder, self.group_sizes, self._memory, share)
                 self.is_cached = True
             except OtherShape:
+                self.differs_in_size = True  # and so is never kept decoded
                 _LOGGER.info("stored images of split %r differ in size: they are decoded as they are read", split)
             finally:
                 if not self.is_cached:
@@ -182,6 +192,9 @@ class TrainFeed:
         world: the workers that share each batch.
         mean: mean of pixel / 255 per channel, the colour that cut-outs take.
         ghost_size: rows of a ghost batch, whose rows then follow each other and are never shared; 0: none.
+
+    Raises:
+        ConfigError: rows are to be drawn evenly, and are too many for that.
     """
 
     def __init__(
@@ -192,6 +205,12 @@ class TrainFeed:
         self.config = config
         self.world = world
         self.mean = mean
+        if config.sampling == "balanced" and rows.targets.nbytes > _MOST_CLASS_BYTES:
+            raise ConfigError(
+                f"sampling is balanced, and the classes of {rows.num_rows:,} rows take {rows.targets.nbytes >> 20} MB"
+                f" in every worker, several times over; {_MOST_CLASS_BYTES >> 20} MB are the most",
+                mend="sampling=all, with loss.class_weights=balanced if classes are to count alike",
+            )
         self._sampled = lru_cache(maxsize=1)(self._sample)
         order = self._order(1)
         self.num_batches, self.num_rows = order.num_batches, order.num_rows
@@ -199,8 +218,7 @@ class TrainFeed:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield this worker's share of the batches of an epoch (counted from 1), from batch `start` on."""
         order = self._order(epoch)
-        # Ghost by ghost, so that norms that cut the share into ghosts cut it where the ghosts meet.
-        lanes = sorted(order.lanes_of(self.world.rank, self.world.size), key=order.ghost_of)
+        lanes = self._lanes(order)
         if self.rows.is_cached:
             table = OrderTable(order, lanes)
             most = max(1, _BLOCK_ROWS * self.world.size // self.config.global_batch_size)
@@ -232,6 +250,17 @@ class TrainFeed:
             finally:
                 loader.shutdown(cancel_futures=True)  # who wants no more batches does not wait for those prepared
 
+    def first_rows(self, number: int) -> Batch:
+        """Return the first rows of this worker's share of the run's first batch, no others being decoded."""
+        order = self._order(1)
+        own = LaneOrder(order, self._lanes(order))
+        (batch,) = self._make(order, own, 1, 0, 1, most=number)
+        return batch
+
+    def _lanes(self, order: EpochOrder) -> list[int]:
+        """Return this worker's lanes, ghost by ghost, so that norms cut the share into ghosts where the ghosts meet."""
+        return sorted(order.lanes_of(self.world.rank, self.world.size), key=order.ghost_of)
+
     def _order(self, epoch: int) -> EpochOrder:
         sample = self._sampled(epoch)
         return EpochOrder(
@@ -252,17 +281,28 @@ class TrainFeed:
         )
 
     def _make(
-        self, order: EpochOrder, own: LaneOrder, epoch: int, first: int, last: int, ahead: PixelsAhead | None = None
+        self,
+        order: EpochOrder,
+        own: LaneOrder,
+        epoch: int,
+        first: int,
+        last: int,
+        ahead: PixelsAhead | None = None,
+        *,
+        most: int | None = None,
     ) -> list[Batch]:
-        """Return this worker's share of batches `first` to `last` - 1, made in one go, from what is read ahead."""
-        places = own.rows(first, last)
+        """Return this worker's share of batches `first` to `last` - 1, made in one go, from what is read ahead.
+
+        Of one batch no more than the rows `most`, which then are of no lane or ghost that anybody is told of.
+        """
+        places = own.rows(first, last)[:most]
         positions, keys = self._copies(places, epoch)
         pixels = self._augmented(places if ahead else positions, keys, epoch, ahead)
         targets = self.rows.targets[positions]
-        traces = row_traces(own.places(first, last), self.rows.hashes[positions])
+        traces = row_traces(own.places(first, last)[:most], self.rows.hashes[positions])
         partner_pixels = partner_targets = None
         if self.config.augment.is_mixed:
-            partners = own.partners(first, last)
+            partners = own.partners(first, last)[:most]
             their_positions, their_keys = self._copies(partners, epoch)
             partner_pixels = self._augmented(partners if ahead else their_positions, their_keys, epoch, ahead)
             partner_targets = self.rows.targets[their_positions]
@@ -275,21 +315,23 @@ class TrainFeed:
                 hashes=keys[cut],
                 global_rows=order.batch_rows(t),
                 trace=int(traces[cut].sum(dtype=np.uint64)),
-                ghost_rows=self._ghost_rows(order, t),
+                **(self._units(order, own, t) if most is None else {}),
                 partner_pixels=None if partner_pixels is None else partner_pixels[cut],
                 partner_targets=None if partner_targets is None else partner_targets[cut],
             )
             for t, cut in zip(range(first, last), cuts, strict=True)
         ]
 
-    def _ghost_rows(self, order: EpochOrder, t: int) -> tuple[int, ...]:
-        """Return the rows of each ghost of this worker in batch t."""
-        if not order.num_ghosts:
-            return ()
+    def _units(self, order: EpochOrder, own: LaneOrder, t: int) -> dict[str, Any]:
+        """Return which ghosts or lanes this worker holds in batch t, and the rows of each, as a `Batch` has them."""
         given = order.given_before(t + 1) - order.given_before(t)
+        if not order.num_ghosts:
+            rows = tuple(given[own.lanes].tolist())
+            return {"units": tuple(own.lanes.tolist()), "unit_rows": rows, "num_units": order.num_lanes}
         by_ghost = given.reshape(-1, order.num_ghosts).sum(0)  # lane i belongs to ghost i modulo their number
-        rows: list[int] = by_ghost[self.world.rank :: self.world.size].tolist()
-        return tuple(rows)
+        rows = tuple(by_ghost[self.world.rank :: self.world.size].tolist())
+        units = tuple(range(self.world.rank, order.num_ghosts, self.world.size))
+        return {"units": units, "unit_rows": rows, "num_units": order.num_ghosts, "ghost_rows": rows}
 
     def _copies(self, places: Positions, epoch: int) -> tuple[Positions, Hashes]:
         """Return row positions and keys of random draws for places in the epoch's sample."""
@@ -302,15 +344,6 @@ class TrainFeed:
     def _augmented(self, positions: Positions, hashes: Hashes, epoch: int, ahead: PixelsAhead | None) -> Pixels:
         pixels = sized_pixels(ahead or self.rows.pixels, positions, hashes, self.config, epoch=epoch)
         return augment(pixels, hashes, self.config.augment, seed=self.config.seed, epoch=epoch, mean=self.mean)
-
-
-def sized_pixels(
-    source: PixelSource, positions: Positions, hashes: Hashes, config: TrainConfig, *, epoch: int
-) -> Pixels:
-    """Return training rows at the network's size, (n, H, W, 3): cropped as in an epoch where that is asked for."""
-    if not config.augment.crop_min_area:
-        return source.take(positions)
-    return source.crop(positions, crop_draws(hashes, seed=config.seed, epoch=epoch), config.augment.crop_min_area)
 
 
 OpenRows = Callable[..., SplitRows]
@@ -346,7 +379,15 @@ def open_splits(
     if len(missing) and world.rank == 0:
         names = ", ".join(dataset.classes[index] for index in missing[:5])
         _LOGGER.warning("%d classes have no row in train and cannot be learnt: %s", len(missing), names)
-    return train, open_rows(dataset, "val", **how)
+    val = open_rows(dataset, "val", **how)
+    if val.image_shape != train.image_shape:
+        (height, width), (other_height, other_width) = train.image_shape, val.image_shape
+        raise DataError(
+            f"images of {dataset.ref} have {width} x {height} pixels in train and {other_width} x {other_height} in"
+            " val; a network is trained on one size",
+            mend="ingest them with a fixed size: image.size_px=SIDE",
+        )
+    return train, val
 
 
 def _targets_of(dataset: Dataset, split: str) -> tuple[Targets, npt.NDArray[np.bool_]]:
@@ -355,30 +396,3 @@ def _targets_of(dataset: Dataset, split: str) -> tuple[Targets, npt.NDArray[np.b
         return dataset.class_matrix(split)
     numbers = dataset.class_indices(split)
     return numbers, numbers >= 0
-
-
-def classes_in(targets: Targets) -> npt.NDArray[np.int64]:
-    """Return the numbers of the classes that have rows, ascending."""
-    return np.flatnonzero(targets.any(0)) if targets.ndim == 2 else np.unique(targets)
-
-
-def evaluation_batches(rows: SplitRows, world: World, batch_size: int) -> Iterator[Batch]:
-    """Yield one worker's share of a split, unchanged: over all workers every row comes exactly once.
-
-    Args:
-        rows: the split.
-        world: shares are contiguous and differ by one row at most, so some may be empty.
-        batch_size: rows of a batch.
-    """
-    first = rows.num_rows * world.rank // world.size
-    last = rows.num_rows * (world.rank + 1) // world.size
-    for start in range(first, last, batch_size):
-        positions = np.arange(start, min(start + batch_size, last))
-        hashes = rows.hashes[positions]
-        yield Batch(rows.pixels.take(positions), rows.targets[positions], hashes, global_rows=len(positions))
-
-
-def window_groups_of(global_batch: int, world: World) -> int:
-    """Return how many row groups the windows of one worker's lanes hold together."""
-    lanes, _ = make_lanes(global_batch)
-    return -(-lanes // world.size) * groups_of_window(lanes)

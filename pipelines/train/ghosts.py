@@ -32,6 +32,11 @@ class GhostStatistics:
         for norm in self._norms:
             norm.defers = True
 
+    @property
+    def are_there(self) -> bool:
+        """Whether the network has ghost norms in training."""
+        return any(norm.training for norm in self._norms)
+
     @contextmanager
     def cut(self, ghost_rows: tuple[int, ...]) -> Iterator[None]:
         """Let the norms cut the pass within into ghosts of so many rows; backward is within too, as it may recompute.

@@ -9,10 +9,11 @@ import secrets
 import shutil
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from pipelines.train.checkpoint import committed_steps
 from pipelines.train.config import TrainConfig
 from pipelines.train.follow import Follower
 from pipelines.train.notice import DRIVER_POLL_S, NOTICE, catching_sigterm
-from pipelines.train.owner import check_owner, claim_run, drop_notes, note_path
+from pipelines.train.owner import Claim, check_owner, note_path
 from pipelines.train.records import EpochRecord
 from pipelines.train.worker import FAILURE, STOP, read_failure, rebuild_failure, train_worker
 
@@ -41,6 +42,8 @@ RAY_MODULES = ("ray.train.v2.api.data_parallel_trainer", "pipelines.train.ray_ba
 """What `train_in_workers` imports of Ray: 2 s, in which Ray's processes come up as well."""
 _POLL_S = DRIVER_POLL_S
 _NOTES = (STOP, FAILURE, NOTICE)
+_LONGEST_REFUSAL_S = 10.0
+"""Seconds within which what may refuse the command has done so; a server that hangs refuses nothing."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ def train_in_workers(
     meanwhile: Callable[[], object] = lambda: None,
     inside_tune: bool = False,
     ends_at_s: float = math.inf,
+    claim: Claim | None = None,
     owner: str = "",
     window: Mapping[str, int] | None = None,
 ) -> Ended:
@@ -78,6 +82,7 @@ def train_in_workers(
         meanwhile: done in a thread while the workers come up, before any `on_epoch`; what it raises ends the run.
         inside_tune: ask for a little less than whole CPUs, so that the trial's driver fits beside its workers.
         ends_at_s: Unix time at which the run leaves a checkpoint and stops.
+        claim: the command's claim on the run, made once `meanwhile` has refused nothing; None: one of its own.
         owner: token of the command, where it has claimed the run already (`claim_run`): word that it has left for the
             workers stands then, from an attempt before.
         window: which steps to do once more, instead of training (`loop.replay`).
@@ -104,7 +109,12 @@ def train_in_workers(
         cpus=resources["CPU"],
         node_cpus=session.node_cpus,
     )
-    owner = _take(run, owner, is_replay=window is not None)
+    if owner:
+        check_owner(run, owner)
+        claim = None
+    elif window is None:
+        claim = claim or Claim(run)
+    owner = claim.token if claim else owner or secrets.token_hex(16)  # a replay leaves the run to whoever has it
     settings: dict[str, Any] = {
         "config": config.model_dump_json(),
         "run": run.uri,
@@ -112,11 +122,14 @@ def train_in_workers(
         "use_gpu": use_gpu,
         "ends_at_s": ends_at_s,
         "owner": owner,
+        "owner_before": claim.before if claim else owner,
     }
     if window:
         settings["window"] = dict(window)
 
     def on_record(record: EpochRecord) -> None:
+        if claim and claim.find_successor():
+            return  # it may be the newer command's record; the workers of this one end in a moment
         if on_epoch is not None and not on_epoch(record):
             run.put(note_path(STOP, owner), b"{}")
 
@@ -135,10 +148,13 @@ def train_in_workers(
         # A replay leaves no checkpoint, and so nothing is gained by letting it go on.
         catching = nullcontext(threading.Event()) if window else catching_sigterm()
         with catching as told, ThreadPoolExecutor(1) as beside, Follower(run, on_record) as follower:
-            doing = beside.submit(meanwhile)
+            doing, begun_s = beside.submit(meanwhile), time.monotonic()
             while not fitting.is_done(_POLL_S):
                 if doing.done():
                     doing.result()
+                if claim and not claim.is_made and (doing.done() or time.monotonic() - begun_s > _LONGEST_REFUSAL_S):
+                    claim.make(_NOTES)
+                if doing.done():
                     follower.poll()
                 if told.is_set() and not is_passed_on:
                     is_passed_on = _pass_on(run, owner)
@@ -147,24 +163,9 @@ def train_in_workers(
         return Ended(fitting.returned, was_told=told.is_set())
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _take(run: Storage, owner: str, *, is_replay: bool) -> str:
-    """Return the token of the command, which has the run from now on; a replay leaves it to whoever has it.
-
-    Behind all that may refuse the command, since it takes the run from another. Here and not in a worker: those that
-    Ray replaces are of this command.
-
-    Raises:
-        Superseded: `owner` has lost the run to a newer command.
-    """
-    if is_replay:
-        return secrets.token_hex(16)
-    if owner:
-        check_owner(run, owner)
-        return owner
-    drop_notes(run, _NOTES)
-    return claim_run(run)
+        if claim or window:  # a trial may be tried again, and then finds what was left
+            with suppress(StorageError):
+                run.delete(*(note_path(note, owner) for note in _NOTES))
 
 
 def _pass_on(run: Storage, owner: str) -> bool:

@@ -5,6 +5,7 @@ Resizing and mixing take means of pixels, so it makes no difference whether pixe
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -37,4 +38,11 @@ def mixed(
     """
     shape = (images.shape[2], images.shape[3])
     kept, shares = draw_mixes(hashes, config.augment, shape, seed=config.seed, epoch=epoch)
-    return blend(images, partners, kept.to(images.device)), shares.to(images.device)
+    return blend(images, partners, moved(kept, images.device)), moved(shares, images.device)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on a device; copies to a GPU overlap the computation."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -154,9 +154,8 @@ class Keeper:
             self._writer.wait(math.inf if must_wait else max(0.0, allowed_s - age_s))
             busy = float(self._writer.is_busy)
             failure = None if busy else self._writer.take_failure()
-            if isinstance(failure, Superseded):
-                successor = failure
-            elif failure is not None:
+            successor = failure if isinstance(failure, Superseded) else self._writer.met_successor
+            if failure is not None and successor is None:
                 lost = 1.0
                 _LOGGER.warning(
                     "the checkpoint of step %d could not be written; training goes on: %s", self._saved_step, failure

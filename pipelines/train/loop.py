@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from pipelines.errors import DataError
 from pipelines.storage import Storage
 from pipelines.train import startup
 from pipelines.train.assemble import assemble
@@ -24,6 +23,7 @@ from pipelines.train.batch import Batch
 from pipelines.train.checkpoint import Checkpoint, load_checkpoint
 from pipelines.train.collectives import World, join_trace, split_trace
 from pipelines.train.config import TrainConfig
+from pipelines.train.divergence import Diverged, Spiked
 from pipelines.train.evaluation import evaluate, train_figures
 from pipelines.train.feed import OpenRows, SplitRows, opened_once
 from pipelines.train.keeper import Keeper, agree_on_checkpoint, stop_if
@@ -31,7 +31,7 @@ from pipelines.train.notice import Notice
 from pipelines.train.outcome import FitOutcome, is_over, outcome_of
 from pipelines.train.owner import claim_run, find_successor
 from pipelines.train.precision import resolve_device
-from pipelines.train.records import EpochRecord, read_records
+from pipelines.train.records import EpochRecord, ValFigures, read_records
 from pipelines.train.schedule import rate_at
 from pipelines.train.state import Best, EpochSums, add_exactly, read_cursor
 from pipelines.train.step_log import StepLog
@@ -137,10 +137,6 @@ def replay(
     return _Loop(config, run, world, device, load_checkpoint(run, step)).repeat_steps(steps)
 
 
-class Diverged(DataError):
-    """The loss is no number, or jumped."""
-
-
 class _Loop:
     """One process's part of a run."""
 
@@ -185,10 +181,11 @@ class _Loop:
                 if not self._train_epoch():
                     break
                 self._refuse_spike()
+                val = self._evaluate()
             except Diverged as diverged:
                 self._roll_back(diverged)
                 continue
-            record = self._finish_epoch()
+            record = self._finish_epoch(val)
             go_on = time.time() < self._ends_at_s and not self._notice.is_called_off()
             if self.world.rank == 0 and on_epoch is not None:
                 self.keeper.settle_records()
@@ -204,12 +201,13 @@ class _Loop:
         cursor, factor = self.state.cursor, self.config.divergence.spike_factor
         loss = cursor.sums.loss / cursor.sums.rows
         if factor and cursor.last_loss and loss > factor * cursor.last_loss:
-            raise self._diverged(loss)
+            raise Spiked.at(cursor, self.config, loss)
 
     def _roll_back(self, error: Diverged) -> None:
         """Go back to the newest checkpoint whose weights are numbers, with a lower rate.
 
-        From a checkpoint that was gone back to before, and led here again, further back: to the start at last.
+        From a checkpoint that was gone back to before, and led here again, further back: to the start at last. Behind
+        an epoch whose loss jumped, since its own checkpoints hold what made it jump.
 
         Raises:
             DataError: it has been done as often as is allowed.
@@ -218,7 +216,9 @@ class _Loop:
         if before.rollbacks >= config.rollbacks:
             raise error
         self.keeper.drop_records()
-        step = before.returned_to if before.returned_to >= 0 else None
+        limits = [before.returned_to] if before.returned_to >= 0 else []
+        limits += [before.steps.first] if isinstance(error, Spiked) else []
+        step = min(limits, default=None)
         while checkpoint := agree_on_checkpoint(self.run, self.world, self.device, below=step):
             self.state.load_files(checkpoint, self.identity)
             step = checkpoint.step
@@ -296,7 +296,7 @@ class _Loop:
         loss, right, rows, spent_s, wait_s, wanted, late, *by_step = totals
         self._is_late = late > 0
         if not math.isfinite(loss):
-            raise self._diverged(loss)
+            raise Diverged.at(self.state.cursor, self.config, loss)
         cursor, sums = self.state.cursor, self.state.cursor.sums
         sums.loss, sums.right, sums.rows = sums.loss + loss, sums.right + right, sums.rows + rows
         sums.train_s += spent_s / self.world.size
@@ -318,18 +318,30 @@ class _Loop:
             self.keeper.note_progress(cursor, feed=self.feed, epochs=self.config.epochs)
         return wanted > 0
 
-    def _finish_epoch(self) -> EpochRecord:
-        """Evaluate the epoch, record it, checkpoint."""
+    def _evaluate(self) -> ValFigures:
+        """Return what the weights are worth on val.
+
+        Raises:
+            Diverged: they are no numbers; their last step broke them, and no step came after it to show.
+        """
+        with self.precision.products():
+            val = evaluate(
+                self.state.network,
+                self.state.kept_weights(),
+                self.val_rows,
+                self._step.prepare,
+                world=self.world,
+                device=self.device,
+                autocast=self.precision.autocast(),
+            )
+        loss = val["val_loss"] if self.state.is_finite() else math.nan
+        if not math.isfinite(loss):
+            raise Diverged.at(self.state.cursor, self.config, loss, name="the loss on val")
+        return val
+
+    def _finish_epoch(self, val: ValFigures) -> EpochRecord:
+        """Record an epoch that was evaluated, and checkpoint."""
         config, cursor, sums = self.config, self.state.cursor, self.state.cursor.sums
-        val = evaluate(
-            self.state.network,
-            self.state.kept_weights(),
-            self.val_rows,
-            self._step.prepare,
-            world=self.world,
-            device=self.device,
-            autocast=self.precision.autocast(),
-        )
         now_s = time.perf_counter()
         cursor.elapsed_s += now_s - self._mark_s
         record = EpochRecord(
@@ -382,11 +394,3 @@ class _Loop:
             if batch is None:
                 return
             yield batch
-
-    def _diverged(self, loss: float) -> Diverged:
-        cursor = self.state.cursor
-        return Diverged(
-            f"the loss became {loss:g} before step {cursor.step}, in epoch {cursor.epoch + 1}",
-            mend=f"lower optimizer.lr ({self.config.optimizer.lr:g}), lengthen schedule.warmup_epochs,"
-            " or clip gradients with optimizer.clip_norm=1.0",
-        )

@@ -89,3 +89,8 @@ def class_weights(targets: Targets, num_classes: int, config: LossConfig) -> npt
     weights *= rows.sum() / (weights * rows).sum()
     weights[rows == 0] = 1.0
     return np.asarray(weights)
+
+
+def classes_in(targets: Targets) -> npt.NDArray[np.int64]:
+    """Return the numbers of the classes that have rows, ascending."""
+    return np.flatnonzero(targets.any(0)) if targets.ndim == 2 else np.unique(targets)

@@ -17,7 +17,11 @@ _SCALE = "rate_scale"
 
 
 def make_optimizer(
-    network: nn.Module, config: OptimizerConfig, scales: Mapping[str, float] | None = None
+    network: nn.Module,
+    config: OptimizerConfig,
+    scales: Mapping[str, float] | None = None,
+    *,
+    skips_steps: bool = False,
 ) -> torch.optim.Optimizer:
     """Return the optimiser over the network's parameters that are trained, at the peak rate.
 
@@ -28,6 +32,7 @@ def make_optimizer(
         network: the network; parameters that take no gradient are left out.
         config: the rule and its numbers.
         scales: each parameter's learning rate as a fraction of the run's; None: 1 for all.
+        skips_steps: a scaler leaves out steps whose gradient is no number, as the first of a run in fp16 often are.
     """
     usual: dict[tuple[float, float], list[Tensor]] = {}
     hurried: dict[tuple[float, float], list[Tensor]] = {}
@@ -49,7 +54,9 @@ def make_optimizer(
     ]
     if config.name == "adamw":
         return _EagerAdamW(groups, lr=config.lr, betas=(config.momentum, config.beta2), fused=True)
-    return _EagerSGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+    # Fused, a step that is left out would still begin a momentum, in memory that nobody has written to.
+    fused = not skips_steps
+    return _EagerSGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused)
 
 
 class _Eager(torch.optim.Optimizer):

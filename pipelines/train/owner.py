@@ -23,15 +23,16 @@ from pipelines.storage import Storage
 
 OWNER = "_work/owner.json"
 FORMAT_VERSION = 1
+_LOOK_S = 0.1
 
 
-def claim_run(run: Storage) -> str:
+def claim_run(run: Storage, token: str = "") -> str:
     """Make the run this command's, whoever had it; return the token that says so. Claim before reading checkpoints.
 
     Raises:
         StorageError: the note cannot be written.
     """
-    token = secrets.token_hex(16)
+    token = token or secrets.token_hex(16)
     note = {
         "format_version": FORMAT_VERSION,
         "token": token,
@@ -41,6 +42,70 @@ def claim_run(run: Storage) -> str:
     }
     run.put(OWNER, json.dumps(note, indent=1).encode())
     return token
+
+
+class Claim:
+    """A command's claim on a run: a token, and the note that says that the run is this command's.
+
+    Its workers carry the token from the start; the note is written when nothing is left that may refuse the command,
+    since it stops whoever trains there.
+
+    Args:
+        run: storage of the run.
+    """
+
+    def __init__(self, run: Storage) -> None:
+        self.token = secrets.token_hex(16)
+        self.before = _token_of(run)
+        """Token of the command that had the run when this one began; empty for none."""
+        self._run = run
+        self._is_made = False
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the run has been this command's."""
+        return self._is_made
+
+    def make(self, notes: Collection[str] = ()) -> None:
+        """Take the run, and delete what earlier commands have left in these notes.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        drop_notes(self._run, notes, but=self.token)
+        claim_run(self._run, self.token)
+        self._is_made = True
+
+    def find_successor(self) -> Superseded | None:
+        """Return what there is to say if a newer command has the run by now."""
+        return find_successor(self._run, self.token) if self._is_made else None
+
+
+def await_claim(run: Storage, token: str, before: str, *, patience_s: float = 60.0) -> None:
+    """Return when the command of this worker has taken the run, or another has; storage that is away says nothing.
+
+    Args:
+        run: storage of the run.
+        token: the command's.
+        before: token of the command that it takes the run from (`Claim.before`).
+        patience_s: seconds to wait; a note that somebody has deleted does not come.
+    """
+    until_s = time.monotonic() + patience_s
+    while before != token and time.monotonic() < until_s:
+        try:
+            if _token_of(run) != before:
+                return
+        except StorageError:
+            return
+        time.sleep(_LOOK_S)
+
+
+def _token_of(run: Storage) -> str:
+    """Return the token of the command that has a run; empty where there is none that can be read."""
+    try:
+        return str(json.loads(run.read(OWNER))["token"])
+    except (NotFound, ValueError, KeyError, TypeError):
+        return ""
 
 
 def check_owner(run: Storage, token: str) -> None:
@@ -74,14 +139,15 @@ def note_path(note: str, token: str) -> str:
     return note.replace(".json", f"-{token}.json") if token else note
 
 
-def drop_notes(run: Storage, notes: Collection[str]) -> None:
-    """Delete the notes of all commands.
+def drop_notes(run: Storage, notes: Collection[str], *, but: str = "") -> None:
+    """Delete the notes of all commands, but not of the one with the token `but`.
 
     Raises:
         StorageError: one cannot be deleted.
     """
     stems = tuple(note.removesuffix(".json") for note in notes)
-    run.delete(*(file.path for file in run.list("_work") if file.path.startswith(stems)))
+    kept = {note_path(note, but) for note in notes if but}
+    run.delete(*(file.path for file in run.list("_work") if file.path.startswith(stems) and file.path not in kept))
 
 
 def superseded(run: Storage, by: str = "started later") -> Superseded:

@@ -37,12 +37,11 @@ def draw_pictures(config: TrainConfig, run: Storage, records: Sequence[EpochReco
     The mosaic needs no help from the workers: a batch is a function of (dataset, seed, epoch), so it is made again.
     """
     dataset = open_dataset(config.dataset)
-    # A limit of 0 decodes the rows of this one batch and no others.
     stored = config.augment.crop_min_area > 0
     rows = SplitRows(dataset, "train", limit_bytes=0, threads=1, window_groups=0, stored=stored)
     ghost_size = ghost_size_of(starting_spec(config, find_initial(config)))
     feed = TrainFeed(rows, config, World(), dataset.mean_std("train")[0], ghost_size=ghost_size)
-    batch = next(feed.batches(1)).part(slice(_MOSAIC_IMAGES))
+    batch = feed.first_rows(_MOSAIC_IMAGES)
     images, shares = _as_seen(batch, config)
     cropped = _cropped_away(dataset, rows, batch, config)
     captions = [

@@ -12,12 +12,14 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.dataset.keyed import Hashes
 from pipelines.dataset.reader import Dataset
 from pipelines.errors import DataError, InputError
 from pipelines.image.decode import Scratch, decode_image
 from pipelines.image.header import DEFAULT_LIMITS, RefusedImage
 from pipelines.image.preprocess import Preprocess, prepare_pixels
-from pipelines.train.crops import Draws, Pixels, resized_crop
+from pipelines.train.config import TrainConfig
+from pipelines.train.crops import Draws, Pixels, crop_draws, resized_crop
 from pipelines.train.node_memory import NodeMemory
 
 Positions: TypeAlias = npt.NDArray[np.int64]
@@ -242,3 +244,12 @@ class PixelsOnDemand(EncodedPixels):
 
     def _group(self, group: int) -> list[bytes]:
         return self.group(group)
+
+
+def sized_pixels(
+    source: PixelSource, positions: Positions, hashes: Hashes, config: TrainConfig, *, epoch: int
+) -> Pixels:
+    """Return training rows at the network's size, (n, H, W, 3): cropped as in an epoch where that is asked for."""
+    if not config.augment.crop_min_area:
+        return source.take(positions)
+    return source.crop(positions, crop_draws(hashes, seed=config.seed, epoch=epoch), config.augment.crop_min_area)

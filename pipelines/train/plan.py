@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,7 @@ def plan(config: TrainConfig) -> TrainPlan:
     if catalog is None:
         raise InputError(
             f"there is no dataset at {storage.uri}: no catalog is published there",
-            mend=f"make one: resnet ingest SOURCE --out {uri}",
+            mend=f"make one: resnet ingest SOURCE --out {shlex.quote(uri)}",
         )
     check_labels(catalog, uri)
     check_recipe(config, str(catalog["task"]), uri)
@@ -85,7 +86,7 @@ def check_labels(catalog: Mapping[str, Any], uri: str) -> None:
     if not catalog.get("classes"):
         raise InputError(
             f"none of the {catalog['rows']:,} images of {uri} has a label, and there is nothing to learn without",
-            mend=f"write a table with the columns key and label: resnet data relabel {uri} TABLE.csv",
+            mend=f"write a table with the columns key and label: resnet data relabel {shlex.quote(uri)} TABLE.csv",
         )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,19 @@ class Precision:
     def weights(self) -> torch.dtype:
         """Type of weights and losses; half precision is for the matrix products alone."""
         return torch.float64 if self.name == "float64" else torch.float32
+
+    @contextmanager
+    def products(self) -> Iterator[None]:
+        """Within, float32 is what it says, forward and backward: cuDNN would round factors to 10 bits of mantissa."""
+        if self.device_type != "cuda" or self.name != "float32":
+            yield
+            return
+        flags, before = torch.backends.cudnn, torch.backends.cudnn.allow_tf32
+        flags.allow_tf32 = False
+        try:
+            yield
+        finally:
+            flags.allow_tf32 = before
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context to run the network in."""

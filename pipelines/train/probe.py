@@ -15,22 +15,26 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines import capacity
 from pipelines.errors import DataError
 from pipelines.progress import Progress
 from pipelines.stage_output import StageResult
 from pipelines.storage import Storage
 from pipelines.train.assemble import Parts, assemble
 from pipelines.train.batch import Batch
+from pipelines.train.batch_size import as_one_worker
 from pipelines.train.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
 from pipelines.train.evaluation import evaluate
 from pipelines.train.feed import SplitRows
+from pipelines.train.group import warn_unusable_gpu
 from pipelines.train.model import MODEL, write_model
 from pipelines.train.plan import plan as make_plan
 from pipelines.train.precision import resolve_device
 from pipelines.train.process_memory import peak_bytes
 from pipelines.train.schedule import side_at
+from pipelines.train.stage import check
 from pipelines.train.transfer import set_training
 
 SMOKE_STEPS = 2
@@ -55,14 +59,15 @@ class RangePoint:
 def smoke(config: TrainConfig) -> StageResult:
     """Take two steps, evaluate, write a checkpoint and a package, read them again; say what the whole would take.
 
-    Progressive images come in their first and in their last size.
+    Progressive images come in their first and in their last size. Of several workers this process is one.
 
     Raises:
         PipelineError: what would have ended the run.
     """
     from pipelines.package.load import load_package
 
-    config = _pinned(config)
+    whole = _pinned(config)
+    config = as_one_worker(whole, whole.global_batch_size)
     with tempfile.TemporaryDirectory(prefix="resnet-smoke-") as folder:
         run = Storage.open(folder)
         parts, device_name = _open(config)
@@ -91,14 +96,16 @@ def smoke(config: TrainConfig) -> StageResult:
         load_package(str(Path(folder) / MODEL))
     # A step's time rises with the pixels of an image above what it costs at any size.
     by_area = np.interp(areas, list(timed), [spent_s for spent_s, _ in timed.values()])
-    whole_s = parts.feed.num_batches * float(by_area.sum()) + config.epochs * evaluation_s
+    num_batches = math.ceil(parts.feed.num_rows / whole.global_batch_size)
+    whole_s = num_batches * float(by_area.sum()) + config.epochs * evaluation_s / whole.num_workers
+    workers = f" with {whole.num_workers} workers like this process" if whole.num_workers > 1 else ""
     figures_shown: dict[str, float | int | str] = {
-        "steps": f"{parts.state.cursor.step} of {config.epochs * parts.feed.num_batches:,}",
+        "steps": f"{parts.state.cursor.step} of {config.epochs * num_batches:,}",
         "device": f"{device_name}, {parts.precision.name}",
         "images_per_s": round(num_images / step_s, 1),
         "val_loss": val["val_loss"],
         "peak_memory_mb": peak_bytes() >> 20,
-        "whole_run_would_take": _duration(whole_s),
+        "whole_run_would_take": _duration(whole_s) + workers,
     }
     return StageResult("train --smoke", "nothing was kept", "", skipped=False, figures=figures_shown)
 
@@ -134,6 +141,7 @@ def find_rate(config: TrainConfig, *, steps: int = 200) -> tuple[StageResult, li
 
     Suggested is a third of the rate at which the smoothed loss is lowest: past it the loss no longer falls, and the
     peak of a schedule that stays there for long must lie below. Progressive images have their last, full side here.
+    Whole batches are taken by this process alone, in pieces where memory is short, however many workers the run has.
 
     Args:
         config: the run; its schedule is not looked at, and the rates go from 1/10,000 to 10 times its own.
@@ -144,7 +152,6 @@ def find_rate(config: TrainConfig, *, steps: int = 200) -> tuple[StageResult, li
     """
     config = _pinned(config)
     parts, device_name = _open(config)
-    set_training(parts.state.network, parts.frozen)
     parts.state.cursor.epoch = config.epochs - 1  # most steps of a run see images as large as there
     points: list[RangePoint] = []
     mean = 0.0
@@ -183,12 +190,18 @@ def suggested_rate(points: list[RangePoint]) -> float:
 
 
 def _pinned(config: TrainConfig) -> TrainConfig:
+    """Return the config with its dataset pinned, recorded nowhere; what the run would refuse is refused."""
+    check(config)
     plan = make_plan(config)
     untold = config.tracking.model_copy(update={"enabled": False})  # its store is still where init.from is looked up
     return config.model_copy(update={"dataset": plan.dataset, "tracking": untold, "find_batch_size": False})
 
 
 def _open(config: TrainConfig) -> tuple[Parts, str]:
+    if config.use_gpu is True:
+        capacity.check_gpu(use_gpu=True)
+    elif config.use_gpu == "auto":
+        warn_unusable_gpu()
     device = resolve_device("cpu" if config.use_gpu is False else "auto")
     parts = assemble(config, World(), device, None, SplitRows)
     set_training(parts.state.network, parts.frozen)

@@ -15,7 +15,8 @@ from types import TracebackType
 
 import numpy as np
 
-from pipelines.dataset.order import WINDOW_GROUPS, EpochOrder
+from pipelines.dataset.order import WINDOW_GROUPS, EpochOrder, make_lanes
+from pipelines.train.collectives import World
 from pipelines.train.pixels import Decoder, EncodedPixels, PixelsOnDemand, Positions
 from pipelines.train.sampling import Sample
 
@@ -161,3 +162,9 @@ class PixelsAhead(EncodedPixels):
 def groups_of_window(lanes: int) -> int:
     """Return how many row groups a window of one lane holds."""
     return max(2, WINDOW_GROUPS // lanes)
+
+
+def window_groups_of(global_batch: int, world: World) -> int:
+    """Return how many row groups the windows of one worker's lanes hold together."""
+    lanes, _ = make_lanes(global_batch)
+    return -(-lanes // world.size) * groups_of_window(lanes)

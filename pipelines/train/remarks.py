@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import reduce
 from typing import Any
 
-from pipelines.train.config import TrainConfig
+from pipelines.train.config import ScheduleConfig, TrainConfig
 
 _BELONGS_TO = (
     ("loss.focal_gamma", "loss.name", "focal"),
@@ -40,6 +40,19 @@ def remarks_on(config: TrainConfig) -> list[str]:
             continue
         why = f"{owner} is not set" if value is None else f"{owner} is {there}, not {value}"
         remarks.append(f"{setting} is {given} and changes nothing: {why}")
+    return remarks + _remarks_on_schedule(config.schedule, usual.schedule, config.epochs)
+
+
+def _remarks_on_schedule(schedule: ScheduleConfig, usual: ScheduleConfig, epochs: int) -> list[str]:
+    remarks = []
+    if schedule.name in ("constant", "multi_step") and schedule.final_fraction != usual.final_fraction:
+        why = f"schedule.name is {schedule.name}"
+        remarks.append(f"schedule.final_fraction is {schedule.final_fraction} and changes nothing: {why}")
+    if not schedule.warmup_epochs and schedule.start_fraction != usual.start_fraction:
+        why = "schedule.warmup_epochs is 0"
+        remarks.append(f"schedule.start_fraction is {schedule.start_fraction} and changes nothing: {why}")
+    if late := [epoch for epoch in schedule.milestones if epoch >= epochs]:
+        remarks.append(f"schedule.milestones {late} change nothing: the run has {epochs} epochs")
     return remarks
 
 

@@ -226,10 +226,14 @@ def _record(config: ReplayConfig, store: Storage, catalog: dict[str, Any], path:
 
 def tell_certificate(log: RunLog, path: str, data: bytes) -> None:
     """Add a certificate to an MLflow run, and its verdict as a tag."""
-    certificate = json.loads(data)
+    try:
+        certificate = json.loads(data)
+        verdict, workers = "agrees" if certificate["agrees"] else "DISAGREES", int(certificate["workers"])
+    except (ValueError, TypeError, KeyError):
+        _LOGGER.warning("%s is no certificate of a replay: MLflow is not told of it", path)
+        return
     log.log_file(path, data)
-    verdict = "agrees" if certificate["agrees"] else "DISAGREES"
-    log.log_tags({"replay": f"{verdict} with {certificate['workers']} workers"})
+    log.log_tags({"replay": f"{verdict} with {workers} workers"})
 
 
 def _disagreement(certificate: Certificate, address: str) -> DataError:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipelines.config.load import load_config
 from pipelines.errors import ConfigError, InputError, NotFound
@@ -13,7 +16,7 @@ from pipelines.package.describe import DESCRIPTION_FILE
 from pipelines.redact import redact
 from pipelines.stage_output import RUN, read_catalog
 from pipelines.storage import Storage
-from pipelines.tracking import TrackingConfig, resolve_uri
+from pipelines.tracking import RunLog, TrackingConfig, resolve_uri
 from pipelines.train.config import TrainConfig
 from pipelines.train.initial import INIT
 from pipelines.train.plan import STAGE, plan
@@ -29,19 +32,39 @@ def keep(values: dict[str, Any], tracking: TrackingConfig) -> dict[str, Any]:
     if tracking.enabled:  # a folder that is gone on with from elsewhere is recorded where it was
         with contextlib.suppress(ConfigError):  # told by whoever opens the store
             values["tracking"]["uri"] = resolve_uri(tracking)
+    if "@" in urlsplit(values["tracking"]["uri"]).netloc:  # whatever stands there is for nobody else
+        values["tracking"]["uri"] = ""
     return {name: value for name, value in values.items() if redact(text := json.dumps(value)) == text}
 
 
+def keep_run_id(store: Storage, log: RunLog) -> None:
+    """Write the id of a run or a sweep in MLflow into its `run.json`, as soon as there is one, and where that is."""
+    if not log.run_id:
+        return
+    standing = json.loads(store.read(RUN))
+    if standing.get("mlflow_run_id") == log.run_id:
+        return
+    now: dict[str, Any] = {"mlflow_run_id": log.run_id}
+    if "config" in standing:
+        now["config"] = {**standing["config"], **keep({"tracking": log.place}, TrackingConfig(enabled=False))}
+    store.put(RUN, json.dumps({**standing, **now}, indent=1).encode())
+
+
 def kept_tracking(standing: Mapping[str, Any], asked: TrackingConfig) -> TrackingConfig:
-    """Return where a run or a sweep is recorded: in the store that is asked for, else in the one it was begun with.
+    """Return where a run or a sweep is recorded: the store that is asked for, else the one of this shell, else its own.
 
     Args:
         standing: its `run.json`.
         asked: what the command says.
     """
-    kept = (standing.get("config") or {}).get("tracking") or {}
+    kept = _here((standing.get("config") or {}).get("tracking") or {})
     changed = {name: getattr(asked, name) for name in asked.model_fields_set if getattr(asked, name)}
     return TrackingConfig.model_validate({**kept, "enabled": True, **changed})
+
+
+def _here(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a kept `tracking` for this shell: the same store may have another address here, or be no more."""
+    return {**kept, "uri": ""} if os.environ.get("MLFLOW_TRACKING_URI") else dict(kept)
 
 
 def resumed_config(run: str, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -63,9 +86,10 @@ def resumed_config(run: str, overrides: Sequence[str] = ()) -> TrainConfig:
     if not values:
         raise InputError(
             f"{store.uri} was begun by an earlier release, which did not write its config down",
-            mend=f"give the command that began it again, with --out {run}",
+            mend=f"give the command that began it again, with --out {shlex.quote(run)}",
         )
     values |= {"dataset": standing["dataset"], "out": store.uri, **_own_start(values, store)}
+    values |= {"tracking": _here(values["tracking"])} if "tracking" in values else {}
     config = load_config(TrainConfig, None, overrides, values)
     if plan(config).key != standing["key"]:
         changed = f"with {' '.join(overrides)} it" if overrides else "by this release it"

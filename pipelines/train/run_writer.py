@@ -172,7 +172,13 @@ class RunWriter:
 
     def find_successor(self) -> Superseded | None:
         """Return what there is to say if the run is another command's; storage that is away says nothing."""
-        return find_successor(self._run, self._owner) if self._owner else None
+        return self.met_successor or (find_successor(self._run, self._owner) if self._owner else None)
+
+    @property
+    def met_successor(self) -> Superseded | None:
+        """What there is to say if a record could not be written since the run is another command's."""
+        failure = self._notes_failure
+        return failure if isinstance(failure, Superseded) else None
 
     def close(self, patience_s: float = 0.0) -> None:
         """End the thread after what it is writing; wait for that so long at most. Nothing is raised."""

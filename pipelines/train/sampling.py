@@ -34,8 +34,8 @@ def balanced_sample(
 ) -> Sample:
     """Return an epoch with the same number of copies of each class that has rows: the mean over these classes.
 
-    A class of n rows gives each of them floor(number / n) times, and some once more; which, a hash of (seed, epoch,
-    row) decides, so that over the epochs all have their turn.
+    A class of n rows gives each of them floor(number / n) times, and some once more: as many as are wanted in a circle
+    that a hash of (seed, row) orders, from where the epoch before has ended, so that each has its turn.
 
     Args:
         targets: class numbers of all rows, (N,).
@@ -46,13 +46,14 @@ def balanced_sample(
     """
     counts = np.bincount(targets)
     number = max(1, len(targets) // int(np.count_nonzero(counts)))
-    draws = to_uniform(keyed_hash(seed, epoch, SAMPLING, 0, hashes))
+    draws = to_uniform(keyed_hash(seed, 0, SAMPLING, 0, hashes))
     order = np.lexsort((draws, targets))  # by class, then by draw
     firsts = np.concatenate([[0], np.cumsum(counts)])[:-1]
     rank = np.empty(len(targets), np.int64)
     rank[order] = np.arange(len(targets)) - firsts[targets[order]]
     of_class = counts[targets]
-    copies = number // of_class + (rank < number % of_class)
+    more = number % of_class
+    copies = number // of_class + ((rank - (epoch - 1) * more) % of_class < more)
     rows = np.repeat(np.arange(len(targets)), copies)
     starts = np.cumsum(copies) - copies
     ends = np.cumsum(group_sizes)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,11 +27,12 @@ from pipelines.train.batch_size import settle_batch_size
 from pipelines.train.config import TrainConfig
 from pipelines.train.environment import write_environment
 from pipelines.train.initial import fitted_spec, ghost_size_of, keep_copy
+from pipelines.train.owner import Claim
 from pipelines.train.plan import STAGE, TrainPlan
 from pipelines.train.plan import plan as make_plan
 from pipelines.train.records import EpochRecord
 from pipelines.train.remarks import remarks_on
-from pipelines.train.resume import kept_config
+from pipelines.train.resume import keep_run_id, kept_config
 from pipelines.train.teller import Teller, run_tags
 
 if TYPE_CHECKING:
@@ -81,9 +82,10 @@ def run(config: TrainConfig) -> TrainResult:
     config, plan = _named_as_begun(config, plan, standing)
     log = open_log(config, plan, store, standing)
     teller = make_teller(log, store, pinned, plan, standing)
-    with log, teller:
+    claim = Claim(store)
+    with log, _leaving_to_successor(log, claim), teller:
         teller.tell_start()
-        outcome = _train(pinned, store, log, teller)
+        outcome = _train(pinned, store, log, teller, claim)
         from pipelines.train.model import MODEL, write_model
         from pipelines.train.pictures import draw_pictures
 
@@ -126,7 +128,18 @@ def run(config: TrainConfig) -> TrainResult:
     return _result(plan, store, catalog, config.tracking, skipped=False)
 
 
-def _train(config: TrainConfig, store: Storage, log: RunLog, teller: Teller) -> FitOutcome:
+@contextmanager
+def _leaving_to_successor(log: RunLog, claim: Claim) -> Iterator[None]:
+    """Leave the MLflow run as it is where the work within fails, or is called off, after a newer command took it."""
+    try:
+        yield
+    except BaseException:
+        if claim.find_successor():
+            log.leave()
+        raise
+
+
+def _train(config: TrainConfig, store: Storage, log: RunLog, teller: Teller, claim: Claim) -> FitOutcome:
     """Train what is left to train; each epoch's figures go to MLflow as they appear, unless they are there."""
     from pipelines.train.outcome import read_outcome
 
@@ -158,9 +171,9 @@ def _train(config: TrainConfig, store: Storage, log: RunLog, teller: Teller) -> 
             from pipelines.train.alone import train_alone
 
             # MLflow takes as long to import as torch: the first step does not wait for it.
-            was_told = train_alone(config, store, on_epoch=on_epoch, on_start=start, ends_at_s=ends_at_s)
+            was_told = train_alone(config, store, on_epoch=on_epoch, on_start=start, claim=claim, ends_at_s=ends_at_s)
         else:
-            was_told = _train_in_ray(config, store, on_epoch, start, ends_at_s)
+            was_told = _train_in_ray(config, store, on_epoch, start, claim, ends_at_s)
         outcome = read_outcome(config, store)
         if outcome is None or outcome.stopped:
             raise _unfinished(config, store, outcome, was_told=was_told, is_over=time.time() >= ends_at_s)
@@ -176,6 +189,7 @@ def _train_in_ray(
     store: Storage,
     on_epoch: Callable[[EpochRecord], bool],
     start: Callable[[], None],
+    claim: Claim,
     ends_at_s: float,
 ) -> bool:
     """Train in Ray's workers; return whether SIGTERM came here."""
@@ -188,7 +202,9 @@ def _train_in_ray(
         places = {"--dataset": parse_ref(config.dataset)[0], "--out": f"{store.uri}/{RUN}"}
         check_nodes_see(session.num_nodes, places)
         # MLflow is imported and its run opened while the workers come up.
-        ended = train_in_workers(config, store, session, on_epoch=on_epoch, meanwhile=start, ends_at_s=ends_at_s)
+        ended = train_in_workers(
+            config, store, session, on_epoch=on_epoch, meanwhile=start, claim=claim, ends_at_s=ends_at_s
+        )
     return ended.was_told
 
 
@@ -284,15 +300,6 @@ def make_teller(
 ) -> Teller:
     """Return who tells the log; a run that an earlier release began counts the seconds of its samples from 1970."""
     return Teller(log, store, config, plan, float(standing.get("started_s", 0.0)))
-
-
-def keep_run_id(store: Storage, log: RunLog) -> None:
-    """Write the MLflow run's id into run.json, as soon as there is one."""
-    if not log.run_id:
-        return
-    standing = json.loads(store.read(RUN))
-    if standing.get("mlflow_run_id") != log.run_id:
-        store.put(RUN, json.dumps({**standing, "mlflow_run_id": log.run_id}, indent=1).encode())
 
 
 def _keep_environment(store: Storage) -> None:

@@ -16,7 +16,7 @@ from pipelines.train.batch_norm import has_global_norms
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
 from pipelines.train.ghosts import GhostStatistics
-from pipelines.train.inputs import mixed, sized
+from pipelines.train.inputs import mixed, moved, sized
 from pipelines.train.losses import RowLoss, rows_right
 from pipelines.train.memory import MemoryShortage, is_out_of_memory, memory_for, reason_of
 from pipelines.train.optimizer import set_rate
@@ -65,7 +65,8 @@ class Step:
         """Take the step at a fraction of the peak rate; return this share's sum of losses and right answers, (2,)."""
         set_rate(self._state.optimizer, self._config.optimizer.lr * rate)
         self._state.optimizer.zero_grad(set_to_none=True)
-        figures = self._gradients(batch)
+        with self._precision.products():
+            figures = self._gradients(batch)
         self._update()
         return torch.stack(figures).sum(0)
 
@@ -94,13 +95,20 @@ class Step:
             # What norms have seen in a forward pass that failed must not count twice.
             self._keep_buffers()
             try:
-                return [self._gradient(piece) for piece in _pieces(batch, self.pieces)]
+                return [self._gradient(piece) for piece in self._cut(batch)]
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 reason = reason_of(error)
             # Outside the except block, whose exception holds on to the tensors of the pass that failed.
             self._take_smaller_pieces(batch, reason)
+
+    def _cut(self, batch: Batch) -> list[Batch]:
+        """Return the pieces of a share; one without rows only where other workers' norms wait for it."""
+        pieces = _pieces(batch, self.pieces)
+        if len(pieces) > 1 and not has_global_norms(self._state.network):
+            pieces = [piece for piece in pieces if len(piece.targets)] or pieces[:1]
+        return pieces
 
     def _take_smaller_pieces(self, batch: Batch, reason: str) -> None:
         """Halve the pieces, and forget what the share has added up so far.
@@ -127,7 +135,8 @@ class Step:
         if self._normalise.device.type == "cuda":
             torch.cuda.empty_cache()
         state.cursor.pieces = 2 * before
-        norms_see_pieces = self._buffers and not 2 * before <= len(batch.ghost_rows)
+        cuts_ghosts = self._ghosts.are_there and 2 * before > batch.num_units
+        norms_see_pieces = has_global_norms(state.network) or cuts_ghosts
         _LOGGER.warning(
             "memory is short: worker %d computes its share of a batch in %d pieces from step %d on, the batch of %d"
             " images as before%s (%s)",
@@ -180,7 +189,7 @@ class Step:
         if not self._draws_by_sample:
             return network(images)
         keys = sample_keys(batch.hashes, seed=self._config.seed, epoch=self._state.cursor.epoch + 1)
-        return network(images, sample_keys=keys.to(images.device))
+        return network(images, sample_keys=moved(keys, images.device))
 
     def _mixed(self, batch: Batch, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and row losses of images blended with their partners."""
@@ -194,32 +203,33 @@ class Step:
         return logits, shares * own + (1 - shares) * other
 
     def _moved(self, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Tensor:
-        """Return an array as a tensor on the device; copies to a GPU overlap the computation."""
-        tensor, device = torch.from_numpy(array), self._normalise.device
-        if device.type != "cuda":
-            return tensor.to(device)
-        return tensor.pin_memory().to(device, non_blocking=True)
+        """Return an array as a tensor on the device."""
+        return moved(torch.from_numpy(array), self._normalise.device)
 
 
 def _pieces(batch: Batch, number: int) -> list[Batch]:
-    """Cut a share into pieces of nearly equal size; some are empty where it has fewer rows, as batch norm needs.
+    """Cut a share into so many pieces, some of them empty where it has little.
 
-    With ghosts a piece holds whole ones, which changes nothing. Where there are fewer ghosts than pieces, each is cut
-    into as many parts as makes at least that number of pieces, and a part is normalised as a ghost of its own.
+    Where a piece ends is said by lanes, or by ghosts where there are such, and so by no number of workers: the pieces
+    of all workers together hold the same rows, and batch norm sees the same. With ghosts a piece holds whole ones.
+    Where there are fewer lanes or ghosts than pieces, each is cut into as many parts as makes at least that number of
+    pieces, and a part of a ghost is normalised as one of its own.
     """
     if number == 1:
         return [batch]
-    if not batch.ghost_rows:
+    if not batch.num_units:
         ends = [len(batch.targets) * index // number for index in range(number + 1)]
         return [batch.part(slice(*span)) for span in pairwise(ends)]
-    ghosts = batch.ghost_rows
-    parts = -(-number // len(ghosts))
+    parts = -(-number // batch.num_units)
     if parts > 1:
-        ghosts = tuple(rows * (part + 1) // parts - rows * part // parts for rows in ghosts for part in range(parts))
-        number = len(ghosts)
-    ends = [0, *accumulate(ghosts)]
-    firsts = [len(ghosts) * index // number for index in range(number + 1)]
+        number = parts * batch.num_units
+    rows_of: list[list[int]] = [[] for _ in range(number)]
+    for unit, rows in zip(batch.units, batch.unit_rows, strict=True):
+        for part in range(parts):
+            piece = (unit * parts + part) * number // (batch.num_units * parts)
+            rows_of[piece].append(rows * (part + 1) // parts - rows * part // parts)
+    ends = [0, *accumulate(sum(rows) for rows in rows_of)]
     return [
-        replace(batch.part(slice(ends[first], ends[last])), ghost_rows=ghosts[first:last])
-        for first, last in pairwise(firsts)
+        replace(batch.part(slice(*span)), ghost_rows=tuple(rows) if batch.ghost_rows else ())
+        for rows, span in zip(rows_of, pairwise(ends), strict=True)
     ]

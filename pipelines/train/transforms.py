@@ -97,16 +97,15 @@ def augment(
     return pixels
 
 
-def sample_keys(hashes: Hashes, *, seed: int, epoch: int, repeat: int = 0) -> Tensor:
+def sample_keys(hashes: Hashes, *, seed: int, epoch: int) -> Tensor:
     """Return the keys from which a network draws what it drops: int64 (N,), the same whoever holds the rows.
 
     Args:
         hashes: `image_hashes` of the rows, (N,).
         seed: seed of the run.
         epoch: epoch the rows are read in.
-        repeat: which copy of a row this is.
     """
-    return torch.from_numpy(keyed_hash(seed, epoch, NETWORK, repeat, hashes).view(np.int64))
+    return torch.from_numpy(keyed_hash(seed, epoch, NETWORK, 0, hashes).view(np.int64))
 
 
 def _is_mirrored(hashes: Hashes, seed: int, epoch: int) -> npt.NDArray[np.bool_]:

@@ -19,13 +19,14 @@ def wait_mend(feed: TrainFeed) -> str:
     config, rows = feed.config, feed.rows
     (stored_height, stored_width), (height, width) = rows.decoded_shape, rows.image_shape
     mends = []
-    if not rows.is_cached:
+    if not rows.is_cached and not rows.differs_in_size:
         needed_mb = math.ceil(rows.num_rows * stored_height * stored_width * 3 / 2**20)
         free = free_bytes(torch.device("cpu"))
         if config.cache_limit_mb < needed_mb and (free is None or needed_mb << 20 <= _ROOM * free):
             mends.append(f"cache_limit_mb={needed_mb} keeps the decoded images in memory (now {config.cache_limit_mb})")
     if not rows.is_cached or config.augment.crop_min_area:
-        used, there = config.loader_threads or torch.get_num_threads(), capacity.available_cpus() // feed.world.size
+        own = torch.get_num_threads()  # a worker's equal share, where there are others
+        used, there = config.loader_threads or own, own if feed.world.size > 1 else capacity.available_cpus()
         if used < there:
             mends.append(f"loader_threads={there} makes images ready with every CPU that is there (now {used})")
     if config.augment.crop_min_area and stored_height * stored_width >= 2 * height * width:

@@ -17,7 +17,7 @@ from pipelines.errors import ConfigError, DataError, InputError, NotFound, Pipel
 from pipelines.storage import Storage
 from pipelines.train import notice, startup
 from pipelines.train.config import TrainConfig
-from pipelines.train.owner import note_path
+from pipelines.train.owner import await_claim, note_path
 from pipelines.train.process_memory import keep_freed_memory
 
 STOP = "_work/stop.json"
@@ -37,8 +37,9 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         settings: `config` (JSON text of a TrainConfig, its dataset pinned and absolute), `run` (address of the run's
-            storage) and `threads` (torch threads); `ends_at_s`: Unix time to stop at; `owner`: the driver's token
-            (`claim_run`); with `window` (the arguments of `loop.replay`) those steps are done once more instead.
+            storage) and `threads` (torch threads); `ends_at_s`: Unix time to stop at; `owner`: the driver's token, and
+            `owner_before` whom it takes the run from (`Claim`); with `window` (the arguments of `loop.replay`) those
+            steps are done once more instead.
 
     Returns:
         `failure` with the parts of an error that ended the run for good; of a window its `steps`, and the `workers`,
@@ -63,6 +64,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(settings["threads"])
     keep_freed_memory()
     world, owner = World.current(), settings.get("owner", "")
+    if world.rank == 0:
+        await_claim(run, owner, settings.get("owner_before", owner))
     if failure := read_failure(run, owner):
         return {"failure": failure}
     try:

@@ -14,7 +14,7 @@ from pipelines.tracking import TrackingConfig
 from pipelines.train.deliver import delivered
 from pipelines.train.initial import INIT
 from pipelines.train.records import work_span
-from pipelines.train.resume import kept_tracking
+from pipelines.train.resume import keep_run_id, kept_tracking
 from pipelines.tune.config import TuneConfig
 from pipelines.tune.plan import STAGE
 from pipelines.tune.plan import plan as make_plan
@@ -40,14 +40,16 @@ def deliver(uri: str, tracking: TrackingConfig) -> StageResult:
     trials = plan_trials(config, plan, store)
     best = catalog["best"]
     with open_log(config.tracking, plan, store, standing, span_s=_work_span(store, catalog, standing)) as log:
+        log.begin()
         tell_start(log, catalog["config"], plan)
         sweep = Sweep(trials, store, None, sweep_log(config.tracking, log, plan, store, standing), is_over=True)
         epochs_sent = sweep.tell_untold(tells_all=True)
         pictures = {file.path: store.read(file.path) for file in store.list("figures")}
         tell_outcome(log, pictures, catalog["trials"], best, catalog["model"]["weights_sha256"])
         is_whole = sweep.settle_models(best["trial"])
-    ids = {"mlflow_run_id": log.run_id, BEST_RUN: sweep.entries[best["trial"]].mlflow_run_id}
-    store.put(RUN, json.dumps({**standing, **ids}, indent=1).encode())
+    keep_run_id(store, log)
+    late = {**json.loads(store.read(RUN)), BEST_RUN: sweep.entries[best["trial"]].mlflow_run_id}
+    store.put(RUN, json.dumps(late, indent=1).encode())
     return delivered(log, store, catalog, epochs_sent=epochs_sent, is_whole=is_whole and not sweep.is_untold())
 
 

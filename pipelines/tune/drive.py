@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +49,14 @@ class Share:
     concurrency: int
 
 
-def run_trials(config: TuneConfig, sweep: Sweep, session: RaySession) -> None:
+def run_trials(config: TuneConfig, sweep: Sweep, session: RaySession, begin: Callable[[], None]) -> None:
     """Run every trial that has not ended, until all have.
+
+    Args:
+        config: the sweep.
+        sweep: its state.
+        session: the Ray that is connected.
+        begin: takes the sweep for this command; called when nothing is left that may refuse it.
 
     Raises:
         ClusterError: not even one trial fits the cluster.
@@ -60,7 +67,7 @@ def run_trials(config: TuneConfig, sweep: Sweep, session: RaySession) -> None:
         os.environ.setdefault(name, value)
     keep_secrets_out_of_tune()
     share = divide(config, len(sweep.unfinished()), session)
-    sweep.claim()
+    begin()
     jobs = [
         trial_job(
             plan,
@@ -73,6 +80,8 @@ def run_trials(config: TuneConfig, sweep: Sweep, session: RaySession) -> None:
         )
         for plan in sweep.unfinished()
     ]
+    if not jobs:  # the last of them ended by what stood in its folder
+        return
     observer = _Observer(sweep)
     scratch = tempfile.mkdtemp(prefix="resnet-tune-")
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from pipelines.storage import Storage
 from pipelines.tracking import RunLog, TrackingConfig, refuse_local_store, resolve_uri
 from pipelines.train.environment import write_environment
 from pipelines.train.initial import INIT, keep_copy, starting_spec
-from pipelines.train.resume import keep
+from pipelines.train.resume import keep, keep_run_id
 from pipelines.tune.config import TuneConfig
 from pipelines.tune.plan import STAGE, TunePlan
 from pipelines.tune.plan import plan as make_plan
@@ -78,13 +78,20 @@ def run(config: TuneConfig) -> TuneResult:
                 max_epochs=config.train.epochs,
             )
         sweep = Sweep(trials, store, asha, sweep_log(config.tracking, log, plan, store, standing))
-        if sweep.unfinished():
-            _run_trials(config, sweep, plan.dataset, store)
-        else:
+
+        def begin() -> None:
+            log.begin()
+            keep_run_id(store, log)
             sweep.claim()
-        sweep.check_owner()
-        store.put(LOSERS, b"{}")
-        catalog = _publish(config, plan, store, sweep, trials, log)
+
+        with sweep.leaving_to_successor(log):
+            if sweep.unfinished():
+                _run_trials(config, sweep, plan.dataset, store, begin)
+            else:
+                begin()
+            sweep.check_owner()
+            store.put(LOSERS, b"{}")
+            catalog = _publish(config, plan, store, sweep, trials, log)
     _drop_losers(store, catalog)
     return _result(plan, store, catalog, config.tracking, skipped=False)
 
@@ -99,7 +106,8 @@ def _drop_losers(store: Storage, catalog: dict[str, Any]) -> None:
     store.delete(LOSERS)
 
 
-def _run_trials(config: TuneConfig, sweep: Sweep, dataset: str, store: Storage) -> None:
+def _run_trials(config: TuneConfig, sweep: Sweep, dataset: str, store: Storage, begin: Callable[[], None]) -> None:
+    """Run the trials that are left; `begin` takes the sweep, once nothing is left that may refuse the command."""
     with ray_session(config.ray) as session:
         if config.tracking.enabled:
             refuse_local_store(resolve_uri(config.tracking), session.num_nodes)
@@ -110,7 +118,7 @@ def _run_trials(config: TuneConfig, sweep: Sweep, dataset: str, store: Storage) 
             write_environment(store)  # trials keep a copy
         except StorageError as error:
             _LOGGER.warning("by what the trials are trained cannot be written down: %s", error)
-        run_trials(config, sweep, session)
+        run_trials(config, sweep, session, begin)
 
 
 def plan_trials(config: TuneConfig, plan: TunePlan, store: Storage) -> list[TrialPlan]:

@@ -8,14 +8,17 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from pipelines.progress import Progress
 from pipelines.storage import Storage
+from pipelines.tracking import RunLog
 from pipelines.train.checkpoint import committed_steps
 from pipelines.train.config import TrainConfig
-from pipelines.train.owner import check_owner, claim_run, note_path
+from pipelines.train.owner import check_owner, claim_run, find_successor, note_path
 from pipelines.train.records import EpochRecord, read_record
 from pipelines.train.worker import STOP
 from pipelines.tune.journal import Journal, Status, TrialEntry
@@ -67,6 +70,7 @@ class Sweep:
         self._open: dict[str, _Trial] = {}
         self._plans = {plan.trial: plan for plan in trials}
         self._stopped: dict[str, str] = {}  # with the reason
+        self._undecided: dict[str, tuple[int, float]] = {}  # last epoch and its top-1
         self._owner = ""
         self._owners: dict[str, str] = {}  # of trials
         self._storage = storage
@@ -93,11 +97,34 @@ class Sweep:
         """Take the sweep's folder and those of unfinished trials, whoever had them.
 
         Behind all that may refuse the command. Here and not in the trials' processes: those that Tune starts anew are
-        of this sweep.
+        of this sweep. Of two commands that do so at once the one has the sweep whose note stands in its folder; it then
+        sees to it that the trials' folders say the same.
+
+        Raises:
+            Superseded: another command has taken the sweep in that very moment.
         """
-        self._owner = claim_run(self._storage)
         for trial in self._open:
             self._owners[trial] = claim_run(self.run_of(trial))
+        self._owner = claim_run(self._storage)
+        for trial, token in self._owners.items():
+            self.check_owner()
+            if find_successor(self.run_of(trial), token):
+                claim_run(self.run_of(trial), token)
+        self._decide_undecided()
+
+    @contextmanager
+    def leaving_to_successor(self, log: RunLog) -> Iterator[None]:
+        """Leave the sweep's MLflow run as it is where the work within fails, or is called off, after it was taken."""
+        try:
+            yield
+        except BaseException:
+            if self._is_taken():
+                log.leave()
+            raise
+
+    def _is_taken(self) -> bool:
+        """Return whether a newer command has the sweep, as far as storage says."""
+        return bool(self._owner) and find_successor(self._storage, self._owner) is not None
 
     def check_owner(self) -> None:
         """Refuse to go on where another command has taken the sweep's folder since.
@@ -180,6 +207,7 @@ class Sweep:
             reason = reason or self._stopped[trial]
         assert standing.log is not None
         standing.log.end(status_of(status), {"status": status, "reason": reason})
+        standing.run.delete(note_path(STOP, self._owners.get(trial, "")))
         entry = replace(standing.entry, status=status, reason=reason, mlflow_run_id=standing.log.run_id)
         if best := self.best_of(trial):
             epochs = standing.records[-1].epoch
@@ -194,11 +222,13 @@ class Sweep:
     def close(self, *, is_superseded: bool = False) -> None:
         """Mark the runs of trials that are still open as interrupted; a rerun of the sweep goes on with them.
 
-        With `is_superseded` another command does, and tells their status.
+        With `is_superseded`, or where that is so, another command does, and tells their status.
         """
-        for standing in self._open.values():
-            if standing.log is not None:
-                standing.log.interrupt(keeps_status=is_superseded)
+        is_superseded = is_superseded or self._is_taken()
+        logs = [standing.log for standing in self._open.values() if standing.log is not None]
+        if logs:  # side by side: each may wait some seconds for a server that hangs
+            with ThreadPoolExecutor(len(logs), thread_name_prefix="interrupt") as pool:
+                list(pool.map(lambda log: log.interrupt(keeps_status=is_superseded), logs))
 
     def tell_untold(self, *, tells_all: bool = False) -> int:
         """Tell MLflow of trials that ended while it was away; it is waited for, once.
@@ -267,18 +297,21 @@ class Sweep:
             self._open[plan.trial] = standing
 
     def _replay(self, asha: Asha) -> None:
-        """Give the rule what was recorded before, then let it decide on trials that a crash left at a rung."""
-        undecided = {}
+        """Give the rule what was recorded before; on trials that a crash left at a rung it decides at `claim`."""
         for trial, records in self.records.items():
             curve = [(record.epoch, record.val_score) for record in records]
             standing = self._open.get(trial)
             # Without its checkpoint, an epoch has to be done again before the trial can end there.
             if standing and records and records[-1].step in committed_steps(standing.run):
-                undecided[trial] = curve.pop()
+                self._undecided[trial] = curve.pop()
             asha.replay({trial: curve})
-        for trial, (epoch, val_top1) in undecided.items():
+
+    def _decide_undecided(self) -> None:
+        """End the trials that an earlier command left at a rung, where the rule says so."""
+        for trial, (epoch, val_top1) in self._undecided.items():
             if self.should_stop(trial, epoch, val_top1):
                 self.end(trial, "stopped")
+        self._undecided.clear()
 
     def _read_new(self, standing: _Trial) -> None:
         while (record := read_record(standing.run, len(standing.records) + 1)) is not None:

@@ -18,7 +18,6 @@ import yaml
 
 from pipelines.errors import NotFound, StorageError
 from pipelines.plots.params import describe_params
-from pipelines.stage_output import RUN
 from pipelines.storage import Storage
 from pipelines.tracking import RUN_KEY_TAG, RunLog, RunStatus, TrackingConfig
 from pipelines.tracking_records import Point, points_record
@@ -85,6 +84,7 @@ class SweepLog:
             span_s=work_span(run) if is_over else None,
             is_background=not attach,
             patience_s=patience_s,
+            is_met=True,
         )
         config = training.model_copy(update={"tracking": self.tracking, "out": run.uri})
         plan = TrainPlan("trial", f"{self.key}-{entry.trial}", dict(self.inputs), run.uri, dataset=self.dataset)
@@ -178,7 +178,7 @@ def open_log(
     *,
     span_s: tuple[float, float] | None = None,
 ) -> RunLog:
-    """Open the sweep's own MLflow run, the standing one where there is one, and keep its id in run.json.
+    """Return the log of the sweep's own MLflow run, the standing one where there is one; it is to be begun.
 
     Args:
         tracking: where it is recorded.
@@ -187,17 +187,15 @@ def open_log(
         standing: its run.json.
         span_s: see `RunLog.open`.
     """
-    log = RunLog.open(
+    return RunLog.open(
         tracking,
         run_name=f"tune {Path(store.uri).name}",
         run_id=str(standing.get("mlflow_run_id", "")),
         tags={RUN_KEY_TAG: _key_at(plan, store), "stage": plan.stage, "key": plan.key, "out": store.uri},
         span_s=span_s,
         patience_s=PATIENCE_S,
+        is_deferred=True,
     )
-    if log.run_id and standing.get("mlflow_run_id") != log.run_id:
-        store.put(RUN, json.dumps({**standing, "mlflow_run_id": log.run_id}, indent=1).encode())
-    return log
 
 
 def sweep_log(

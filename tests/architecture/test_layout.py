@@ -17,7 +17,8 @@ MAX_LINES = 400
 # A module may import from its own group's rooms listed earlier, and from every group to its left.
 LAYERS = [
     {"errors", "object_listing", "local_folders", "range_file"},
-    {"config", "storage", "image", "capacity", "stage_output", "redact"},
+    {"redact"},
+    {"config", "storage", "image", "capacity", "stage_output"},
     {"tracking_answers"},
     {"progress", "tracking_records", "tracking_sender", "tracking_store", "ray_runtime", "node_paths", "plots"},
     {"tracking_models", "tracking_runs"},

@@ -136,7 +136,8 @@ def read_ours(rank: int, barrier: Any, address: str, seconds: float, times: int)
     The files are the same again; the rows, row groups and bytes that pass through the feed are not.
     """
     from pipelines.dataset.reader import Dataset, open_dataset
-    from pipelines.train.feed import SplitRows, TrainFeed, window_groups_of
+    from pipelines.train.feed import SplitRows, TrainFeed
+    from pipelines.train.read_ahead import window_groups_of
 
     barrier.wait(PATIENCE_S)
     began_s = time.perf_counter()

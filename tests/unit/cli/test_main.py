@@ -27,7 +27,7 @@ def run(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
-    """Put a command `fail` into the group that raises what stands in the returned list."""
+    """Put a command `fail`, also called `replay`, into the group that raises what stands in the returned list."""
     raised: list[BaseException] = []
 
     @click.command("fail", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
@@ -35,7 +35,9 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
     def fail(as_json: bool) -> None:
         raise raised[0]
 
-    monkeypatch.setattr(main.LazyGroup, "get_command", lambda self, ctx, name: fail if name == "fail" else None)
+    monkeypatch.setattr(
+        main.LazyGroup, "get_command", lambda self, ctx, name: fail if name in ("fail", "replay") else None
+    )
     return raised
 
 
@@ -137,18 +139,26 @@ def test_a_signal_ends_with_its_code_and_says_how_to_go_on(
     assert error.endswith("next:\n  resnet fail\n")
 
 
-@pytest.mark.parametrize("flags", [["--find-lr", "range.png"], ["--find-lr=range.png"], ["--smoke"], ["replay"]])
+@pytest.mark.parametrize(
+    "words", [["fail", "--find-lr", "range.png"], ["fail", "--find-lr=range.png"], ["fail", "--smoke"], ["replay"]]
+)
 def test_a_signal_in_a_look_that_keeps_nothing_promises_nothing(
-    failing: list[BaseException], capsys: pytest.CaptureFixture[str], flags: list[str]
+    failing: list[BaseException], capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
     failing.append(KeyboardInterrupt())
-    assert main.run_command(["fail", *flags]) == 130
+    assert main.run_command(words) == 130
     said = [
-        "interrupted: nothing is kept of it; the same command starts it anew",
+        "interrupted: nothing is kept but what was ingested before; the same command starts it anew",
         "next:",
-        f"  resnet fail {' '.join(flags)}",
+        f"  resnet {' '.join(words)}",
     ]
     assert capsys.readouterr().err.strip().splitlines() == said
+
+
+def test_a_folder_called_as_a_look_is_none(failing: list[BaseException], capsys: pytest.CaptureFixture[str]) -> None:
+    failing.append(KeyboardInterrupt())
+    assert main.run_command(["fail", "replay"]) == 130
+    assert "interrupted: finished units stay" in capsys.readouterr().err
 
 
 def test_sigterm_ends_a_real_process_with_143(tmp_path: Path) -> None:

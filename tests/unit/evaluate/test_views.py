@@ -133,4 +133,4 @@ def test_an_averaged_evaluation_is_no_ground_for_registering(world: Path, tmp_pa
     with pytest.raises(InputError) as raised:
         resolve(register)
     assert raised.value.what == "the evaluation is a mean over 2 views of each image, and the model answers from one"
-    assert raised.value.mend.endswith("without views")
+    assert raised.value.mend.startswith("leave the views out: resnet evaluate ")

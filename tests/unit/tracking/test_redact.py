@@ -48,6 +48,9 @@ def test_userinfo_of_an_address_is_hidden() -> None:
     assert redact("postgresql://me:s3cr3t@db:5432/x") == f"postgresql://{REDACTED}@db:5432/x"
     assert redact("see http://me:p@ss@w0rd@db:5432/x, a@b") == f"see http://{REDACTED}@db:5432/x, a@b"
     assert redact("http://db:5432/x http://a:b@c") == f"http://db:5432/x http://{REDACTED}@c"
+    assert redact("http://me:pa'ss@db:5432") == f"http://{REDACTED}@db:5432"
+    assert redact("https://t0ken:@db") == f"https://{REDACTED}@db"
+    assert redact('{"a":"http://db:5432","b":"c@d"}') == '{"a":"http://db:5432","b":"c@d"}'
 
 
 def test_signed_address_loses_its_signature() -> None:

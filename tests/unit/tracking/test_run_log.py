@@ -40,10 +40,17 @@ class FakeStore:
         if self.fault is not None:
             raise self.fault
 
-    def create_run(self, experiment_id: str, tags: dict[str, str], run_name: str) -> Any:
+    def create_run(self, experiment_id: str, tags: dict[str, str], run_name: str, start_time: int | None = None) -> Any:
         self.call()
         run_id = f"run-{len(self.runs)}"
-        info = SimpleNamespace(run_id=run_id, lifecycle_stage="active", experiment_id=experiment_id, status="RUNNING")
+        info = SimpleNamespace(
+            run_id=run_id,
+            lifecycle_stage="active",
+            experiment_id=experiment_id,
+            status="RUNNING",
+            start_time=start_time,
+            end_time=None,
+        )
         self.runs[run_id] = SimpleNamespace(info=info, data=SimpleNamespace(params={}, tags=dict(tags)), name=run_name)
         return self.runs[run_id]
 
@@ -62,7 +69,9 @@ class FakeStore:
         self.call()
         self.runs[run_id].info.status = status
 
-    set_terminated = update_run
+    def set_terminated(self, run_id: str, status: str, end_time: int | None = None) -> None:
+        self.update_run(run_id, status)
+        self.runs[run_id].info.end_time = end_time or int(time.time() * 1000)
 
     def set_tag(self, run_id: str, key: str, value: str) -> None:
         self.runs[run_id].data.tags[key] = value
@@ -167,15 +176,17 @@ def test_still_away_at_the_end_says_what_is_missing(store: FakeStore, caplog: py
     log.log_metrics({"loss": 1.0}, 0)
     log.end()
     assert caplog.records[-1].getMessage() == (
-        "2 records of run 'r' were not delivered: MLflow at http://mlflow:5000 is away, or too slow. "
-        "The output folder holds every figure; `resnet track` sends those of a training later."
+        "2 records of run 'r' were not delivered: MLflow at http://mlflow:5000 is away, or too slow. The output folder"
+        " holds every figure; going on with the run sends those of a training, and `resnet track` when it or a sweep is"
+        " done."
     )
 
 
-def test_a_slow_server_holds_the_end_of_a_run_up_for_a_while_only(
-    store: FakeStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("patience_s", [0.0, 0.4])
+def test_a_slow_server_holds_the_end_of_a_run_up_for_a_while_only_and_knows_that_it_has_ended(
+    store: FakeStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, patience_s: float
 ) -> None:
-    log = open_log()
+    log = open_log(patience_s=patience_s)
     store.fault = ConnectionError("refused")
     for step in range(50):
         log.log_metrics({"loss": 1.0}, step)
@@ -185,7 +196,8 @@ def test_a_slow_server_holds_the_end_of_a_run_up_for_a_while_only(
         record.send = lambda *how, send=record.send: (time.sleep(0.05), send(*how))
     began_s = time.monotonic()
     log.end()
-    assert time.monotonic() - began_s < 2
+    assert time.monotonic() - began_s < 1.5
+    assert store.runs[log.run_id].info.status == "FINISHED"
     assert "records of run 'r' were not delivered: MLflow at http://mlflow:5000 is away, or too slow." in caplog.text
 
 
@@ -285,6 +297,48 @@ def test_context_manager_ends_the_run(store: FakeStore, error: BaseException | N
     except (ValueError, KeyboardInterrupt, Superseded):
         pass
     assert store.runs[log.run_id].info.status == status
+
+
+@pytest.mark.parametrize("error", [ValueError("refused"), KeyboardInterrupt()])
+def test_a_command_that_ends_before_its_run_was_begun_leaves_the_run_as_it_is(
+    store: FakeStore, error: BaseException
+) -> None:
+    running = open_log()
+
+    def be_refused() -> None:
+        with open_log(is_deferred=True, run_id=running.run_id) as log:
+            log.log_params({"num_workers": 64})
+            raise error
+
+    with pytest.raises(type(error)):
+        be_refused()
+    run = store.runs[running.run_id]
+    assert (run.info.status, run.data.params, run.data.tags) == ("RUNNING", {}, {})
+
+
+def test_work_that_was_done_before_is_told_with_its_own_times(store: FakeStore) -> None:
+    for _ in range(2):  # told once more it stays as it is
+        with open_log(span_s=(1000.0, 2000.0), tags={RUN_KEY_TAG: "k"}) as log:
+            log.log_metrics({"loss": 1.0}, 0)
+    info = store.runs[log.run_id].info
+    assert (info.status, info.start_time, info.end_time) == ("FINISHED", 1_000_000, 2_000_000)
+    info.end_time = 3_000_000
+    with pytest.raises(ValueError, match="x"), open_log(span_s=(1000.0, 2000.0), tags={RUN_KEY_TAG: "k"}):
+        raise ValueError("x")
+    assert (info.status, info.end_time) == ("FINISHED", 3_000_000)
+    info.status = "KILLED"  # it was gone on with while MLflow was away
+    with open_log(span_s=(1000.0, 2000.0), tags={RUN_KEY_TAG: "k"}):
+        pass
+    assert (info.status, info.end_time) == ("FINISHED", 2_000_000)
+
+
+def test_what_a_store_refuses_that_was_met_before_is_an_outage(store: FakeStore) -> None:
+    store.fault = Refused("PERMISSION_DENIED")
+    log = open_log(is_met=True)
+    log.log_metrics({"loss": 1.0}, 0)
+    store.fault = None
+    log.end()
+    assert steps(store, log.run_id, "loss") == [0]
 
 
 def test_tracking_turned_off_touches_nothing(store: FakeStore) -> None:

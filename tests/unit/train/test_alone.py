@@ -17,6 +17,7 @@ from pipelines.train import alone, follow, stage, startup
 from pipelines.train.alone import train_alone
 from pipelines.train.follow import Follower
 from pipelines.train.outcome import read_outcome
+from pipelines.train.owner import Claim
 from pipelines.train.records import EpochRecord, write_record
 from tests.unit.train.notes import make_record
 from tests.unit.train.tiny import make_config, write_dataset
@@ -55,8 +56,8 @@ def test_a_last_look_that_fails_loses_no_figures(
 
     monkeypatch.setattr(alone, "_POLL_S", 60.0)  # all is left to the last look
     monkeypatch.setattr(Follower, "_look", away)
-    told = Told()
-    train_alone(make_config(dataset, epochs=3), Storage.open(tmp_path), on_epoch=told.on_epoch, on_start=told.on_start)
+    told, run = Told(), Storage.open(tmp_path)
+    train_alone(make_config(dataset, epochs=3), run, on_epoch=told.on_epoch, on_start=told.on_start, claim=Claim(run))
     assert (told.starts, told.epochs) == (1, [1, 2, 3])
     assert "its figures are handed on at its end: StorageError: cannot read: the store answers 503" in caplog.text
 
@@ -67,7 +68,7 @@ def test_a_fault_in_what_is_told_comes_out(dataset: str, tmp_path: Path) -> None
 
     config, run = make_config(dataset, epochs=2), Storage.open(tmp_path)
     with pytest.raises(ZeroDivisionError, match="a bug"):
-        train_alone(config, run, on_epoch=broken, on_start=lambda: None)
+        train_alone(config, run, on_epoch=broken, on_start=lambda: None, claim=Claim(run))
     outcome = read_outcome(config, run)
     assert outcome is not None
     assert not outcome.stopped
@@ -99,12 +100,12 @@ def test_by_what_it_was_trained_is_kept_whatever_mlflow_says_and_by_no_command_t
     config, run = make_config(dataset, epochs=1, local=True), Storage.open(tmp_path)
     log: Any = SimpleNamespace(run_id="", begin=refuse)
     teller: Any = SimpleNamespace(begin=lambda: None, follow=lambda: None, tell_epoch=lambda record: True)
-    stage._train(config, run, log, teller)
+    stage._train(config, run, log, teller, Claim(run))
     assert "MLflow cannot open a run" in caplog.text
     assert b'"python"' in run.read("environment.json")
     run.put("environment.json", b"of the command that trained")
     log.begin = lambda: None
-    stage._train(config, run, log, teller)
+    stage._train(config, run, log, teller, Claim(run))
     assert run.read("environment.json") == b"of the command that trained"
 
 
@@ -140,7 +141,7 @@ def test_a_gpu_that_torch_cannot_use_is_said_here_too(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     exists = os.path.exists
     monkeypatch.setattr(os.path, "exists", lambda path: path == "/proc/driver/nvidia/version" or exists(path))
-    told = Told()
+    told, run = Told(), Storage.open(tmp_path)
     config = make_config(dataset, epochs=1, use_gpu="auto")
-    train_alone(config, Storage.open(tmp_path), on_epoch=told.on_epoch, on_start=told.on_start)
+    train_alone(config, run, on_epoch=told.on_epoch, on_start=told.on_start, claim=Claim(run))
     assert "an NVIDIA driver is loaded, but torch" in caplog.text

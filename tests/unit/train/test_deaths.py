@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,6 +96,8 @@ def test_what_going_on_would_not_mend_ends_the_run(
 
     def attempt() -> object:
         if note:
+            while not run.exists(OWNER):  # as a worker waits for its command to have the run
+                time.sleep(0.01)
             run.put(note_path(note, json.loads(run.read(OWNER))["token"]), b"{}")
         return dying(run, 4, cause)()
 

@@ -2,14 +2,20 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pipelines.dataset.reader import open_dataset
-from pipelines.errors import DataError
+from pipelines.errors import ConfigError, DataError
+from pipelines.image.preprocess import Preprocess
+from pipelines.image.resize import Geometry
+from pipelines.train import feed
 from pipelines.train.collectives import World
-from pipelines.train.feed import SplitRows, TrainFeed, evaluation_batches, window_groups_of
+from pipelines.train.evaluation import evaluation_batches
+from pipelines.train.feed import SplitRows, TrainFeed, open_splits
+from pipelines.train.read_ahead import window_groups_of
 from tests.unit.train.tiny import make_config, make_image, write_dataset
 
 MEAN = (0.5, 0.5, 0.5)
@@ -80,6 +86,48 @@ def test_images_of_two_sizes_are_refused(tmp_path: Path) -> None:
     address = write_dataset(tmp_path, odd_size=12)
     with pytest.raises(DataError, match="gives images of different sizes: 8 x 8 pixels and 12 x 12"):
         open_rows(address)
+
+
+def test_train_and_val_of_two_sizes_are_refused(tmp_path: Path) -> None:
+    squash = Preprocess(evaluation=Geometry(size_px=6, mode="squash"))
+    seen = {"train": open_dataset(write_dataset(tmp_path / "8")), "val": None}
+    seen["val"] = open_dataset(write_dataset(tmp_path / "6", preprocess=squash))
+
+    def open_of_two(_: Any, split: str, **how: Any) -> SplitRows:
+        return SplitRows(seen[split], split, **how)
+
+    with pytest.raises(DataError, match="have 8 x 8 pixels in train and 6 x 6 in val"):
+        open_splits(seen["train"], make_config("d"), World(), open_of_two)
+
+
+def test_the_first_rows_are_those_of_the_first_batch_and_no_others_are_decoded(dataset: str) -> None:
+    config = make_config(dataset, augment={"shift_px": 2, "mixup_alpha": 0.5})
+    rows = open_rows(dataset, limit_bytes=0)
+    whole = next(iter(TrainFeed(open_rows(dataset), config, World(), MEAN).batches(1)))
+    taken: list[int] = []
+    take = rows.pixels.take
+
+    def note(positions: Any) -> Any:
+        taken.append(len(positions))
+        return take(positions)
+
+    rows.pixels.take = note  # type: ignore[method-assign]
+    some = TrainFeed(rows, config, World(), MEAN).first_rows(7)
+    assert taken == [7, 7]  # themselves and their partners
+    for name in ("pixels", "targets", "hashes", "partner_pixels", "partner_targets"):
+        assert np.array_equal(getattr(some, name), getattr(whole, name)[:7]), name
+
+
+def test_more_classes_than_workers_can_hold_several_times_are_not_drawn_evenly(
+    dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = open_rows(dataset)
+    monkeypatch.setattr(feed, "_MOST_CLASS_BYTES", rows.targets.nbytes)
+    TrainFeed(rows, make_config(dataset, sampling="balanced"), World(), MEAN)
+    monkeypatch.setattr(feed, "_MOST_CLASS_BYTES", rows.targets.nbytes - 1)
+    TrainFeed(rows, make_config(dataset), World(), MEAN)
+    with pytest.raises(ConfigError, match="sampling is balanced, and the classes of 72 rows take"):
+        TrainFeed(rows, make_config(dataset, sampling="balanced"), World(), MEAN)
 
 
 def test_windows_are_shared_out_over_workers() -> None:

@@ -134,7 +134,7 @@ def alone(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Storage:
     return run
 
 
-@pytest.mark.parametrize(("size", "pieces"), [(2, 1), (3, 1), (1, 4), (1, 3), (2, 2)])
+@pytest.mark.parametrize(("size", "pieces"), [(2, 1), (3, 1), (1, 4), (1, 3), (2, 2), (2, 4), (3, 4), (3, 2)])
 def test_workers_and_pieces_of_a_short_batch_do_not_matter(
     dataset: str, alone: Storage, tmp_path: Path, size: int, pieces: int
 ) -> None:
@@ -164,10 +164,37 @@ def test_a_share_says_which_ghost_its_rows_are_of(dataset: str, ghost_size: int)
             assert ghosts(shares(3, rank)[t]) == ghosts(whole)[rank::3]
 
 
+@pytest.mark.parametrize(("size", "pieces"), [(2, 2), (3, 2), (3, 5), (2, 40)])
+@pytest.mark.parametrize("norm", ["batch", "ghost"])
+def test_in_pieces_too_the_number_of_workers_does_not_matter(
+    dataset: str, tmp_path: Path, size: int, pieces: int, norm: str
+) -> None:
+    """Batch norm sees a piece of the batch of all, and ghosts that are cut are cut alike."""
+    model = MODEL | ({"norm": "batch", "norm_size": 0} if norm == "batch" else {})
+    config = make_config(dataset, **SHORT_LAST | {"model": model, "epochs": 2}, accumulate=pieces)
+    one, many = Storage.open(tmp_path / "one"), Storage.open(tmp_path / "many")
+    fit_local(config, one, device="cpu")
+    in_threads(size, lambda world: fit(config, many, world=world, device=torch.device("cpu")))
+    assert_same_training(one, many, config.epochs)
+
+
+@pytest.mark.parametrize("number", [2, 3, 5, 7, 20, 40])
+def test_the_pieces_of_all_workers_hold_what_one_would(dataset: str, number: int) -> None:
+    rows, config = SplitRows(open_dataset(dataset), "train", limit_bytes=1 << 20, threads=1), make_config(dataset)
+
+    def pieces(rank: int, size: int) -> list[Batch]:
+        return _pieces(next(TrainFeed(rows, config, World(rank, size), (0.5,) * 3).batches(1)), number)
+
+    alone, shared = pieces(0, 1), [pieces(rank, 3) for rank in range(3)]
+    assert max(len(piece.targets) for piece in alone) <= -(-20 // number)
+    for whole, *parts in zip(alone, *shared, strict=True):
+        assert sorted(whole.hashes) == sorted(np.concatenate([part.hashes for part in parts]))
+
+
 def test_pieces_hold_whole_ghosts_or_parts_of_one(dataset: str) -> None:
     rows = SplitRows(open_dataset(dataset), "train", limit_bytes=1 << 20, threads=1)
     batch = next(TrainFeed(rows, make_config(dataset), World(), (0.5,) * 3, ghost_size=5).batches(1))
-    assert [piece.ghost_rows for piece in _pieces(batch, 3)] == [(5,), (5,), (5, 5)]
+    assert [piece.ghost_rows for piece in _pieces(batch, 3)] == [(5, 5), (5,), (5,)]
     assert [piece.ghost_rows for piece in _pieces(batch, 6)] == [(2,), (3,)] * 4
     for number in (1, 3, 4, 6):
         assert np.array_equal(np.concatenate([piece.hashes for piece in _pieces(batch, number)]), batch.hashes)

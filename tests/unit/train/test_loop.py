@@ -15,9 +15,11 @@ from pipelines.train import keeper, loop, run_writer
 from pipelines.train.checkpoint import committed_steps, load_checkpoint, load_latest
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
+from pipelines.train.divergence import Diverged
+from pipelines.train.keeper import Keeper
 from pipelines.train.loop import fit, fit_local
 from pipelines.train.outcome import FitOutcome, read_outcome
-from pipelines.train.records import EpochRecord, read_progress, read_records
+from pipelines.train.records import EpochRecord, read_progress, read_record, read_records
 from pipelines.train.state import AVERAGE, OPTIMIZER, WEIGHTS, read_cursor
 from resnet_models.resnet import ResNet
 from tests.unit.train.awaited import await_writes, die_after_checkpoint
@@ -396,7 +398,7 @@ def test_records_done_again_are_handed_on_again(dataset: str, run: Storage, monk
         if self.state.cursor.epoch == 3 and not spiked:
             spiked = True
             self.state.cursor.returned_to = 12  # checkpoints of epoch 3 and before are good, later ones not taken
-            raise self._diverged(9.0)
+            raise Diverged.at(self.state.cursor, self.config, 9.0)
 
     monkeypatch.setattr(loop._Loop, "_refuse_spike", spike_once)
     outcome = fit_on_cpu(config, run, on_epoch=lambda _: (follower.poll(), True)[1])
@@ -424,6 +426,44 @@ def test_a_jump_of_the_loss_goes_back_too(dataset: str, run: Storage) -> None:
     assert len(losses) == 4
     assert all(after <= 1.5 * before for before, after in pairwise(losses))
     assert read_cursor(load_checkpoint(run, 16)).rollbacks > 0
+
+
+def test_behind_a_jump_the_epoch_is_begun_anew_whatever_was_saved_within(
+    dataset: str, run: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint that was taken between the jump and the end of the epoch holds what jumped."""
+    await_writes(monkeypatch)
+    monkeypatch.setattr(loop, "_SYNC_S", 0.0)
+    refuse, came_to = loop._Loop._refuse_spike, list[int]()
+    go_back = Keeper.go_back
+
+    def spike_once(self: Any) -> None:
+        if self.state.cursor.epoch == 2 and not came_to:
+            self.state.cursor.last_loss = self.state.cursor.sums.loss / self.state.cursor.sums.rows / 10
+        refuse(self)
+
+    def note(self: Any, state: Any, identity: Any) -> None:
+        came_to.append(state.cursor.step)
+        go_back(self, state, identity)
+
+    monkeypatch.setattr(loop._Loop, "_refuse_spike", spike_once)
+    monkeypatch.setattr(Keeper, "go_back", note)
+    config = make_config(dataset, epochs=4, checkpoint_every_s=0.0, divergence={"rollbacks": 1, "spike_factor": 3.0})
+    outcome = fit_on_cpu(config, run)
+    assert came_to == [8]  # the end of the second epoch; 11 stood as well
+    assert outcome.epochs == 4
+
+
+def test_weights_that_break_in_the_last_step_are_not_kept(dataset: str, run: Storage) -> None:
+    """No loss of training shows it: the only step's was computed before."""
+    broken = {
+        "optimizer": {"lr": 1e30},
+        "schedule": {"name": "constant", "warmup_epochs": 0.0},
+        "global_batch_size": 72,
+    }
+    with pytest.raises(DataError, match=r"the loss on val became (nan|inf) before step 1, in epoch 1"):
+        fit_on_cpu(make_config(dataset, epochs=1, **broken), run)
+    assert read_record(run, 1) is None
 
 
 @pytest.mark.parametrize(

@@ -151,8 +151,8 @@ def test_sigterm_to_a_run_in_this_process_exits_with_75_and_goes_on(dataset: str
 
     finish = loop._Loop._finish_epoch
 
-    def finish_and_terminate(self: Any) -> EpochRecord:
-        record = finish(self)
+    def finish_and_terminate(self: Any, val: Any) -> EpochRecord:
+        record = finish(self, val)
         if record.epoch == 3 and not sent:
             sent.append(record.epoch)
             os.kill(os.getpid(), signal.SIGTERM)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.train.config import OptimizerConfig
@@ -111,6 +111,28 @@ def test_state_of_another_network_is_refused_by_name() -> None:
     net = make_net()
     with pytest.raises(DataError, match=r"optimiser state 0\.weight/momentum_buffer of shape \(5, 3, 3, 3\) fits no"):
         load_state_tensors(net, make_optimizer(net, OptimizerConfig()), tensors)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_step_that_the_scaler_leaves_out_leaves_no_trace(name: str) -> None:
+    """The first steps in fp16 often overflow; a fused SGD would go on from a momentum that was never written."""
+
+    def trained(gradients: list[float]) -> list[Tensor]:
+        network = nn.Linear(3, 2)
+        nn.init.constant_(network.weight, 1.0)
+        nn.init.constant_(network.bias, 1.0)
+        optimizer = make_optimizer(network, OptimizerConfig(name=name, lr=0.1, momentum=0.9), skips_steps=True)
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1000)
+        for gradient in gradients:
+            loss = (network(torch.ones(1, 3)) * gradient).sum()
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        return [parameter.detach().clone() for parameter in network.parameters()]
+
+    for one, other in zip(trained([float("inf"), 1.0, 2.0]), trained([1.0, 2.0]), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_set_rate_reaches_every_group() -> None:

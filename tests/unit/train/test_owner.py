@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,14 +15,15 @@ import pytest
 import torch
 from typing_extensions import override
 
-from pipelines.errors import ClusterError, StorageError, Superseded
+from pipelines.errors import ClusterError, RegistryError, StorageError, Superseded
 from pipelines.ray_runtime import RaySession
 from pipelines.storage import LocalStorage, Storage
-from pipelines.train import group
+from pipelines.train import group, loop
 from pipelines.train.checkpoint import committed_steps, load_latest
 from pipelines.train.collectives import World
 from pipelines.train.loop import fit, fit_local
-from pipelines.train.owner import OWNER, check_owner, claim_run
+from pipelines.train.notice import NOTICE
+from pipelines.train.owner import OWNER, Claim, await_claim, check_owner, claim_run, note_path
 from pipelines.train.records import EpochRecord
 from pipelines.train.state import OPTIMIZER, WEIGHTS
 from pipelines.train.worker import FAILURE, rebuild_failure, train_worker
@@ -228,6 +230,92 @@ def test_a_command_that_is_refused_takes_no_run(dataset: str, tmp_path: Path) ->
     with pytest.raises(ClusterError, match="training with 8 workers"):
         group.train_in_workers(config, run, RaySession(2.0, 0.0, 1, (2.0,)))
     check_owner(run, token)
+
+
+def test_a_worker_waits_until_its_command_has_taken_the_run(dataset: str, tmp_path: Path) -> None:
+    run = Storage.open(tmp_path)
+    older = claim_run(run)
+    claim = Claim(run)
+    assert (claim.before, claim.is_made, claim.find_successor()) == (older, False, None)
+    settings = {
+        "config": make_config(dataset).model_dump_json(),
+        "run": run.uri,
+        "threads": 1,
+        "use_gpu": False,
+        "owner": claim.token,
+        "owner_before": claim.before,
+    }
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(train_worker, settings)
+        with pytest.raises(TimeoutError):
+            working.result(0.5)
+        assert committed_steps(run) == []
+        check_owner(run, older)
+        run.put(note_path(NOTICE, older), b"{}")
+        run.put(note_path(NOTICE, claim.token), b"{}")  # SIGTERM came early
+        claim.make([NOTICE])
+        assert working.result(60) == {}
+    assert [run.exists(note_path(NOTICE, token)) for token in (older, claim.token)] == [False, True]
+    claim_run(run)
+    assert claim.find_successor() is not None
+
+
+@pytest.mark.parametrize("before", ["", "another"])
+def test_a_worker_whose_command_takes_no_run_does_not_wait_for_ever(run: Storage, before: str) -> None:
+    if before:
+        claim_run(run, before)
+    began_s = time.monotonic()
+    await_claim(run, "mine", before, patience_s=0.3)
+    assert 0.3 <= time.monotonic() - began_s < 5
+    claim_run(run, "newer")
+    await_claim(run, "mine", before)  # `fit` then says what there is to say
+    await_claim(run, "mine", "mine")
+
+
+def test_a_command_that_mlflow_refuses_takes_no_run(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Storage.open(tmp_path / "run")
+    token = claim_run(run)
+    run.put(note_path(NOTICE, token), b"{}")
+
+    class Fitting:
+        def __init__(self, *_: Any) -> None:
+            self.returned, self.error = dict[str, Any](), None
+
+        def is_done(self, timeout_s: float) -> bool:
+            time.sleep(0.05)
+            return False
+
+    def refuse() -> None:
+        raise RegistryError("MLflow cannot open a run")
+
+    monkeypatch.setattr(group, "_Fitting", Fitting)
+    session = RaySession(2.0, 0.0, 1, (2.0,))
+    with pytest.raises(RegistryError):
+        group.train_in_workers(make_config(dataset), run, session, meanwhile=refuse)
+    check_owner(run, token)
+    assert run.exists(note_path(NOTICE, token))
+
+
+def test_a_record_that_another_command_holds_back_ends_the_run_at_that_epoch(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not an epoch later, in which both would be told of what the newer writes."""
+    evaluated: list[int] = []
+    evaluate = loop.evaluate
+
+    def claim_in_third(*how: Any, **more: Any) -> Any:
+        evaluated.append(1)
+        if len(evaluated) == 3:
+            claim_run(Storage.open(tmp_path))
+        return evaluate(*how, **more)
+
+    monkeypatch.setattr(loop, "evaluate", claim_in_third)
+    await_writes(monkeypatch)
+    with pytest.raises(Superseded):
+        fit_local(make_config(dataset, epochs=9), Storage.open(tmp_path), device="cpu")
+    assert len(evaluated) == 3
 
 
 @pytest.mark.parametrize("size", [1, 2])

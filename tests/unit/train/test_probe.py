@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.errors import DataError
+from pipelines.errors import ConfigError, DataError
 from pipelines.plots.rate_range import rate_range
 from pipelines.train import probe
 from pipelines.train.schedule import side_at
@@ -24,6 +24,22 @@ def test_a_smoke_run_keeps_nothing_and_says_what_the_whole_would_take(
     result = probe.smoke(make_config(dataset, epochs=5))
     assert result.figures["steps"] == "2 of 20"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_several_workers_a_smoke_run_is_one(dataset: str) -> None:
+    with training_inputs() as inputs:
+        figures = probe.smoke(make_config(dataset, epochs=5, num_workers=4)).figures
+    assert [len(images) for images in inputs] == [5, 5]
+    assert figures["steps"] == "2 of 20"
+    assert str(figures["whole_run_would_take"]).endswith(" with 4 workers like this process")
+
+
+def test_a_look_refuses_what_the_run_would(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match="use_gpu is true"):
+        probe.smoke(make_config(dataset, use_gpu=True))
+    with pytest.raises(ConfigError, match="num_workers is 21"):
+        probe.find_rate(make_config(dataset, num_workers=21))
 
 
 PROGRESSIVE = {"start_fraction": 0.5, "full_at": 0.9, "multiple_px": 2}

@@ -17,8 +17,8 @@ from pipelines.dataset.reader import Dataset, RowGroup, open_dataset
 from pipelines.train.batch import Batch
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
-from pipelines.train.feed import SplitRows, TrainFeed, window_groups_of
-from pipelines.train.read_ahead import PixelsAhead
+from pipelines.train.feed import SplitRows, TrainFeed
+from pipelines.train.read_ahead import PixelsAhead, window_groups_of
 from tests.unit.train.tiny import make_config, write_dataset
 
 MEAN = (0.5, 0.5, 0.5)

@@ -41,6 +41,18 @@ from resnet_models.spec import ModelSpec
             {"init": {"from": "runs/a", "grow": True}},
             "init.grow is True and changes nothing: model is not set",
         ),
+        (
+            {"schedule": {"name": "constant", "final_fraction": 0.1}},
+            "schedule.final_fraction is 0.1 and changes nothing: schedule.name is constant",
+        ),
+        (
+            {"schedule": {"warmup_epochs": 0, "start_fraction": 0.01}},
+            "schedule.start_fraction is 0.01 and changes nothing: schedule.warmup_epochs is 0",
+        ),
+        (
+            {"schedule": {"name": "multi_step", "milestones": (10.0, 30.0, 60.0)}, "epochs": 30},
+            "schedule.milestones [30.0, 60.0] change nothing: the run has 30 epochs",
+        ),
     ],
 )  # fmt: skip
 def test_what_changes_nothing_is_named(given: dict[str, Any], remark: str) -> None:
@@ -56,6 +68,8 @@ def test_what_changes_nothing_is_named(given: dict[str, Any], remark: str) -> No
         {"divergence": {"rollbacks": 2, "rate_factor": 0.1}},
         {"progressive": {"multiple_px": 8, "full_at": 0.9, "start_fraction": 0.5}},
         {"init": {"from": "runs/a", "grow": True}, "model": ModelSpec(depth=50)},
+        {"schedule": {"name": "multi_step", "milestones": (10.0, 29.5), "start_fraction": 0.01}, "epochs": 30},
+        {"schedule": {"name": "one_cycle", "warmup_epochs": 0, "final_fraction": 0.1}},
     ],
 )
 def test_what_counts_is_not_named(given: dict[str, Any]) -> None:

@@ -112,8 +112,15 @@ def test_no_password_is_kept(dataset: str, tmp_path: Path) -> None:
     config = make_config(dataset, tracking={"uri": "https://me:hunter22@mlflow.example.org"}, ray={"address": "auto"})
     kept = kept_config(config)
     assert "hunter22" not in json.dumps(kept)
-    assert "tracking" not in kept
+    assert kept["tracking"]["uri"] == ""
     assert kept["ray"]["address"] == "auto"
+
+
+@pytest.mark.parametrize("secret", ["http://me:pa'ss@host:5000", "https://t0ken:@host", "https://t0ken@host"])
+def test_no_login_of_the_shell_is_kept(dataset: str, monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", secret)
+    kept = kept_config(make_config(dataset, tracking={"experiment": "birds", "enabled": True}))
+    assert (kept["tracking"]["uri"], kept["tracking"]["experiment"]) == ("", "birds")
 
 
 @pytest.mark.parametrize(
@@ -147,6 +154,6 @@ def test_a_run_that_is_gone_on_with_from_elsewhere_is_recorded_where_it_was(
     kept = kept_tracking(standing, TrackingConfig(uri=""))
     assert (kept.uri, kept.experiment, kept.enabled) == (there, "birds", True)
     assert kept_tracking(standing, TrackingConfig(uri="http://other:5000")).uri == "http://other:5000"
-    secret = "http://me:pass-word@host:5000"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", secret)
-    assert "pass-word" not in json.dumps(kept_config(config))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://of-this-shell:5000")
+    assert kept_tracking(standing, TrackingConfig(uri="")).uri == ""  # which is this shell's
+    assert kept_tracking(standing, TrackingConfig(uri="http://other:5000")).uri == "http://other:5000"

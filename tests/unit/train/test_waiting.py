@@ -48,6 +48,24 @@ def test_what_is_said_is_what_the_feed_lacks(
     assert said(dataset, cache_limit_mb=0, loader_threads=4).startswith("smaller stored images, more workers")
 
 
+def test_images_of_several_sizes_are_never_kept_and_so_no_memory_for_them_is_advised(tmp_path: Path) -> None:
+    squash = Preprocess(evaluation=Geometry(size_px=8, mode="squash"))
+    root = write_dataset(tmp_path, odd_size=9, preprocess=squash)
+    config = make_config(root, augment={"crop_min_area": 0.3, "shift_px": 0})
+    train, _ = open_splits(open_dataset(root), config, World())
+    assert train.differs_in_size
+    assert "cache_limit_mb" not in wait_mend(TrainFeed(train, config, World(), (0.5, 0.5, 0.5)))
+
+
+def test_of_several_workers_each_has_its_share_of_the_threads(
+    dataset: str, monkeypatch: pytest.MonkeyPatch, one_torch_thread: None
+) -> None:
+    monkeypatch.setattr(capacity, "available_cpus", lambda: 4)
+    config = make_config(dataset, augment={"crop_min_area": 0.3})
+    train, _ = open_splits(open_dataset(config.dataset), config, World())
+    assert "loader_threads" not in wait_mend(TrainFeed(train, config, World(0, 4), (0.5, 0.5, 0.5)))
+
+
 def test_a_limit_that_is_advised_is_enough(dataset: str) -> None:
     advised = int(said(dataset, cache_limit_mb=0).split(" ")[0].removeprefix("cache_limit_mb="))
     config = make_config(dataset, cache_limit_mb=advised)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pipelines.storage import Storage
 from pipelines.tune.config import TuneConfig
 from pipelines.tune.plan import plan
-from pipelines.tune.stage import _plan_trials
+from pipelines.tune.stage import plan_trials
 from resnet_models.resnet import build
 from tests.unit.train.starts import SPEC, write_start
 from tests.unit.train.tiny import make_config, write_dataset
@@ -30,7 +30,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_trials_vary_the_rate_alone_and_start_from_the_sweeps_own_copy(dataset: str, tmp_path: Path) -> None:
     config = make_sweep(dataset, write_start(tmp_path / "start"))
-    trials = _plan_trials(config, plan(config), Storage.open(tmp_path / "sweep"))
+    trials = plan_trials(config, plan(config), Storage.open(tmp_path / "sweep"))
     assert [list(trial.params) for trial in trials] == [["optimizer.lr"]] * 3
     for trial in trials:
         assert trial.config is not None
@@ -42,7 +42,7 @@ def test_trials_vary_the_rate_alone_and_start_from_the_sweeps_own_copy(dataset: 
 def test_a_given_space_may_vary_what_is_frozen(dataset: str, tmp_path: Path) -> None:
     space = {"init.freeze_until": {"choice": ["", "stage1", "head"]}, "model.drop_path_rate": {"uniform": [0.0, 0.2]}}
     config = make_sweep(dataset, write_start(tmp_path / "start"), space=space)
-    trials = _plan_trials(config, plan(config), Storage.open(tmp_path / "sweep"))
+    trials = plan_trials(config, plan(config), Storage.open(tmp_path / "sweep"))
     assert all(trial.config is not None for trial in trials), [trial.refusal for trial in trials]
     with pytest.raises(ValidationError, match=r"space names init.from, which is nothing that a training can vary"):
         make_sweep(dataset, "x", space={"init.from": {"choice": ["a", "b"]}})

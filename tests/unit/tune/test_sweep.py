@@ -12,9 +12,10 @@ from pipelines.errors import Superseded
 from pipelines.storage import Storage
 from pipelines.tracking import TrackingConfig
 from pipelines.train.config import TrainConfig
-from pipelines.train.owner import note_path
+from pipelines.train.owner import find_successor, note_path
 from pipelines.train.records import EpochRecord, write_record
 from pipelines.train.worker import STOP
+from pipelines.tune import sweep as sweep_module
 from pipelines.tune.journal import Journal, TrialEntry
 from pipelines.tune.search import Asha
 from pipelines.tune.space import TrialPlan
@@ -107,6 +108,8 @@ def test_a_trial_left_at_its_rung_is_decided_on_resume(storage: Storage) -> None
     write_trial(storage, "0002", [0.1, 0.3])
     write_trial(storage, "0003", [0.9])
     sweep = Sweep(plans({"a": 1}, {"a": 2}, {"a": 3}), storage, asha(), LOG)
+    assert names(sweep) == ["0001", "0002", "0003"]  # a command that is refused decides nothing
+    sweep.claim()
     assert names(sweep) == ["0001", "0003"]
     stopped = entries(storage)["0002"]
     assert (stopped["status"], stopped["reason"]) == ("stopped", "behind at epoch 2 with 30.0%")
@@ -117,6 +120,7 @@ def test_an_epoch_without_its_checkpoint_decides_nothing_yet(storage: Storage) -
     write_trial(storage, "0001", [0.2, 0.6])
     write_trial(storage, "0002", [0.1, 0.3], checkpointed=False)
     sweep = Sweep(plans({"a": 1}, {"a": 2}), storage, asha(), LOG)
+    sweep.claim()
     assert names(sweep) == ["0001", "0002"]
 
 
@@ -143,6 +147,40 @@ def test_workers_that_were_asked_to_end_may_have_done_so_already(storage: Storag
     write_trial(storage, "0001", [0.9] * TrainConfig().epochs)
     sweep.end("0001", "stopped")
     assert entries(storage)["0001"]["status"] == "finished"
+
+
+def test_of_two_sweeps_that_begin_at_once_one_has_the_folder_and_all_trials(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (Sweep(plans({"a": 1}, {"a": 2}), storage, asha(), LOG) for _ in range(2))
+    claim, claimed = sweep_module.claim_run, list[str]()
+
+    def claim_between(run: Storage, token: str = "") -> str:
+        claimed.append(run.uri)
+        if len(claimed) == 2:  # the other does all of it after one's first trial
+            other.claim()
+        return claim(run, token)
+
+    monkeypatch.setattr(sweep_module, "claim_run", claim_between)
+    one.claim()
+    for sweep in (one, other):
+        has_it = sweep is one
+        for trial in ("0001", "0002"):
+            assert (find_successor(sweep.run_of(trial), sweep.owner_of(trial)) is None) == has_it
+    with pytest.raises(Superseded):
+        other.check_owner()
+    claimed.clear()
+    late = Sweep(plans({"a": 1}, {"a": 2}), storage, asha(), LOG)
+
+    def claim_behind(run: Storage, token: str = "") -> str:
+        taken = claim(run, token)
+        if run.uri == storage.uri:
+            claim(storage)
+        return taken
+
+    monkeypatch.setattr(sweep_module, "claim_run", claim_behind)
+    with pytest.raises(Superseded):
+        late.claim()
 
 
 def test_what_became_of_a_trial_that_a_newer_sweep_has_taken_is_not_written_down(storage: Storage) -> None:
