@@ -74,17 +74,17 @@ def commands_with_model(out: str, catalog: Mapping[str, Any], tracking_uri: str)
 def mlflow_run_of(store: Storage, catalog: Mapping[str, Any]) -> str:
     """Return the MLflow run in which the model was made that a training or a sweep left; empty when it has none.
 
-    Where MLflow was away until the end the catalog names none, and `run.json` the one that it was told of later.
+    What `run.json` names is of the store that it names: MLflow may have been told later, or another one. Else it is
+    what the catalog names.
     """
     is_sweep = catalog.get("stage") == "tune"
-    if run_id := (catalog["best"] if is_sweep else catalog).get("mlflow_run_id"):
-        return str(run_id)
     try:
         standing = json.loads(store.read(RUN))
     except (NotFound, ValueError):
-        return ""
-    name = BEST_RUN if is_sweep else "mlflow_run_id"
-    return str(standing.get(name) or "") if isinstance(standing, dict) else ""
+        standing = None
+    if isinstance(standing, dict) and (late := standing.get(BEST_RUN if is_sweep else "mlflow_run_id")):
+        return str(late)
+    return str((catalog["best"] if is_sweep else catalog).get("mlflow_run_id") or "")
 
 
 def stage_key(stage: str, config: StrictModel, inputs: Mapping[str, str], output_version: int) -> str:

@@ -254,11 +254,12 @@ class RunLog:
         call_s = _LONGEST_CALL_S if must_wait or status == "FAILED" else _LAST_CALL_S
         ends_s = time.monotonic() + patience_s
         self._until_s = max(ends_s, time.monotonic() + call_s)
+        self._retry_at = 0.0  # it is tried in any case
+        last = Record(f"status {status}", send)
+        self.put(last, is_last=True)
         if self._sender is not None:
             self._sender.stop(call_s)
             self._sender = None
-        last = Record(f"status {status}", send)
-        self.put(last, is_last=True)
         if self._queue and time.monotonic() < ends_s:
             _LOGGER.warning("waiting up to %.0f s for MLflow to come back", ends_s - time.monotonic())
         while self._queue and time.monotonic() < ends_s:
@@ -266,9 +267,11 @@ class RunLog:
             self._drain()
         if not self._queue:
             return
-        if self._client is not None and self._is_open and time.monotonic() >= self._retry_at:  # slow, not away
-            with self._sending:
-                self._send(self._client, last)
+        is_slow = self._client is not None and self._is_open and time.monotonic() >= self._retry_at  # and not away
+        if is_slow and self._sending.acquire(blocking=False):
+            assert self._client is not None
+            self._send(self._client, last)
+            self._sending.release()
         _LOGGER.warning(
             "%d records of run %r were not delivered: MLflow at %s is away, or too slow. The output folder holds every"
             " figure; going on with the run sends those of a training, and `resnet track` when it or a sweep is done.",
@@ -282,7 +285,7 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None or self._target.span_s:  # the work was done, whatever becomes of telling it
-            self.end("FINISHED", waits=kind is None or issubclass(kind, Exception))
+            self.end("FINISHED", waits=kind is None or (self._is_open and issubclass(kind, Exception)))
         else:
             if issubclass(kind, Superseded):
                 self.leave()
@@ -315,8 +318,12 @@ class RunLog:
 
     def _drain(self, *, at_start: bool = False) -> None:
         """Send what is waiting, in order, until done or a call fails."""
-        with self._sending:
-            self._send_all(at_start=at_start)
+        timeout_s = -1.0 if self._until_s == math.inf else max(0.0, self._until_s - time.monotonic())
+        if self._sending.acquire(timeout=timeout_s):  # at the end a call that hangs is not waited for
+            try:
+                self._send_all(at_start=at_start)
+            finally:
+                self._sending.release()
 
     def _send_all(self, *, at_start: bool) -> None:
         try:

@@ -30,7 +30,7 @@ class Sender:
         self._woken.set()
 
     def stop(self, patience_s: float) -> None:
-        """End the thread after the call that it is in; wait for that so long at most."""
+        """End the thread after it has sent what there is; wait for that so long at most."""
         with self._changing:
             self._is_stopped = True
             thread, self._thread = self._thread, None
@@ -43,6 +43,5 @@ class Sender:
         while not self._is_stopped:
             self._woken.wait(pause_s)
             self._woken.clear()
-            if self._is_stopped:
-                return
             pause_s = self._send()
+        self._send()  # what was given in between

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
+
 from pipelines.dataset.keyed import Hashes
 from pipelines.train.losses import Targets
 from pipelines.train.transforms import Pixels
@@ -37,7 +40,7 @@ class Batch:
     partner_targets: Targets | None = None
     """Their targets."""
 
-    def part(self, rows: slice) -> Batch:
+    def part(self, rows: slice | npt.NDArray[np.int64]) -> Batch:
         """Return some rows of the share; where ghosts meet in them is the caller's to say, and of lanes nobody asks."""
         return replace(
             self,

@@ -122,7 +122,7 @@ def train_in_workers(
         "use_gpu": use_gpu,
         "ends_at_s": ends_at_s,
         "owner": owner,
-        "owner_before": claim.before if claim else owner,
+        "awaits_claim": claim is not None,
     }
     if window:
         settings["window"] = dict(window)
@@ -150,11 +150,12 @@ def train_in_workers(
         with catching as told, ThreadPoolExecutor(1) as beside, Follower(run, on_record) as follower:
             doing, begun_s = beside.submit(meanwhile), time.monotonic()
             while not fitting.is_done(_POLL_S):
-                if doing.done():
+                if has_begun := doing.done():
                     doing.result()
-                if claim and not claim.is_made and (doing.done() or time.monotonic() - begun_s > _LONGEST_REFUSAL_S):
+                is_time = has_begun or time.monotonic() - begun_s > _LONGEST_REFUSAL_S
+                if claim and not claim.is_made and is_time:
                     claim.make(_NOTES)
-                if doing.done():
+                if has_begun:
                     follower.poll()
                 if told.is_set() and not is_passed_on:
                     is_passed_on = _pass_on(run, owner)

@@ -55,7 +55,7 @@ def make_optimizer(
     if config.name == "adamw":
         return _EagerAdamW(groups, lr=config.lr, betas=(config.momentum, config.beta2), fused=True)
     # Fused, a step that is left out would still begin a momentum, in memory that nobody has written to.
-    fused = not skips_steps
+    fused = None if skips_steps else True
     return _EagerSGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused)
 
 

@@ -9,6 +9,7 @@ in the folder has the token in its name, so that no command ends by the word of 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -47,8 +48,8 @@ def claim_run(run: Storage, token: str = "") -> str:
 class Claim:
     """A command's claim on a run: a token, and the note that says that the run is this command's.
 
-    Its workers carry the token from the start; the note is written when nothing is left that may refuse the command,
-    since it stops whoever trains there.
+    Its workers carry the token from the start, and wait for the note. That is written when nothing is left that may
+    refuse the command, since it stops whoever trains there.
 
     Args:
         run: storage of the run.
@@ -56,8 +57,6 @@ class Claim:
 
     def __init__(self, run: Storage) -> None:
         self.token = secrets.token_hex(16)
-        self.before = _token_of(run)
-        """Token of the command that had the run when this one began; empty for none."""
         self._run = run
         self._is_made = False
 
@@ -81,31 +80,22 @@ class Claim:
         return find_successor(self._run, self.token) if self._is_made else None
 
 
-def await_claim(run: Storage, token: str, before: str, *, patience_s: float = 60.0) -> None:
-    """Return when the command of this worker has taken the run, or another has; storage that is away says nothing.
+def await_claim(run: Storage, token: str, *, patience_s: float = 30.0) -> None:
+    """Return when the run is the command's of this worker, or is not so for long.
+
+    Others' notes say nothing yet: they may be those that the command is about to replace.
 
     Args:
         run: storage of the run.
         token: the command's.
-        before: token of the command that it takes the run from (`Claim.before`).
-        patience_s: seconds to wait; a note that somebody has deleted does not come.
+        patience_s: seconds to wait; a note that somebody has deleted or replaced does not come.
     """
     until_s = time.monotonic() + patience_s
-    while before != token and time.monotonic() < until_s:
-        try:
-            if _token_of(run) != before:
+    while time.monotonic() < until_s:
+        with contextlib.suppress(NotFound, StorageError, ValueError, KeyError, TypeError):
+            if json.loads(run.read(OWNER))["token"] == token:
                 return
-        except StorageError:
-            return
         time.sleep(_LOOK_S)
-
-
-def _token_of(run: Storage) -> str:
-    """Return the token of the command that has a run; empty where there is none that can be read."""
-    try:
-        return str(json.loads(run.read(OWNER))["token"])
-    except (NotFound, ValueError, KeyError, TypeError):
-        return ""
 
 
 def check_owner(run: Storage, token: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -117,7 +118,7 @@ class Decoder:
         except RefusedImage as refused:
             raise DataError(
                 f"an image in split {self._split!r} of {self._dataset.ref} cannot be decoded: {refused}",
-                mend=f"`resnet data verify {self._dataset.ref}` names the row",
+                mend=f"`resnet data verify {shlex.quote(self._dataset.ref)}` names the row",
             ) from refused
         return pixels if self._is_stored else prepare_pixels(pixels, self._preprocess)
 

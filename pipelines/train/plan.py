@@ -16,6 +16,8 @@ from pipelines.train.config import TrainConfig
 from pipelines.train.initial import Initial, find_initial, starting_spec
 
 OUTPUT_VERSION = 1
+_IN_PIECES_OR_DRAWN = 2
+"""Version of runs that compute batches in pieces, or draw rows evenly: both were cut and drawn otherwise once."""
 STAGE = "train"
 
 
@@ -63,7 +65,8 @@ def plan(config: TrainConfig) -> TrainPlan:
     starting_spec(config, initial)
     if initial:
         inputs |= initial.key_inputs(config, classes)
-    key = stage_key(STAGE, config, inputs, OUTPUT_VERSION)
+    is_changed = config.accumulate > 1 or config.sampling != "all"
+    key = stage_key(STAGE, config, inputs, _IN_PIECES_OR_DRAWN if is_changed else OUTPUT_VERSION)
     out = config.out or default_out(STAGE, key)
     dataset = format_ref(storage.uri, int(catalog["version"]))
     return TrainPlan(

@@ -77,15 +77,16 @@ def smoke(config: TrainConfig) -> StageResult:
         timed = {areas[epoch - 1]: _timed_step(parts, epoch) for epoch in epochs}
         step_s, num_images = timed[areas[-1]]
         started_s = time.perf_counter()
-        val = evaluate(
-            parts.state.network,
-            parts.state.kept_weights(),
-            parts.val_rows,
-            parts.step.prepare,
-            world=World(),
-            device=resolve_device(device_name),
-            autocast=parts.precision.autocast(),
-        )
+        with parts.precision.products():
+            val = evaluate(
+                parts.state.network,
+                parts.state.kept_weights(),
+                parts.val_rows,
+                parts.step.prepare,
+                world=World(),
+                device=resolve_device(device_name),
+                autocast=parts.precision.autocast(),
+            )
         evaluation_s = time.perf_counter() - started_s
         parts.state.cursor.epoch = 1
         save_checkpoint(run, parts.state.cursor.step, parts.state.to_files(parts.identity))

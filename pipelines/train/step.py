@@ -117,7 +117,7 @@ class Step:
             MemoryShortage: there is nothing to halve, or workers that look at a batch together would part.
         """
         state, before = self._state, self.pieces
-        per_piece = -(-len(batch.targets) // before)
+        per_piece = _largest(batch, before)
         if not self.may_halve or per_piece <= 1:
             raise MemoryShortage(
                 f"a step of {per_piece} images does not fit into memory: {reason}",
@@ -135,7 +135,9 @@ class Step:
         if self._normalise.device.type == "cuda":
             torch.cuda.empty_cache()
         state.cursor.pieces = 2 * before
-        cuts_ghosts = self._ghosts.are_there and 2 * before > batch.num_units
+        while _largest(batch, state.cursor.pieces) >= per_piece:  # of few ghosts, each is one piece of many
+            state.cursor.pieces *= 2
+        cuts_ghosts = self._ghosts.are_there and state.cursor.pieces > batch.num_units
         norms_see_pieces = has_global_norms(state.network) or cuts_ghosts
         _LOGGER.warning(
             "memory is short: worker %d computes its share of a batch in %d pieces from step %d on, the batch of %d"
@@ -210,26 +212,41 @@ class Step:
 def _pieces(batch: Batch, number: int) -> list[Batch]:
     """Cut a share into so many pieces, some of them empty where it has little.
 
-    Where a piece ends is said by lanes, or by ghosts where there are such, and so by no number of workers: the pieces
-    of all workers together hold the same rows, and batch norm sees the same. With ghosts a piece holds whole ones.
-    Where there are fewer lanes or ghosts than pieces, each is cut into as many parts as makes at least that number of
-    pieces, and a part of a ghost is normalised as one of its own.
+    Which piece a row is in hangs on its place in its lane, then on its lane, and on no number of workers: the pieces of
+    all workers together hold the same rows, so that batch norm sees the same, and each worker has as much of each.
+    With ghosts a piece holds whole ones; where there are fewer ghosts than pieces, each is cut into as many parts as
+    makes at least that number of pieces, and a part is normalised as a ghost of its own.
     """
     if number == 1:
         return [batch]
-    if not batch.num_units:
-        ends = [len(batch.targets) * index // number for index in range(number + 1)]
-        return [batch.part(slice(*span)) for span in pairwise(ends)]
+    if batch.ghost_rows:
+        return _pieces_of_ghosts(batch, number)
+    if batch.num_units:
+        rows = np.asarray(batch.unit_rows)
+        lane, place = np.repeat(batch.units, rows), np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)
+        in_all = -(-batch.global_rows // batch.num_units) * batch.num_units  # a lane gives one row less, or none
+        piece = (place * batch.num_units + lane) * number // in_all
+    else:
+        piece = np.arange(len(batch.targets)) * number // max(1, len(batch.targets))
+    return [batch.part(np.flatnonzero(piece == index)) for index in range(number)]
+
+
+def _pieces_of_ghosts(batch: Batch, number: int) -> list[Batch]:
     parts = -(-number // batch.num_units)
     if parts > 1:
         number = parts * batch.num_units
     rows_of: list[list[int]] = [[] for _ in range(number)]
-    for unit, rows in zip(batch.units, batch.unit_rows, strict=True):
+    for ghost, rows in zip(batch.units, batch.unit_rows, strict=True):
         for part in range(parts):
-            piece = (unit * parts + part) * number // (batch.num_units * parts)
+            piece = (ghost * parts + part) * number // (batch.num_units * parts)
             rows_of[piece].append(rows * (part + 1) // parts - rows * part // parts)
     ends = [0, *accumulate(sum(rows) for rows in rows_of)]
     return [
-        replace(batch.part(slice(*span)), ghost_rows=tuple(rows) if batch.ghost_rows else ())
+        replace(batch.part(slice(*span)), ghost_rows=tuple(rows))
         for rows, span in zip(rows_of, pairwise(ends), strict=True)
     ]
+
+
+def _largest(batch: Batch, number: int) -> int:
+    """Return the rows of the largest of so many pieces."""
+    return max(len(piece.targets) for piece in _pieces(batch, number))

@@ -38,8 +38,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     Args:
         settings: `config` (JSON text of a TrainConfig, its dataset pinned and absolute), `run` (address of the run's
             storage) and `threads` (torch threads); `ends_at_s`: Unix time to stop at; `owner`: the driver's token, and
-            `owner_before` whom it takes the run from (`Claim`); with `window` (the arguments of `loop.replay`) those
-            steps are done once more instead.
+            `awaits_claim` where the driver claims the run a little later (`Claim`); with `window` (the arguments of
+            `loop.replay`) those steps are done once more instead.
 
     Returns:
         `failure` with the parts of an error that ended the run for good; of a window its `steps`, and the `workers`,
@@ -64,8 +64,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(settings["threads"])
     keep_freed_memory()
     world, owner = World.current(), settings.get("owner", "")
-    if world.rank == 0:
-        await_claim(run, owner, settings.get("owner_before", owner))
+    if world.rank == 0 and settings.get("awaits_claim"):
+        await_claim(run, owner)
     if failure := read_failure(run, owner):
         return {"failure": failure}
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from pipelines.storage import Storage
 from pipelines.tracking import RunLog
 from pipelines.train.checkpoint import committed_steps
 from pipelines.train.config import TrainConfig
-from pipelines.train.owner import check_owner, claim_run, find_successor, note_path
+from pipelines.train.owner import OWNER, check_owner, claim_run, find_successor, note_path
 from pipelines.train.records import EpochRecord, read_record
 from pipelines.train.worker import STOP
 from pipelines.tune.journal import Journal, Status, TrialEntry
@@ -103,13 +104,18 @@ class Sweep:
         Raises:
             Superseded: another command has taken the sweep in that very moment.
         """
+        token = secrets.token_hex(16)
         for trial in self._open:
-            self._owners[trial] = claim_run(self.run_of(trial))
-        self._owner = claim_run(self._storage)
-        for trial, token in self._owners.items():
+            self._owners[trial] = claim_run(self.run_of(trial), token)
+        self._owner = claim_run(self._storage, token)
+        for trial in self._owners:
+            run = self.run_of(trial)
             self.check_owner()
-            if find_successor(self.run_of(trial), token):
-                claim_run(self.run_of(trial), token)
+            if find_successor(run, token):
+                claim_run(run, token)
+                if self._is_taken():
+                    run.put(OWNER, self._storage.read(OWNER))  # it was the newer command's already
+        self.check_owner()
         self._decide_undecided()
 
     @contextmanager

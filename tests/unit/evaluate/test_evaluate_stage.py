@@ -169,6 +169,7 @@ def test_run_of_a_model_is_found_in_train_and_tune_catalogs() -> None:
     assert mlflow_run_of(folder, away) == mlflow_run_of(folder, {"stage": "train"}) == ""
     folder.put("run.json", json.dumps({"mlflow_run_id": "late", "best_mlflow_run_id": "late-trial"}).encode())
     assert mlflow_run_of(folder, {"stage": "train"}) == "late"
+    assert mlflow_run_of(folder, {"stage": "train", "mlflow_run_id": "r1"}) == "late"  # told another store since
     assert mlflow_run_of(folder, away) == "late-trial"
 
 

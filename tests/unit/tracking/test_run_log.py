@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import defaultdict
 from types import SimpleNamespace
@@ -330,6 +331,27 @@ def test_work_that_was_done_before_is_told_with_its_own_times(store: FakeStore) 
     with open_log(span_s=(1000.0, 2000.0), tags={RUN_KEY_TAG: "k"}):
         pass
     assert (info.status, info.end_time) == ("FINISHED", 2_000_000)
+
+
+def test_a_call_that_hangs_holds_up_nobody_who_calls_the_work_off(
+    store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_LAST_CALL_S", 0.2)
+    log, is_free = open_log(is_background=True), threading.Event()
+    log.put(Record("a call that hangs", lambda place, tried: (is_free.wait(20), None)[1]))
+    began_s = time.monotonic()
+    log.end("KILLED")
+    assert time.monotonic() - began_s < 3
+    is_free.set()
+
+
+def test_telling_that_is_refused_at_its_start_waits_for_nothing(store: FakeStore) -> None:
+    store.fault = Refused("PERMISSION_DENIED")
+    began_s = time.monotonic()
+    log = open_log(is_deferred=True, span_s=(1000.0, 2000.0), patience_s=30.0)
+    with pytest.raises(RegistryError), log:
+        log.begin()
+    assert time.monotonic() - began_s < 5
 
 
 def test_what_a_store_refuses_that_was_met_before_is_an_outage(store: FakeStore) -> None:

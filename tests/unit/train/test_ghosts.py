@@ -18,6 +18,7 @@ from pipelines.train.collectives import World
 from pipelines.train.feed import SplitRows, TrainFeed
 from pipelines.train.ghosts import GhostStatistics
 from pipelines.train.loop import fit, fit_local
+from pipelines.train.records import read_records
 from pipelines.train.step import _pieces
 from pipelines.train.step_log import read_steps
 from resnet_models.norm import GhostBatchNorm
@@ -187,8 +188,21 @@ def test_the_pieces_of_all_workers_hold_what_one_would(dataset: str, number: int
 
     alone, shared = pieces(0, 1), [pieces(rank, 3) for rank in range(3)]
     assert max(len(piece.targets) for piece in alone) <= -(-20 // number)
+    for share in shared:
+        assert max(len(piece.targets) for piece in share) <= -(-20 // number // 3) + 1
     for whole, *parts in zip(alone, *shared, strict=True):
         assert sorted(whole.hashes) == sorted(np.concatenate([part.hashes for part in parts]))
+
+
+def test_a_worker_of_few_ghosts_cuts_them_at_once_when_memory_is_short(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers of two ghosts of 5: in 2 pieces they are whole, in 4 no smaller, in 8 they are cut."""
+    narrow(monkeypatch, 4)
+    config, run = make_config(dataset, model=MODEL, epochs=1), Storage.open(tmp_path)
+    in_threads(2, lambda world: fit(config, run, world=world, device=torch.device("cpu")))
+    (record,) = read_records(run, 1)
+    assert record.pieces == 8
 
 
 def test_pieces_hold_whole_ghosts_or_parts_of_one(dataset: str) -> None:

@@ -236,21 +236,24 @@ def test_a_worker_waits_until_its_command_has_taken_the_run(dataset: str, tmp_pa
     run = Storage.open(tmp_path)
     older = claim_run(run)
     claim = Claim(run)
-    assert (claim.before, claim.is_made, claim.find_successor()) == (older, False, None)
+    assert (claim.is_made, claim.find_successor()) == (False, None)
     settings = {
         "config": make_config(dataset).model_dump_json(),
         "run": run.uri,
         "threads": 1,
         "use_gpu": False,
         "owner": claim.token,
-        "owner_before": claim.before,
+        "awaits_claim": True,
     }
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(train_worker, settings)
         with pytest.raises(TimeoutError):
             working.result(0.5)
+        other = claim_run(run)  # begun at the same time
+        with pytest.raises(TimeoutError):
+            working.result(0.3)
         assert committed_steps(run) == []
-        check_owner(run, older)
+        check_owner(run, other)
         run.put(note_path(NOTICE, older), b"{}")
         run.put(note_path(NOTICE, claim.token), b"{}")  # SIGTERM came early
         claim.make([NOTICE])
@@ -260,16 +263,27 @@ def test_a_worker_waits_until_its_command_has_taken_the_run(dataset: str, tmp_pa
     assert claim.find_successor() is not None
 
 
-@pytest.mark.parametrize("before", ["", "another"])
-def test_a_worker_whose_command_takes_no_run_does_not_wait_for_ever(run: Storage, before: str) -> None:
-    if before:
-        claim_run(run, before)
+@pytest.mark.parametrize("note", [b"", NOTE])
+def test_a_worker_whose_command_takes_no_run_does_not_wait_for_ever(run: Storage, note: bytes) -> None:
+    run.put(OWNER, note)
     began_s = time.monotonic()
-    await_claim(run, "mine", before, patience_s=0.3)
+    await_claim(run, "mine", patience_s=0.3)  # `fit` then says what there is to say
     assert 0.3 <= time.monotonic() - began_s < 5
-    claim_run(run, "newer")
-    await_claim(run, "mine", before)  # `fit` then says what there is to say
-    await_claim(run, "mine", "mine")
+    await_claim(run, claim_run(run))
+
+
+def test_storage_that_blinks_does_not_end_the_wait(tmp_path: Path) -> None:
+    run = Blinking(tmp_path)
+    older, mine = claim_run(run), "mine"
+    run.is_shut = True
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(await_claim, run, mine)
+        with pytest.raises(TimeoutError):
+            waiting.result(0.5)
+        assert not run.is_shut
+        check_owner(run, older)
+        claim_run(run, mine)
+        waiting.result(10)
 
 
 def test_a_command_that_mlflow_refuses_takes_no_run(
