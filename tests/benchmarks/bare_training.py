@@ -3,11 +3,13 @@
 python -m tests.benchmarks.bare_training PIXELS EPOCHS WORKERS RANK PORT
 
 It augments with our functions, averages the weights and multiplies in bf16 where we do; it logs, checks and saves
-nothing. Rank 0 prints the images/s of each epoch, of all processes together.
+nothing. Rank 0 prints the images/s of each epoch, of all processes together. A file that RESNET_BENCH_SAMPLES names
+gets the Unix time after each step, and the images by then.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -44,7 +46,8 @@ def main(pixels_path: str, epochs: int, workers: int, rank: int, port: int) -> N
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
     normalise = Normalise(mean, std, torch.device("cpu"))
-    step = 0
+    step = images_done = 0
+    samples = open(os.environ.get("RESNET_BENCH_SAMPLES", os.devnull), "w", buffering=1)  # noqa: SIM115 - to the end
     for epoch in range(1, epochs + 1):
         order = np.random.default_rng(epoch).permutation(len(pixels))
         begun_s = time.perf_counter()
@@ -60,6 +63,8 @@ def main(pixels_path: str, epochs: int, workers: int, rank: int, port: int) -> N
             optimizer.step()
             step += 1
             average.update(network, step)
+            images_done += len(rows)
+            samples.write(f"{time.time()} {images_done}\n")
         loss.item()
         if rank == 0:
             print(len(order) / (time.perf_counter() - begun_s), flush=True)

@@ -2,7 +2,9 @@
 
 python -m pytest -m benchmark -s tests/benchmarks/test_train_speed.py
 
-RESNET_BENCH_SECONDS is the length of a side (30), RESNET_BENCH_PAIRS the number of pairs (3).
+RESNET_BENCH_SECONDS is the length of a side (30), RESNET_BENCH_PAIRS the number of pairs (3). One worker and the bare
+loop run at the same time, stopped in turn after some seconds each; groups of two are run one after the other, as one
+that is stopped would look dead to the rest.
 """
 
 from __future__ import annotations
@@ -16,14 +18,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from pipelines.ingest.config import IngestConfig, SplitConfig
+from pipelines.storage import Storage
 from pipelines.tracking import TrackingConfig
 from pipelines.train.config import TrainConfig
+from pipelines.train.records import read_progress
 from resnet_models.spec import ModelSpec
 from resnet_models.spec_fields import NormName
 from tests import factories
 from tests.benchmarks.bare_training import AUGMENT, CLASSES, DECAY, DEPTH, GLOBAL_BATCH
+from tests.benchmarks.time_slices import Sample, take_turns
+from tests.e2e.resnet_process import resnet_process
+from tests.e2e.test_train_kills_through_ray import worker_of
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
 
@@ -31,8 +39,10 @@ SECONDS = float(os.environ.get("RESNET_BENCH_SECONDS", "30"))
 PAIRS = int(os.environ.get("RESNET_BENCH_PAIRS", "3" if SECONDS >= 30 else "1"))
 ROOT = Path(__file__).parents[2]
 NUM_IMAGES = 6_400
-TRAIN_SHARE = 0.8
+TRAIN_SHARE = 0.98  # what is looked at after each epoch is small beside it
+SLICE_S = 3.0
 LEAST = 0.97
+WARM_STEPS = 40
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +102,56 @@ def ray_rate(place: Path, out: str, epochs: int, workers: int, norm: NormName) -
         tracking=TrackingConfig(enabled=False),
     )
     stage.run(config)
-    from pipelines.storage import Storage
-
     return statistics.median(record.images_per_s for record in read_records(Storage.open(config.out), epochs)[1:])
 
 
-@pytest.mark.parametrize(("workers", "norm"), [(1, "batch"), (2, "ghost"), (2, "batch")])
+def test_one_worker_in_turn_with_a_bare_loop(place: Path) -> None:
+    recipe = {
+        "model": {"depth": DEPTH},
+        "augment": {"shift_px": AUGMENT.shift_px},
+        "global_batch_size": GLOBAL_BATCH,
+        "ema_decay": DECAY,
+        "epochs": 10_000,
+    }
+    (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    words = ["train", "recipe.yaml", "--dataset", "dataset", "--out", "turns", "tracking.enabled=false"]
+    samples, run = place / "samples.txt", Storage.open(place / "turns")
+
+    def of_ours() -> Sample | None:
+        note = read_progress(run)
+        return note and ((place / "turns/progress.json").stat().st_mtime, note.images)
+
+    def of_peer() -> Sample | None:
+        at_s, images = samples.read_text().splitlines()[-1].split()
+        return float(at_s), float(images)
+
+    command = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.bare_training",
+        str(place / "pixels.npz"),
+        "10000",
+        "1",
+        "0",
+        "0",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "RESNET_BENCH_SAMPLES": str(samples)}
+    with resnet_process(place, *words, OMP_NUM_THREADS="2") as process:
+        peer = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+        try:
+            process.wait_until(lambda: (note := read_progress(run)) is not None and note.step >= WARM_STEPS)
+            worker = worker_of(process)
+            assert worker is not None
+            turns = max(4, round(SECONDS * PAIRS / SLICE_S))
+            ours, bare = take_turns([worker.pid, peer.pid], [of_ours, of_peer], slice_s=SLICE_S, turns=turns)
+        finally:
+            peer.kill()
+            peer.wait()
+    print(f"\none Ray worker {ours:,.0f} images/s, a bare loop {bare:,.0f}, {turns} turns each: {ours / bare:.3f}")
+    assert SECONDS < 30 or ours / bare >= LEAST
+
+
+@pytest.mark.parametrize(("workers", "norm"), [(2, "ghost"), (2, "batch")])
 def test_ray_workers_against_a_bare_loop(place: Path, workers: int, norm: NormName) -> None:
     epochs = 1 + max(2, round(SECONDS * bare_rate(place, 2, workers) / (NUM_IMAGES * TRAIN_SHARE)))
     pairs = []
@@ -105,10 +159,10 @@ def test_ray_workers_against_a_bare_loop(place: Path, workers: int, norm: NormNa
         bare = bare_rate(place, epochs, workers)
         pairs.append((ray_rate(place, f"{norm}{workers}-{number}", epochs, workers, norm), bare))
     ratio = statistics.median(ours / peer for ours, peer in pairs)
-    what = "a bare loop" if workers == 1 else "gloo DDP, whose batch norms see their own images alone"
-    print(f"\n{workers} Ray worker(s), norm {norm}, against {what}: {epochs} epochs a side, images/s")
+    what = "gloo DDP, whose batch norms see their own images alone"
+    print(f"\n{workers} Ray workers, norm {norm}, against {what}: {epochs} epochs a side, images/s")
     for ours, peer in pairs:
         print(f"  {ours:9,.0f} {peer:9,.0f} {ours / peer:8.3f}")
     print(f"  median ratio {ratio:.3f}")
     # Batch norm that is synchronised talks in every layer, which DDP does not: its cost is reported, not judged.
-    assert SECONDS < 30 or (norm == "batch" and workers > 1) or ratio >= LEAST
+    assert SECONDS < 30 or norm == "batch" or ratio >= LEAST
