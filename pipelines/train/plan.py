@@ -16,8 +16,6 @@ from pipelines.train.config import TrainConfig
 from pipelines.train.initial import Initial, find_initial, starting_spec
 
 OUTPUT_VERSION = 1
-_IN_PIECES_OR_DRAWN = 2
-"""Version of runs that compute batches in pieces, or draw rows evenly: both were cut and drawn otherwise once."""
 STAGE = "train"
 
 
@@ -65,13 +63,17 @@ def plan(config: TrainConfig) -> TrainPlan:
     starting_spec(config, initial)
     if initial:
         inputs |= initial.key_inputs(config, classes)
-    is_changed = config.accumulate > 1 or config.sampling != "all"
-    key = stage_key(STAGE, config, inputs, _IN_PIECES_OR_DRAWN if is_changed else OUTPUT_VERSION)
+    key = stage_key(STAGE, config, inputs, output_version(config))
     out = config.out or default_out(STAGE, key)
     dataset = format_ref(storage.uri, int(catalog["version"]))
     return TrainPlan(
         STAGE, key, inputs, out, dataset=dataset, classes=classes, task=str(catalog["task"]), initial=initial
     )
+
+
+def output_version(config: TrainConfig) -> int:
+    """Return the output version of a run: batches in pieces, and rows that are drawn evenly, were others once."""
+    return 2 if config.accumulate > 1 or config.sampling != "all" else OUTPUT_VERSION
 
 
 def check_labels(catalog: Mapping[str, Any], uri: str) -> None:

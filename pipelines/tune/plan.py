@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pipelines.errors import ConfigError, InputError
 from pipelines.stage_output import Plan, default_out, stage_key
 from pipelines.train.initial import Initial
+from pipelines.train.plan import output_version
 from pipelines.train.plan import plan as plan_training
 from pipelines.tune.config import TuneConfig
 from pipelines.tune.space import sample_params
@@ -43,7 +44,7 @@ def plan(config: TuneConfig) -> TunePlan:
             " images have not",
             mend="train networks one by one: resnet train CONFIG; their figure is val_map; in a run leave tune out",
         )
-    key = stage_key(STAGE, config, training.inputs, OUTPUT_VERSION)
+    key = stage_key(STAGE, config, training.inputs, max(OUTPUT_VERSION, output_version(config.train)))
     return TunePlan(
         STAGE, key, training.inputs, config.out or default_out(STAGE, key), training.dataset, training.initial
     )

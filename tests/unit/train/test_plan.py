@@ -88,3 +88,17 @@ assert not loaded, loaded
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"sampling": "balanced"}])
+def test_runs_that_were_computed_otherwise_once_have_another_version(
+    dataset: str, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    def keys() -> tuple[str, str]:
+        return plan(make_config(dataset)).key, plan(make_config(dataset, **changes)).key
+
+    now = keys()
+    monkeypatch.setattr("pipelines.train.plan.output_version", lambda config: 1)
+    before = keys()
+    assert now[0] == before[0]
+    assert now[1] != before[1]
