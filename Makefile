@@ -19,6 +19,8 @@ help:
 demo: $(VENV)/.stamp-install
 	@echo "set-up took $$(cat $(VENV)/.set-up-seconds) s (timed apart from the road)"
 	$(BIN)/resnet run demo
+	@echo "in this shell first:"
+	@echo "  source $(BIN)/activate"
 
 # Tests that start Ray, MLflow or commands come by themselves: two of them at once would share the cores.
 test: $(VENV)/.stamp-dev

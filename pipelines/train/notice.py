@@ -4,15 +4,17 @@ Clouds and schedulers take machines away with seconds to minutes of notice. The 
 checkpoint at once. Told the driver, the run ends; told a worker alone, all stop at that checkpoint, it leaves, and Ray
 starts the group anew from there. Where both are told at once (a service that is stopped, a signal to a process group),
 a worker may be the first to see it, and waits a moment for the driver's note. A second SIGTERM goes to whoever handled
-the first one before.
+the first one before, but for one that comes at the same time: `timeout` and schedulers tell a process, then its group.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -29,6 +31,8 @@ NOTICE = "_work/notice.json"
 DRIVER_POLL_S = 0.5
 """Seconds between a driver's looks whether it was told."""
 _POLL_S = 1.0
+_SAME_S = 1.0
+"""Seconds within which a further SIGTERM is the same word once more."""
 
 _TERMINATED = threading.Event()
 
@@ -93,13 +97,17 @@ def noted_in(run: Storage, token: str) -> Iterator[Callable[[], bool]]:
 
 
 def _note_sigterm(told: threading.Event, *, then: str) -> Any:
-    """Have the first SIGTERM set `told`, and each further one go to whoever handled it before; return that one."""
+    """Have the first SIGTERM set `told`, and each later one go to whoever handled it before; return that one."""
     before = signal.getsignal(signal.SIGTERM)
+    told_s = math.inf
 
     def note(number: int, frame: FrameType | None) -> None:
+        nonlocal told_s
         if told.is_set():
-            _hand_on(before, number, frame)
+            if time.monotonic() - told_s > _SAME_S:
+                _hand_on(before, number, frame)
             return
+        told_s = time.monotonic()
         told.set()
         _LOGGER.warning("told to end (SIGTERM): a checkpoint is taken, then %s; once more ends it at once", then)
 

@@ -95,7 +95,8 @@ def resumed_config(run: str, overrides: Sequence[str] = ()) -> TrainConfig:
         changed = f"with {' '.join(overrides)} it" if overrides else "by this release it"
         raise ConfigError(
             f"{store.uri} was begun otherwise: {changed} would be another run",
-            mend="leave out what changes the recipe, or start a new run: resnet train CONFIG --out OTHER",
+            mend="leave out what changes the recipe (num_workers, max_hours, local and the like may change), or start a"
+            f" new run, from these weights with init.from={shlex.quote(store.uri)}: resnet train CONFIG --out OTHER",
         )
     return config
 
@@ -109,7 +110,9 @@ def finished_catalog(store: Storage) -> dict[str, Any]:
     catalog = read_catalog(store)
     if catalog is None or catalog["stage"] != STAGE:
         raise InputError(
-            f"{store.uri} holds no finished training run", mend="name the folder that `resnet train` wrote"
+            f"{store.uri} holds no finished training run",
+            mend="name the folder that `resnet train` wrote; one that is not done goes on by: resnet train --resume"
+            f" {shlex.quote(store.uri)}",
         )
     return catalog
 

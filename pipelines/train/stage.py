@@ -24,6 +24,7 @@ from pipelines.storage import Storage
 from pipelines.tracking import RunLog, TrackingConfig, refuse_local_store, resolve_uri
 from pipelines.train import startup
 from pipelines.train.batch_size import settle_batch_size
+from pipelines.train.checkpoint import committed_steps
 from pipelines.train.config import TrainConfig
 from pipelines.train.environment import write_environment
 from pipelines.train.initial import fitted_spec, ghost_size_of, keep_copy
@@ -218,10 +219,12 @@ def _unfinished(
         why = f"max_hours={config.max_hours:g} is over"
     else:
         why = "by its newest checkpoint that is whole the run stopped"
+    anew = " for as long once more (--max-hours changes that)" if is_over and not was_told else ""
     return Unfinished(
-        f"{why} after {outcome.epochs if outcome else 0} of {config.epochs} epochs; nothing is published",
+        f"{why} after {outcome.epochs if outcome else 0} of {config.epochs} epochs, at step"
+        f" {max(committed_steps(store), default=0)}; nothing is published",
         where=store.uri,
-        mend="the same command goes on from the checkpoint that was left, or: resnet train --resume"
+        mend=f"the same command goes on from the checkpoint that was left{anew}, or: resnet train --resume"
         f" {shlex.quote(store.uri)}",
     )
 

@@ -190,7 +190,8 @@ def test_no_signal_is_made_up_where_the_last_checkpoint_is_damaged(
     assert stage.run(config).figures["epochs"] == 3
 
 
-def test_a_second_sigterm_goes_to_whoever_was_there_before() -> None:
+def test_a_second_sigterm_goes_to_whoever_was_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notice, "_SAME_S", -1.0)  # it comes later
     seen: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
     try:
@@ -294,3 +295,20 @@ def test_several_workers_in_one_process_are_refused(dataset: str, tmp_path: Path
     ):
         stage.run(make_config(dataset, local=True, num_workers=2, out=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
+
+
+def test_one_word_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`timeout` sends SIGTERM to its child, then to the group that the child is in."""
+    ended: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: ended.append(1))
+    try:
+        with notice.catching_sigterm() as told:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert told.is_set()
+            assert ended == []
+            monkeypatch.setattr(notice, "_SAME_S", -1.0)  # later
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert ended == [1]
+    finally:
+        signal.signal(signal.SIGTERM, before)
