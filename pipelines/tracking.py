@@ -267,9 +267,8 @@ class RunLog:
             self._drain()
         if not self._queue:
             return
-        is_slow = self._client is not None and self._is_open and time.monotonic() >= self._retry_at  # and not away
-        if is_slow and self._sending.acquire(blocking=False):
-            assert self._client is not None
+        is_slow = time.monotonic() >= self._retry_at  # and not away
+        if self._client is not None and self._is_open and is_slow and self._sending.acquire(blocking=False):
             self._send(self._client, last)
             self._sending.release()
         _LOGGER.warning(
