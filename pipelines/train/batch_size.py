@@ -272,9 +272,13 @@ def as_one_worker(config: TrainConfig, size: int) -> TrainConfig:
     share = -(-size // config.num_workers)
     if ghost := ghost_size_of(starting_spec(config, find_initial(config))):
         share = -(-share // ghost) * ghost  # whole ghosts
+    return unrecorded(config).model_copy(update={"global_batch_size": share, "num_workers": 1, "min_workers": 0})
+
+
+def unrecorded(config: TrainConfig) -> TrainConfig:
+    """Return the config of a look at a training, its batch size as given: MLflow is told nothing of it."""
     untold = config.tracking.model_copy(update={"enabled": False})  # its store is still where init.from is looked up
-    changes = {"global_batch_size": share, "find_batch_size": False, "tracking": untold, "num_workers": 1}
-    return config.model_copy(update={**changes, "min_workers": 0})
+    return config.model_copy(update={"tracking": untold, "find_batch_size": False})
 
 
 def _time_steps(config: TrainConfig, size: int, device: Any, open_rows: Any) -> Timed:

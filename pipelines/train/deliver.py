@@ -15,7 +15,8 @@ from pipelines.train.plan import STAGE, TrainPlan
 from pipelines.train.records import EpochRecord, work_span
 from pipelines.train.replay import CERTIFICATES, tell_certificate
 from pipelines.train.resume import finished_catalog, finished_config, keep_run_id, kept_tracking
-from pipelines.train.stage import make_teller, open_log
+from pipelines.train.stage import make_teller
+from pipelines.train.teller import open_log
 
 
 def deliver(uri: str, tracking: TrackingConfig) -> StageResult:
@@ -31,7 +32,8 @@ def deliver(uri: str, tracking: TrackingConfig) -> StageResult:
     config = finished_config(store, catalog)
     config = config.model_copy(update={"tracking": kept_tracking(standing, tracking)})
     plan = TrainPlan(STAGE, catalog["key"], catalog["inputs"], store.uri, dataset=standing["dataset"])
-    with open_log(config, plan, store, standing, span_s=work_span(store)) as log:
+    span_s = work_span(store)
+    with open_log(config.tracking, plan, store, standing, span_s=span_s, is_background=True) as log:
         log.begin()
         teller = make_teller(log, store, config, plan, standing)
         teller.begin()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from pipelines.train.batch import Batch
 from pipelines.train.collectives import World
 from pipelines.train.feed import SplitRows
 from pipelines.train.memory import memory_for
+from pipelines.train.precision import Precision
 from pipelines.train.records import TrainFigures, ValFigures
 from pipelines.train.state import add_exactly
 
@@ -32,7 +32,7 @@ def evaluate(
     *,
     world: World,
     device: torch.device,
-    autocast: AbstractContextManager[object],
+    precision: Precision,
 ) -> ValFigures:
     """Return the figures of weights on a split: cross-entropy and top-1, or mean average precision and F1.
 
@@ -45,7 +45,7 @@ def evaluate(
         prepare: gives a batch's images (N, 3, H, W) and targets on the device.
         world: the workers that share the rows.
         device: where the network is.
-        autocast: precision to run in.
+        precision: type of the products.
 
     Raises:
         MemoryShortage: it does not fit into memory.
@@ -55,7 +55,7 @@ def evaluate(
     by_row: list[Tensor] = []  # loss of each row, and whether it is right
     answers: list[Tensor] = []
     network.eval()
-    with torch.no_grad(), autocast:
+    with torch.no_grad(), precision.products(), precision.autocast():
         for batch in evaluation_batches(rows, world, size):
             images, targets = prepare(batch)
             logits = torch.func.functional_call(network, dict(weights), (images,))

@@ -324,16 +324,15 @@ class _Loop:
         Raises:
             Diverged: they are no numbers; their last step broke them, and no step came after it to show.
         """
-        with self.precision.products():
-            val = evaluate(
-                self.state.network,
-                self.state.kept_weights(),
-                self.val_rows,
-                self._step.prepare,
-                world=self.world,
-                device=self.device,
-                autocast=self.precision.autocast(),
-            )
+        val = evaluate(
+            self.state.network,
+            self.state.kept_weights(),
+            self.val_rows,
+            self._step.prepare,
+            world=self.world,
+            device=self.device,
+            precision=self.precision,
+        )
         loss = val["val_loss"] if self.state.is_finite() else math.nan
         if not math.isfinite(loss):
             raise Diverged.at(self.state.cursor, self.config, loss, name="the loss on val")

@@ -15,12 +15,15 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import NotFound, StorageError, Superseded
 from pipelines.storage import Storage
+
+if TYPE_CHECKING:
+    from pipelines.tracking import RunLog
 
 OWNER = "_work/owner.json"
 FORMAT_VERSION = 1
@@ -78,6 +81,22 @@ class Claim:
     def find_successor(self) -> Superseded | None:
         """Return what there is to say if a newer command has the run by now."""
         return find_successor(self._run, self.token) if self._is_made else None
+
+
+@contextlib.contextmanager
+def leaving_to_successor(log: RunLog, find: Callable[[], Superseded | None]) -> Iterator[None]:
+    """Leave an MLflow run as it is where the work within fails, or is called off, after a newer command took it.
+
+    Args:
+        log: of the run.
+        find: says whether one has.
+    """
+    try:
+        yield
+    except BaseException:
+        if find():
+            log.leave()
+        raise
 
 
 def await_claim(run: Storage, token: str, *, patience_s: float = 30.0) -> None:

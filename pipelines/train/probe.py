@@ -22,7 +22,7 @@ from pipelines.stage_output import StageResult
 from pipelines.storage import Storage
 from pipelines.train.assemble import Parts, assemble
 from pipelines.train.batch import Batch
-from pipelines.train.batch_size import as_one_worker
+from pipelines.train.batch_size import as_one_worker, unrecorded
 from pipelines.train.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.train.collectives import World
 from pipelines.train.config import TrainConfig
@@ -77,16 +77,15 @@ def smoke(config: TrainConfig) -> StageResult:
         timed = {areas[epoch - 1]: _timed_step(parts, epoch) for epoch in epochs}
         step_s, num_images = timed[areas[-1]]
         started_s = time.perf_counter()
-        with parts.precision.products():
-            val = evaluate(
-                parts.state.network,
-                parts.state.kept_weights(),
-                parts.val_rows,
-                parts.step.prepare,
-                world=World(),
-                device=resolve_device(device_name),
-                autocast=parts.precision.autocast(),
-            )
+        val = evaluate(
+            parts.state.network,
+            parts.state.kept_weights(),
+            parts.val_rows,
+            parts.step.prepare,
+            world=World(),
+            device=resolve_device(device_name),
+            precision=parts.precision,
+        )
         evaluation_s = time.perf_counter() - started_s
         parts.state.cursor.epoch = 1
         save_checkpoint(run, parts.state.cursor.step, parts.state.to_files(parts.identity))
@@ -193,9 +192,7 @@ def suggested_rate(points: list[RangePoint]) -> float:
 def _pinned(config: TrainConfig) -> TrainConfig:
     """Return the config with its dataset pinned, recorded nowhere; what the run would refuse is refused."""
     check(config)
-    plan = make_plan(config)
-    untold = config.tracking.model_copy(update={"enabled": False})  # its store is still where init.from is looked up
-    return config.model_copy(update={"dataset": plan.dataset, "tracking": untold, "find_batch_size": False})
+    return unrecorded(config.model_copy(update={"dataset": make_plan(config).dataset}))
 
 
 def _open(config: TrainConfig) -> tuple[Parts, str]:

@@ -7,10 +7,8 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import capacity
@@ -28,21 +26,19 @@ from pipelines.train.checkpoint import committed_steps
 from pipelines.train.config import TrainConfig
 from pipelines.train.environment import write_environment
 from pipelines.train.initial import fitted_spec, ghost_size_of, keep_copy
-from pipelines.train.owner import Claim
+from pipelines.train.owner import Claim, leaving_to_successor
 from pipelines.train.plan import STAGE, TrainPlan
 from pipelines.train.plan import plan as make_plan
 from pipelines.train.records import EpochRecord
 from pipelines.train.remarks import remarks_on
 from pipelines.train.resume import keep_run_id, kept_config
-from pipelines.train.teller import Teller, run_tags
+from pipelines.train.teller import Teller, open_log
 
 if TYPE_CHECKING:
     from pipelines.train.outcome import FitOutcome
 
 _LOGGER = logging.getLogger(__name__)
 
-_PATIENCE_S = 90.0
-"""Seconds that a run which is done waits for an MLflow server that is away; after that `resnet track` delivers."""
 _BUSY_ENOUGH = 0.9
 """Share of the workers' time that a batch should use at least; below it a warning says what would."""
 
@@ -81,10 +77,10 @@ def run(config: TrainConfig) -> TrainResult:
     )
     pinned = settle_batch_size(pinned, store, standing)
     config, plan = _named_as_begun(config, plan, standing)
-    log = open_log(config, plan, store, standing)
+    log = open_log(config.tracking, plan, store, standing, is_background=True)
     teller = make_teller(log, store, pinned, plan, standing)
     claim = Claim(store)
-    with log, _leaving_to_successor(log, claim), teller:
+    with log, leaving_to_successor(log, claim.find_successor), teller:
         teller.tell_start()
         outcome = _train(pinned, store, log, teller, claim)
         from pipelines.train.model import MODEL, write_model
@@ -129,24 +125,13 @@ def run(config: TrainConfig) -> TrainResult:
     return _result(plan, store, catalog, config.tracking, skipped=False)
 
 
-@contextmanager
-def _leaving_to_successor(log: RunLog, claim: Claim) -> Iterator[None]:
-    """Leave the MLflow run as it is where the work within fails, or is called off, after a newer command took it."""
-    try:
-        yield
-    except BaseException:
-        if claim.find_successor():
-            log.leave()
-        raise
-
-
 def _train(config: TrainConfig, store: Storage, log: RunLog, teller: Teller, claim: Claim) -> FitOutcome:
     """Train what is left to train; each epoch's figures go to MLflow as they appear, unless they are there."""
     from pipelines.train.outcome import read_outcome
 
     has_kept_id = False
 
-    def open_log() -> None:
+    def begin_log() -> None:
         log.begin()
         keep_run_id(store, log)
         teller.begin()
@@ -155,7 +140,7 @@ def _train(config: TrainConfig, store: Storage, log: RunLog, teller: Teller, cla
 
     def start() -> None:
         _keep_environment(store)
-        open_log()
+        begin_log()
 
     def on_epoch(record: EpochRecord) -> bool:
         nonlocal has_kept_id
@@ -179,7 +164,7 @@ def _train(config: TrainConfig, store: Storage, log: RunLog, teller: Teller, cla
         if outcome is None or outcome.stopped:
             raise _unfinished(config, store, outcome, was_told=was_told, is_over=time.time() >= ends_at_s)
     else:
-        open_log()
+        begin_log()
         for record in outcome.records:
             on_epoch(record)
     return outcome
@@ -275,27 +260,6 @@ def _refuse_early(config: TrainConfig, plan: TrainPlan) -> None:
             " a number that divides %d would keep all of them busy",
             *(config.num_workers, most, "ghost batches" if ghosts else "lanes", 100 * busy, most),
         )
-
-
-def open_log(
-    config: TrainConfig,
-    plan: TrainPlan,
-    store: Storage,
-    standing: Mapping[str, Any],
-    *,
-    span_s: tuple[float, float] | None = None,
-) -> RunLog:
-    """Return the run's log, to be begun when there is time; a standing MLflow run is gone on with."""
-    return RunLog.open(
-        config.tracking,
-        run_name=f"train {Path(store.uri).name}",
-        run_id=str(standing.get("mlflow_run_id", "")),
-        tags=run_tags(plan, store),
-        span_s=span_s,
-        is_background=True,
-        is_deferred=True,
-        patience_s=_PATIENCE_S,
-    )
 
 
 def make_teller(

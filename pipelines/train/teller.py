@@ -21,8 +21,9 @@ import yaml
 
 from pipelines.errors import DataError, NotFound, PipelineError, StorageError
 from pipelines.metrics.deciding import find_deciding
+from pipelines.stage_output import Plan
 from pipelines.storage import Storage
-from pipelines.tracking import RUN_KEY_TAG, RunLog
+from pipelines.tracking import RUN_KEY_TAG, RunLog, TrackingConfig
 from pipelines.tracking_models import ModelSet, RankedModel
 from pipelines.tracking_records import Point, points_record
 from pipelines.train.checkpoint import commit_path, committed_steps
@@ -44,6 +45,9 @@ _LIST_S = 30.0
 _LONGEST_LOOK_S = 60.0
 _MOST_LOOKS = 60
 """Looks at the step log of an epoch that does not come; after these it is looked for once more, at the run's end."""
+
+PATIENCE_S = 90.0
+"""Seconds that work which is done waits for an MLflow server that is away, once; after that `resnet track` delivers."""
 
 MODEL_TYPE = "resnet-pipelines checkpoint"
 
@@ -72,15 +76,13 @@ class Teller:
         self._log = log
         self._run = run
         self._config = config
-        uri, _, version = plan.dataset.rpartition("@")
-        self._dataset_uri, self._fingerprint = f"{uri}@{version}", plan.inputs["dataset"]
-        self._dataset = Path(uri).name
+        self._dataset, self._fingerprint = plan.dataset, plan.inputs["dataset"]
         self._records: dict[int, EpochRecord] = {}
         self._told_before: set[int] = set()
         self._handed: set[int] = set()  # epochs, those that the run went back behind too
         self._due: dict[int, _Due] = {}
         self._samples = SampleReader(run, started_s)
-        self._models = ModelSet(run_key(plan, run), MODEL_TYPE, (self._dataset, self._fingerprint))
+        self._models = ModelSet(run_key(plan, run), MODEL_TYPE, (dataset_name(self._dataset), self._fingerprint))
         self._changed = threading.Lock()
         self._looking = threading.Lock()
         self._ended = threading.Event()
@@ -105,9 +107,7 @@ class Teller:
     def tell_start(self) -> None:
         """Tell the settings and the data."""
         values = self._config.model_dump(mode="json", exclude={"tracking", "ray"})
-        self._log.log_params({name: value for name, value in values.items() if name != "out"})  # a tag says where
-        self._log.log_file("config.yaml", yaml.safe_dump(values, sort_keys=False).encode())
-        self._log.log_dataset(self._dataset, self._dataset_uri, self._fingerprint, "training")
+        tell_settings(self._log, values, dataset=self._dataset, fingerprint=self._fingerprint)
 
     def begin(self) -> None:
         """Begin to tell: the run is open, and what it holds is asked for."""
@@ -300,11 +300,61 @@ class Teller:
         return models
 
 
-def run_key(plan: TrainPlan, run: Storage) -> str:
+def open_log(
+    tracking: TrackingConfig,
+    plan: Plan,
+    run: Storage,
+    standing: Mapping[str, Any],
+    *,
+    span_s: tuple[float, float] | None = None,
+    is_background: bool = False,
+) -> RunLog:
+    """Return the log of a training or a sweep, to be begun when there is time; a standing MLflow run is gone on with.
+
+    Args:
+        tracking: where it is recorded.
+        plan: what names it.
+        run: its folder.
+        standing: its `run.json`.
+        span_s: when its work was done, where it is over (`RunLog.open`).
+        is_background: a thread sends.
+    """
+    return RunLog.open(
+        tracking,
+        run_name=f"{plan.stage} {Path(run.uri).name}",
+        run_id=str(standing.get("mlflow_run_id", "")),
+        tags=run_tags(plan, run),
+        span_s=span_s,
+        is_background=is_background,
+        is_deferred=True,
+        patience_s=PATIENCE_S,
+    )
+
+
+def tell_settings(log: RunLog, values: Mapping[str, Any], *, dataset: str, fingerprint: str) -> None:
+    """Tell what a training or a sweep is done with.
+
+    Args:
+        log: its run.
+        values: its settings.
+        dataset: address and version of the data.
+        fingerprint: of the data.
+    """
+    log.log_params({name: value for name, value in values.items() if name != "out"})  # a tag says where
+    log.log_file("config.yaml", yaml.safe_dump(dict(values), sort_keys=False).encode())
+    log.log_dataset(dataset_name(dataset), dataset, fingerprint, "training")
+
+
+def dataset_name(dataset: str) -> str:
+    """Return what a dataset is called in MLflow, from its address and version."""
+    return Path(dataset.rpartition("@")[0]).name
+
+
+def run_key(plan: Plan, run: Storage) -> str:
     """Return what finds a run again in MLflow: its key and its place, since the same training may be done in two."""
     return f"{plan.key}-{hashlib.sha256(run.uri.encode()).hexdigest()[:16]}"
 
 
-def run_tags(plan: TrainPlan, run: Storage) -> dict[str, str]:
+def run_tags(plan: Plan, run: Storage) -> dict[str, str]:
     """Return the tags by which a run is found."""
     return {RUN_KEY_TAG: run_key(plan, run), "stage": plan.stage, "key": plan.key, "out": run.uri}

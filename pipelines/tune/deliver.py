@@ -15,12 +15,13 @@ from pipelines.train.deliver import delivered
 from pipelines.train.initial import INIT
 from pipelines.train.records import work_span
 from pipelines.train.resume import keep_run_id, kept_tracking
+from pipelines.train.teller import open_log, tell_settings
 from pipelines.tune.config import TuneConfig
 from pipelines.tune.plan import STAGE
 from pipelines.tune.plan import plan as make_plan
 from pipelines.tune.stage import plan_trials
 from pipelines.tune.sweep import TRIALS, Sweep
-from pipelines.tune.telling import open_log, sweep_log, tell_outcome, tell_start
+from pipelines.tune.telling import sweep_log, tell_outcome
 
 
 def deliver(uri: str, tracking: TrackingConfig) -> StageResult:
@@ -41,7 +42,7 @@ def deliver(uri: str, tracking: TrackingConfig) -> StageResult:
     best = catalog["best"]
     with open_log(config.tracking, plan, store, standing, span_s=_work_span(store, catalog, standing)) as log:
         log.begin()
-        tell_start(log, catalog["config"], plan)
+        tell_settings(log, catalog["config"], dataset=plan.dataset, fingerprint=plan.inputs["dataset"])
         sweep = Sweep(trials, store, None, sweep_log(config.tracking, log, plan, store, standing), is_over=True)
         epochs_sent = sweep.tell_untold(tells_all=True)
         pictures = {file.path: store.read(file.path) for file in store.list("figures")}

@@ -19,14 +19,16 @@ from pipelines.storage import Storage
 from pipelines.tracking import RunLog, TrackingConfig, refuse_local_store, resolve_uri
 from pipelines.train.environment import write_environment
 from pipelines.train.initial import INIT, keep_copy, starting_spec
+from pipelines.train.owner import leaving_to_successor
 from pipelines.train.resume import keep, keep_run_id
+from pipelines.train.teller import open_log, tell_settings
 from pipelines.tune.config import TuneConfig
 from pipelines.tune.plan import STAGE, TunePlan
 from pipelines.tune.plan import plan as make_plan
 from pipelines.tune.search import Asha
 from pipelines.tune.space import TrialPlan, make_trials
 from pipelines.tune.sweep import TRIALS, Sweep
-from pipelines.tune.telling import open_log, sweep_log, tell_outcome, tell_start
+from pipelines.tune.telling import sweep_log, tell_outcome
 
 if TYPE_CHECKING:
     from pipelines.dataset.reader import Dataset
@@ -69,7 +71,7 @@ def run(config: TuneConfig) -> TuneResult:
     if plan.initial:
         keep_copy(plan.initial, store, config.tracking)
     with open_log(config.tracking, plan, store, standing) as log:
-        tell_start(log, _values(config), plan)
+        tell_settings(log, _values(config), dataset=plan.dataset, fingerprint=plan.inputs["dataset"])
         asha = None
         if config.scheduler == "asha":
             asha = Asha(
@@ -84,7 +86,7 @@ def run(config: TuneConfig) -> TuneResult:
             keep_run_id(store, log)
             sweep.claim()
 
-        with sweep.leaving_to_successor(log):
+        with leaving_to_successor(log, sweep.find_successor):
             if sweep.unfinished():
                 _run_trials(config, sweep, plan.dataset, store, begin)
             else:

@@ -9,23 +9,23 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from pipelines.errors import Superseded
 from pipelines.progress import Progress
 from pipelines.storage import Storage
-from pipelines.tracking import RunLog
 from pipelines.train.checkpoint import committed_steps
 from pipelines.train.config import TrainConfig
 from pipelines.train.owner import OWNER, check_owner, claim_run, find_successor, note_path
 from pipelines.train.records import EpochRecord, read_record
+from pipelines.train.teller import PATIENCE_S
 from pipelines.train.worker import STOP
 from pipelines.tune.journal import Journal, Status, TrialEntry
 from pipelines.tune.search import Asha
 from pipelines.tune.space import TrialPlan
-from pipelines.tune.telling import PATIENCE_S, UNTOLD, SweepLog, TrialLog, keep_environment, status_of
+from pipelines.tune.telling import UNTOLD, SweepLog, TrialLog, keep_environment, status_of
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -113,24 +113,14 @@ class Sweep:
             self.check_owner()
             if find_successor(run, token):
                 claim_run(run, token)
-                if self._is_taken():
+                if self.find_successor():
                     run.put(OWNER, self._storage.read(OWNER))  # it was the newer command's already
         self.check_owner()
         self._decide_undecided()
 
-    @contextmanager
-    def leaving_to_successor(self, log: RunLog) -> Iterator[None]:
-        """Leave the sweep's MLflow run as it is where the work within fails, or is called off, after it was taken."""
-        try:
-            yield
-        except BaseException:
-            if self._is_taken():
-                log.leave()
-            raise
-
-    def _is_taken(self) -> bool:
-        """Return whether a newer command has the sweep, as far as storage says."""
-        return bool(self._owner) and find_successor(self._storage, self._owner) is not None
+    def find_successor(self) -> Superseded | None:
+        """Return what there is to say if a newer command has the sweep by now; storage that is away says nothing."""
+        return find_successor(self._storage, self._owner) if self._owner else None
 
     def check_owner(self) -> None:
         """Refuse to go on where another command has taken the sweep's folder since.
@@ -230,7 +220,7 @@ class Sweep:
 
         With `is_superseded`, or where that is so, another command does, and tells their status.
         """
-        is_superseded = is_superseded or self._is_taken()
+        is_superseded = is_superseded or self.find_successor() is not None
         logs = [standing.log for standing in self._open.values() if standing.log is not None]
         if logs:  # side by side: each may wait some seconds for a server that hangs
             with ThreadPoolExecutor(len(logs), thread_name_prefix="interrupt") as pool:

@@ -6,15 +6,11 @@ the sweep tells it, of whatever command; later `resnet track` does.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from pipelines.errors import NotFound, StorageError
 from pipelines.plots.params import describe_params
@@ -25,7 +21,7 @@ from pipelines.train.config import TrainConfig
 from pipelines.train.environment import PATH as ENVIRONMENT
 from pipelines.train.plan import TrainPlan
 from pipelines.train.records import EpochRecord, work_span
-from pipelines.train.teller import Teller
+from pipelines.train.teller import Teller, run_key
 from pipelines.tune.journal import Status, TrialEntry
 from pipelines.tune.plan import TunePlan
 
@@ -33,8 +29,6 @@ _LOGGER = logging.getLogger(__name__)
 
 UNTOLD = "_work/untold.json"
 """Stands in the folder of a trial that has ended and of which MLflow lacks something."""
-PATIENCE_S = 90.0
-"""Seconds that the end of a sweep waits for an MLflow server that is away; spent once."""
 
 
 @dataclass(frozen=True)
@@ -170,48 +164,12 @@ def status_of(entry_status: Status) -> RunStatus:
     return "FAILED" if entry_status == "failed" else "FINISHED"
 
 
-def open_log(
-    tracking: TrackingConfig,
-    plan: TunePlan,
-    store: Storage,
-    standing: Mapping[str, Any],
-    *,
-    span_s: tuple[float, float] | None = None,
-) -> RunLog:
-    """Return the log of the sweep's own MLflow run, the standing one where there is one; it is to be begun.
-
-    Args:
-        tracking: where it is recorded.
-        plan: what names the sweep and its data.
-        store: the sweep's folder.
-        standing: its run.json.
-        span_s: see `RunLog.open`.
-    """
-    return RunLog.open(
-        tracking,
-        run_name=f"tune {Path(store.uri).name}",
-        run_id=str(standing.get("mlflow_run_id", "")),
-        tags={RUN_KEY_TAG: _key_at(plan, store), "stage": plan.stage, "key": plan.key, "out": store.uri},
-        span_s=span_s,
-        patience_s=PATIENCE_S,
-        is_deferred=True,
-    )
-
-
 def sweep_log(
     tracking: TrackingConfig, log: RunLog, plan: TunePlan, store: Storage, standing: Mapping[str, Any]
 ) -> SweepLog:
     """Return where the trials of a sweep are recorded, whose own run is `log`'s."""
     started_s = float(standing.get("started_s", 0.0))  # an earlier release wrote none
-    return SweepLog(tracking, log.reach, _key_at(plan, store), plan.dataset, plan.inputs, started_s)
-
-
-def tell_start(log: RunLog, values: Mapping[str, Any], plan: TunePlan) -> None:
-    """Tell a sweep's settings and data."""
-    log.log_params(values)
-    log.log_file("config.yaml", yaml.safe_dump(dict(values), sort_keys=False).encode())
-    uri, _, version = plan.dataset.rpartition("@")
-    log.log_dataset(Path(uri).name, f"{uri}@{version}", plan.inputs["dataset"], "training")
+    return SweepLog(tracking, log.reach, run_key(plan, store), plan.dataset, plan.inputs, started_s)
 
 
 def tell_outcome(
@@ -233,8 +191,3 @@ def tell_outcome(
     log.put(points_record([Point(0, figures)], may_stand=True, exact=figures))  # of a sweep killed before the catalog
     log.log_params({"best": {"trial": best["trial"], **best["params"]}})
     log.log_tags({"weights_sha256": weights_sha256, "best_trial": best["trial"]})
-
-
-def _key_at(plan: TunePlan, store: Storage) -> str:
-    """Return what finds a sweep's run again: its key and its place."""
-    return f"{plan.key}-{hashlib.sha256(store.uri.encode()).hexdigest()[:16]}"

@@ -188,7 +188,7 @@ def test_an_outage_of_seconds(server: int, tmp_path: Path, monkeypatch: pytest.M
 def test_a_server_that_stays_away_gets_everything_later_and_once(
     server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr("pipelines.train.teller.PATIENCE_S", 0.0)
     dataset = write_dataset(tmp_path / "dataset")
     with flaky_wire(server) as wire:
         tracking = {"uri": f"http://127.0.0.1:{wire.port}", "experiment": "later"}

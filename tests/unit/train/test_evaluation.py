@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from pipelines.train.batch import Batch
 from pipelines.train.collectives import World
 from pipelines.train.evaluation import evaluate, evaluation_batches
 from pipelines.train.feed import SplitRows
+from pipelines.train.precision import Precision
 from tests.unit.train.tiny import write_dataset
 from tests.unit.train.worlds import in_threads
 
@@ -37,7 +37,13 @@ def test_the_loss_on_val_does_not_depend_on_how_rows_are_shared(tmp_path: Path) 
 
     def figures(world: World) -> Any:
         return evaluate(
-            Brightness(), {}, rows, prepare, world=world, device=torch.device("cpu"), autocast=nullcontext()
+            Brightness(),
+            {},
+            rows,
+            prepare,
+            world=world,
+            device=torch.device("cpu"),
+            precision=Precision("float32", "cpu"),
         )
 
     alone = figures(World())
